@@ -1,0 +1,75 @@
+"""The agent interface: all that the training loop, evaluation and export know of a learner."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from supple.envs.base import EnvSpec
+from supple.replay import Replay
+
+
+def critic_groups(spec: EnvSpec) -> tuple[str, ...]:
+    """Observation groups a critic reads: ``critic`` where it exists, completed by ``policy``."""
+    if "critic" not in spec.observation:
+        return ("policy",)
+    return ("critic",) if spec.critic_contains_policy else ("policy", "critic")
+
+
+class Agent(ABC):
+    """A learner. ``act`` and ``update`` hold no host synchronisation and no branch on data."""
+
+    horizon: int = 1
+    """Environment steps between two calls of ``update``."""
+    extra_spec: Mapping[str, tuple[int, ...]] = {}
+    """Further replay columns that ``act`` fills: name to shape per environment, float32."""
+    actor_groups: tuple[str, ...] = ("policy",)
+    critic_groups: tuple[str, ...] = ("policy",)
+
+    @abstractmethod
+    def act(self, obs: TensorDict, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Choose actions.
+
+        Args:
+            obs: observation groups, each (N, D).
+            explore: False is deterministic and changes no state.
+
+        Returns:
+            Actions (N, A) in the policy's own scale, and the values of ``extra_spec``'s columns.
+        """
+
+    @abstractmethod
+    def observe(self, step: TensorDict) -> None:
+        """Update running statistics from one environment step (``envs/base.py``), warm-up too."""
+
+    @abstractmethod
+    def update(self, replay: Replay) -> TensorDict:
+        """Learn from the replay ring.
+
+        Returns:
+            0-d metrics on the device; empty while there is too little data.
+        """
+
+    @abstractmethod
+    def policy(self) -> nn.Module:
+        """The deterministic policy: (B, sum of ``actor_groups``' widths) -> actions (B, A)."""
+
+    @abstractmethod
+    def forget_episodes(self) -> None:
+        """Every environment was reset without a step: drop per-episode memory (noise, sums)."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit: nested dicts of tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value.
+
+        Raises:
+            InputError: the state belongs to an agent of other sizes.
+        """

@@ -1,0 +1,49 @@
+"""Named random generators: every draw of a run comes from one of them, and all are checkpointed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one named purpose, statistically independent of every other name's."""
+    words = [seed, *(zlib.crc32(str(name).encode()) for name in names)]
+    low, high = np.random.SeedSequence(words).generate_state(2, np.uint32)
+    return int(low) | (int(high) & 0x7FFFFFFF) << 32
+
+
+class Generators:
+    """A ``torch.Generator`` per name, created on first use from the run's seed.
+
+    Args:
+        seed: the run's seed, >= 0.
+        device: where the numbers are drawn.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed = seed
+        self._device = device
+        self._generators: dict[str, torch.Generator] = {}
+
+    def __getitem__(self, name: str) -> torch.Generator:
+        """The generator for one purpose, for example ``"exploration"``."""
+        if name not in self._generators:
+            generator = torch.Generator(self._device)
+            generator.manual_seed(derive_seed(self._seed, name))
+            self._generators[name] = generator
+        return self._generators[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name to generator state, a uint8 tensor on the CPU."""
+        return {name: generator.get_state() for name, generator in self._generators.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue every stream where ``state_dict`` left it."""
+        self._generators.clear()
+        for name, value in state.items():
+            self[name].set_state(value.cpu())
