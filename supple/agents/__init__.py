@@ -1,0 +1,6 @@
+"""Agents: learners that the one training loop drives."""
+
+from supple.agents.base import Agent
+from supple.agents.flashsac import FlashSAC, FlashSACSettings
+
+__all__ = ["Agent", "FlashSAC", "FlashSACSettings"]

@@ -1,0 +1,85 @@
+"""The tanh-Gaussian actor and the deterministic policy taken from it.
+
+Shapes: ``M`` rows, ``D`` observation width, ``A`` actions.
+Source: FlashSAC, arXiv:2604.04539; Holiday-Robot/FlashSAC@87edc90 (network.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supple.agents.nets import Trunk, UnitLinear
+
+LOG_STD_LOW, LOG_STD_HIGH = -10.0, 2.0
+
+
+class Actor(nn.Module):
+    """Norm-bounded trunk with a mean and a log-standard-deviation head.
+
+    Args:
+        inputs: observation width D.
+        actions: A.
+        hidden: trunk width.
+        blocks: residual blocks.
+        generator: draws the initial weights.
+    """
+
+    def __init__(
+        self, inputs: int, actions: int, *, hidden: int, blocks: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.trunk = Trunk(inputs, hidden, blocks, generator)
+        self.mean = UnitLinear(hidden, actions, generator, bias=True)
+        self.log_std = UnitLinear(hidden, actions, generator, bias=True)
+
+    def forward(
+        self, obs_MD: Tensor, *, train: bool, rows: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log std before tanh, (M, A) each, in float32.
+
+        Args:
+            obs_MD: observations.
+            train: batch norm mode.
+            rows: heads for the first ``rows`` rows only; batch statistics still see all M.
+        """
+        features = self.trunk(obs_MD, train=train)[:rows]
+        mean: Tensor = self.mean(features).float()
+        raw: Tensor = self.log_std(features).float()
+        log_std = LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (1 + torch.tanh(raw))
+        return mean, log_std
+
+
+def squashed_sample(mean_MA: Tensor, log_std_MA: Tensor, noise_MA: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised action tanh(mean + std * noise) and its log-probability.
+
+    Args:
+        mean_MA: before tanh.
+        log_std_MA: before tanh.
+        noise_MA: standard-normal draws.
+
+    Returns:
+        Actions (M, A) in [-1, 1], and log-probability (M,) in that space; no Jacobian for the
+        simulator's action scale is added.
+    """
+    before_MA = mean_MA + log_std_MA.exp() * noise_MA
+    gaussian = -0.5 * noise_MA.square() - log_std_MA - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(u)^2) in the form that neither overflows nor cancels.
+    jacobian = 2 * (math.log(2) - before_MA - F.softplus(-2 * before_MA))
+    return torch.tanh(before_MA), (gaussian - jacobian).sum(-1)
+
+
+class TanhPolicy(nn.Module):
+    """The deterministic policy: (M, D) observations -> tanh(mean), (M, A). Shares the weights."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, obs_MD: Tensor) -> Tensor:
+        """Actions in [-1, 1]."""
+        mean_MA, _ = self.actor(obs_MD, train=False)
+        return torch.tanh(mean_MA)

@@ -1,0 +1,201 @@
+"""Critic ensembles: interchangeable ways to represent and regress a value.
+
+Each critic says how an input row becomes a *prediction*, what its expected value is, how a Bellman
+target is built from the target network's predictions, and what the loss is. FlashSAC knows only
+these four, so critics are compared under the same actor, data and budget.
+
+Shapes: ``E`` members, ``M`` or ``B`` rows, ``K`` atoms, ``D`` = observation plus action width.
+Values are in scaled reward units (``agents/reward_scaling.py``).
+
+Source: FlashSAC, arXiv:2604.04539; Holiday-Robot/FlashSAC@87edc90 (update.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supple.agents.nets import Trunk, UnitLinear
+
+
+@dataclass(kw_only=True, slots=True)
+class CriticSize:
+    """What every critic network is built from."""
+
+    inputs: int
+    """Observation plus action width D."""
+    hidden: int
+    blocks: int
+    members: int
+    """Ensemble size E; targets take the member with the smaller value."""
+
+
+class CriticMember(nn.Module):
+    """One value network: the shared trunk and a linear head."""
+
+    def __init__(self, size: CriticSize, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator)
+        self.value = UnitLinear(size.hidden, outputs, generator, bias=True)
+
+    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """(M, D) -> (M, outputs)."""
+        out: Tensor = self.value(self.trunk(x_MD, train=train))
+        return out
+
+
+class Critic(nn.Module, ABC):
+    """An ensemble of independent members that see the same rows."""
+
+    def __init__(self, size: CriticSize, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            CriticMember(size, outputs, generator) for _ in range(size.members)
+        )
+
+    def heads(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """Raw head outputs, (E, M, outputs)."""
+        # A loop, not a batched matmul: two-dimensional layers use the native fused batch norm,
+        # which halves the step on CPUs; on GPUs a captured graph hides the extra launches.
+        return torch.stack([member(x_MD, train=train) for member in self.members])
+
+    @abstractmethod
+    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """Predictions of every member, (E, M, ...)."""
+
+    @abstractmethod
+    def value(self, prediction: Tensor) -> Tensor:
+        """Expected value of each prediction, (E, M)."""
+
+    @abstractmethod
+    def target(
+        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bellman target from the target network's predictions at the next step.
+
+        The member with the smaller expected value is used whole (ties: the first).
+
+        Args:
+            prediction: what ``forward`` returned for the next rows, (E, B, ...).
+            reward_B: scaled n-step reward, (B,).
+            discount_B: bootstrap discount, already 0 where the episode terminated, (B,).
+            entropy_B: alpha * log-probability of the next action, subtracted from its value, (B,).
+
+        Returns:
+            The regression target, (B, ...), and the fraction of it that was clipped, 0-d.
+        """
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean over members and rows, 0-d. Every member regresses onto the same target."""
+
+
+def smaller_member(value_EB: Tensor) -> Tensor:
+    """Index of the member with the smaller value per row, ties to the first, (B,)."""
+    return value_EB.argmin(dim=0)
+
+
+class CategoricalCritic(Critic):
+    """A distribution over ``K`` fixed atoms on [-value_max, value_max], trained by cross-entropy.
+
+    Predictions are log-probabilities (E, M, K). The per-sample gradient on the logits is at most
+    sqrt(2) for any reward, and |value| <= value_max always.
+
+    Args:
+        size: network sizes.
+        num_atoms: K >= 2.
+        value_max: end of the support [scaled reward].
+        generator: draws the initial weights.
+    """
+
+    atoms: Tensor
+
+    def __init__(
+        self, size: CriticSize, *, num_atoms: int, value_max: float, generator: torch.Generator
+    ) -> None:
+        super().__init__(size, num_atoms, generator)
+        self.value_max = value_max
+        self.num_atoms = num_atoms
+        atoms = torch.linspace(-value_max, value_max, num_atoms, device=generator.device)
+        self.register_buffer("atoms", atoms, persistent=False)
+
+    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """Log-probabilities, (E, M, K), in float32."""
+        return F.log_softmax(self.heads(x_MD, train=train).float(), dim=-1)
+
+    def value(self, prediction: Tensor) -> Tensor:
+        """Mean of each distribution, (E, M)."""
+        return prediction.exp() @ self.atoms
+
+    def target(
+        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The moved and re-gridded distribution, (B, K), and its clipped mass."""
+        probability_EBK = prediction.exp()
+        member_B = smaller_member(probability_EBK @ self.atoms)
+        index = member_B[None, :, None].expand(1, -1, self.num_atoms)
+        probability_BK = probability_EBK.gather(0, index)[0]
+        moved_BK = reward_B[:, None] + discount_B[:, None] * (self.atoms - entropy_B[:, None])
+        clipped = (probability_BK * (moved_BK.abs() > self.value_max)).sum(-1).mean()
+        return project_to_atoms(probability_BK, moved_BK, self.value_max), clipped
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy, 0-d."""
+        return -(target * prediction).sum(-1).mean()
+
+
+def project_to_atoms(probability_BK: Tensor, position_BK: Tensor, value_max: float) -> Tensor:
+    """Put mass at arbitrary positions onto the even grid, by linear splitting.
+
+    Args:
+        probability_BK: mass, (B, K).
+        position_BK: where each mass lies, (B, K); clipped to [-value_max, value_max].
+        value_max: end of the grid.
+
+    Returns:
+        Mass per grid point, (B, K); the mean is kept where nothing was clipped.
+    Source: C51, arXiv:1707.06887, algorithm 1.
+    """
+    atoms = position_BK.shape[-1]
+    spacing = 2 * value_max / (atoms - 1)
+    offset_BK = (position_BK.clamp(-value_max, value_max) + value_max) / spacing
+    # Rounding may lift the top end a hair above K - 1.
+    offset_BK = offset_BK.clamp_(0, atoms - 1)
+    lower_BK = offset_BK.floor()
+    upper_share_BK = probability_BK * (offset_BK - lower_BK)
+    lower = lower_BK.long()
+    projected = torch.zeros_like(probability_BK)
+    projected.scatter_add_(1, lower, probability_BK - upper_share_BK)
+    projected.scatter_add_(1, (lower + 1).clamp_(max=atoms - 1), upper_share_BK)
+    return projected
+
+
+class ScalarCritic(Critic):
+    """A plain value per member, trained by squared error: the control for the categorical one."""
+
+    def __init__(self, size: CriticSize, *, generator: torch.Generator) -> None:
+        super().__init__(size, 1, generator)
+
+    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """Values, (E, M), in float32."""
+        return self.heads(x_MD, train=train).float().squeeze(-1)
+
+    def value(self, prediction: Tensor) -> Tensor:
+        """The prediction itself, (E, M)."""
+        return prediction
+
+    def target(
+        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Clipped double-Q target, (B,); nothing is ever clipped."""
+        smaller_B = prediction.min(dim=0).values
+        target_B = reward_B + discount_B * (smaller_B - entropy_B)
+        return target_B, torch.zeros((), device=prediction.device)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Half the mean squared error, 0-d."""
+        return 0.5 * (prediction - target).square().mean()

@@ -1,0 +1,528 @@
+"""FlashSAC: soft actor-critic made stable by norm bounds, in the much-data, few-updates regime.
+
+Shapes: ``N`` environments, ``B`` minibatch rows, ``A`` actions, ``E`` critic members.
+Source: FlashSAC, arXiv:2604.04539, and Holiday-Robot/FlashSAC@87edc90, whose recorded updates this
+code reproduces (tests/parity/test_flashsac.py). Deviations, each with a switch back: exact n-step
+bootstrap discount, reward sums reset after the terminal step, ``target_entropy`` is honoured.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from supple.agents.actor import Actor, TanhPolicy, squashed_sample
+from supple.agents.base import Agent, critic_groups
+from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
+from supple.agents.exploration import HeldNoise, NoiseSettings
+from supple.agents.nets import norm_deviation, project_
+from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
+from supple.envs.base import Box, EnvSpec
+from supple.errors import InputError
+from supple.machine import keep_freed_memory
+from supple.replay import Replay
+from supple.rng import Generators
+
+
+@dataclass(kw_only=True, slots=True)
+class FlashSACSettings:
+    """Defaults are the published ones for CPU simulators."""
+
+    critic: Literal["categorical", "scalar"] = "categorical"
+    """How values are represented; actor, data and budget stay the same."""
+    gamma: float = 0.99
+    """Discount per environment step, in (0, 1)."""
+    n_step: int = 1
+    """Rewards summed before the bootstrap."""
+    exact_discount: bool = True
+    """Bootstrap with gamma^(steps really taken); False always uses gamma^n, as the reference."""
+    batch_size: int = 512
+    """Transitions per gradient step, >= 2."""
+    utd: float = 1.0
+    """Gradient steps per environment transition (update-to-data ratio), whatever num_envs is."""
+    min_replay: int = 10_000
+    """Transitions collected with uniform random actions before learning starts."""
+    actor_hidden: int = 128
+    actor_blocks: int = 2
+    critic_hidden: int = 256
+    critic_blocks: int = 2
+    num_critics: int = 2
+    """Critic ensemble size; the target takes the smaller value."""
+    num_atoms: int = 101
+    """Atoms of the categorical critic."""
+    value_max: float = 5.0
+    """G_max: scaled returns lie in [-value_max, value_max]."""
+    project_actor: bool = True
+    """Restore the actor's unit norms after each of its updates."""
+    project_critic: bool = True
+    """Restore the critics' unit norms after each update."""
+    actor_period: int = 2
+    """Critic updates per actor and temperature update; the first update is one."""
+    tau: float = 0.01
+    """Step of the target network's exponential average."""
+    initial_temperature: float = 0.01
+    """Entropy temperature alpha at the start."""
+    target_std: float = 0.15
+    """Action standard deviation whose Gaussian entropy is the entropy target."""
+    target_entropy: float | None = None
+    """Entropy target [nats]; overrides target_std."""
+    lr_init: float = 3e-4
+    lr_peak: float = 3e-4
+    lr_end: float = 1.5e-4
+    lr_warmup: float = 1e-6
+    """Fraction of the schedule spent rising from lr_init to lr_peak."""
+    lr_decay: float = 1.0
+    """Fraction of the run over which the cosine falls from lr_peak to lr_end."""
+    bc_alpha: float = 0.0
+    """Weight of an optional behaviour-cloning term in the actor loss."""
+    allow_missing_final_obs: bool = False
+    """Accept environments that cannot tell the observation before a reset; time-outs then
+    bootstrap from the next episode's first observation, which is wrong."""
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    reward_scaler: RewardScalerSettings = field(default_factory=RewardScalerSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        rules: tuple[tuple[str, bool, str], ...] = (
+            ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
+            ("n_step", self.n_step >= 1, ">= 1"),
+            ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
+            ("utd", self.utd > 0, "> 0"),
+            ("min_replay", self.min_replay >= 1, ">= 1"),
+            ("actor_hidden", self.actor_hidden >= 1, ">= 1"),
+            ("actor_blocks", self.actor_blocks >= 0, ">= 0"),
+            ("critic_hidden", self.critic_hidden >= 1, ">= 1"),
+            ("critic_blocks", self.critic_blocks >= 0, ">= 0"),
+            ("num_critics", self.num_critics >= 1, ">= 1"),
+            ("num_atoms", self.num_atoms >= 2, ">= 2"),
+            ("value_max", self.value_max > 0, "> 0"),
+            ("actor_period", self.actor_period >= 1, ">= 1"),
+            ("tau", 0 < self.tau <= 1, "in (0, 1]"),
+            ("initial_temperature", self.initial_temperature > 0, "> 0"),
+            ("target_std", self.target_std > 0, "> 0"),
+            ("lr_init", self.lr_init >= 0, ">= 0"),
+            ("lr_peak", self.lr_peak > 0, "> 0"),
+            ("lr_end", self.lr_end >= 0, ">= 0"),
+            ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
+            ("lr_decay", self.lr_decay > 0, "> 0"),
+            ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
+        )
+        for name, holds, expected in rules:
+            if not holds:
+                value: Any = self
+                for part in name.split("."):
+                    value = getattr(value, part)
+                flag = "--agent." + name.replace("_", "-")
+                raise InputError(f"{flag} must be {expected}, got {value}")
+
+
+class Batch(NamedTuple):
+    """One minibatch; rewards are raw, the first B observation rows current, the last B next."""
+
+    actor_obs_2BD: Tensor
+    critic_obs_2BD: Tensor
+    action_BA: Tensor
+    reward_B: Tensor
+    terminated_B: Tensor
+    """1.0 where the window ended in a true termination, else 0.0."""
+    discount_B: Tensor
+    """gamma^(steps taken); not yet masked by ``terminated``."""
+
+
+class FlashSAC(Agent):
+    """Soft actor-critic with norm-bounded networks, reward scaling and held exploration noise.
+
+    Args:
+        spec: the environment's facts.
+        settings: hyper-parameters.
+        total_env_steps: environment steps of the whole run; sets the learning-rate schedule.
+        seed: of every random draw.
+        device: where networks live; the environment's own by default.
+
+    Raises:
+        InputError: discrete actions, or no final observations without the flag that allows it.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        settings: FlashSACSettings | None = None,
+        *,
+        total_env_steps: int,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        settings = settings or FlashSACSettings()
+        if not isinstance(spec.action, Box):
+            raise InputError(
+                f"FlashSAC needs continuous actions, {spec.task_id} has {spec.action.size} discrete"
+                " ones: choose a continuous-action task (supple list)"
+            )
+        if not spec.has_final_obs and not settings.allow_missing_final_obs:
+            raise InputError(
+                f"{spec.task_id} does not report the observation before a reset, so time-outs would"
+                " bootstrap from the wrong state: set --agent.allow-missing-final-obs to accept it"
+            )
+        self.settings = settings
+        self.device = torch.device(device or spec.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.critic_groups = critic_groups(spec)
+        self._num_envs = spec.num_envs
+        self._num_actions = spec.action.size
+        actor_width = sum(spec.observation[group] for group in self.actor_groups)
+        critic_width = sum(spec.observation[group] for group in self.critic_groups)
+
+        self.generators = Generators(seed, self.device)
+        weights = self.generators["weights"]
+        self.actor = Actor(
+            actor_width,
+            self._num_actions,
+            hidden=settings.actor_hidden,
+            blocks=settings.actor_blocks,
+            generator=weights,
+        )
+        self.critic = self._build_critic(critic_width + self._num_actions, weights)
+        project_(self.actor)
+        project_(self.critic)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_alpha = nn.Parameter(
+            torch.full((1,), math.log(settings.initial_temperature), device=self.device)
+        )
+        self.target_entropy = (
+            0.5 * self._num_actions * math.log(2 * math.pi * math.e * settings.target_std**2)
+            if settings.target_entropy is None
+            else settings.target_entropy
+        )
+
+        self._actor_params = list(self.actor.parameters())
+        self._critic_params = list(self.critic.parameters())
+        self._target_params = list(self.target_critic.parameters())
+        self._actor_optimizer = self._adam(self._actor_params)
+        self._critic_optimizer = self._adam(self._critic_params)
+        self._alpha_optimizer = self._adam([self.log_alpha])
+        self._schedule_updates = total_env_steps * settings.utd
+
+        self.reward_scaler = RewardScaler(
+            spec.num_envs,
+            gamma=settings.gamma,
+            value_max=settings.value_max,
+            settings=settings.reward_scaler,
+            device=self.device,
+        )
+        self.noise = HeldNoise(
+            spec.num_envs, self._num_actions, settings.noise, self.generators["exploration"]
+        )
+        self.updates = 0
+        self._actor_updates = 0
+        self._budget = 0.0
+        self._learning = False
+        self._actor_metrics: dict[str, Tensor] = {}
+
+    def _build_critic(self, inputs: int, generator: torch.Generator) -> Critic:
+        settings = self.settings
+        size = CriticSize(
+            inputs=inputs,
+            hidden=settings.critic_hidden,
+            blocks=settings.critic_blocks,
+            members=settings.num_critics,
+        )
+        if settings.critic == "scalar":
+            return ScalarCritic(size, generator=generator)
+        return CategoricalCritic(
+            size,
+            num_atoms=settings.num_atoms,
+            value_max=settings.value_max,
+            generator=generator,
+        )
+
+    def _adam(self, params: list[nn.Parameter]) -> torch.optim.Adam:
+        rate = torch.tensor(self.settings.lr_init, device=self.device)
+        return torch.optim.Adam(params, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+    # --- acting -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, obs: TensorDict, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Uniform while warming up, then tanh(mean + std * held noise); tanh(mean) to evaluate."""
+        if explore and not self._learning:
+            shape = (self._num_envs, self._num_actions)
+            uniform = torch.rand(shape, generator=self.generators["warm_up"], device=self.device)
+            return 2 * uniform - 1, {}
+        mean_NA, log_std_NA = self.actor(concat(obs, self.actor_groups), train=False)
+        if explore:
+            mean_NA = mean_NA + log_std_NA.exp() * self.noise.next()
+        return torch.tanh(mean_NA), {}
+
+    def observe(self, step: TensorDict) -> None:
+        """Update the reward statistics."""
+        self.reward_scaler.observe(
+            step["reward"], step["terminated"] | step["truncated"], step["valid"]
+        )
+
+    def forget_episodes(self) -> None:
+        """Drop held noise and running reward sums."""
+        self.noise.forget_episodes()
+        self.reward_scaler.forget_episodes()
+
+    def policy(self) -> nn.Module:
+        """tanh(mean), sharing the actor's weights."""
+        return TanhPolicy(self.actor)
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def update(self, replay: Replay) -> TensorDict:
+        """Take as many gradient steps as ``utd`` grants for one vector step."""
+        settings = self.settings
+        if not self._learning:
+            self._learning = replay.size >= settings.min_replay and replay.can_sample(
+                settings.n_step
+            )
+            if not self._learning:
+                return TensorDict({}, batch_size=[])
+        self._budget += settings.utd * self._num_envs
+        metrics: dict[str, Tensor] = {}
+        while self._budget >= 1:
+            self._budget -= 1
+            metrics = self.learn(self._sample(replay), *self._draw_noise())
+        return TensorDict(metrics, batch_size=[])
+
+    def _sample(self, replay: Replay) -> Batch:
+        settings = self.settings
+        data = replay.sample(
+            settings.batch_size,
+            generator=self.generators["replay"],
+            n_step=settings.n_step,
+            gamma=settings.gamma,
+            exact_discount=settings.exact_discount,
+        )
+        after = data["next"]
+        both = {
+            group: torch.cat((data["observation"][group], after["observation"][group]))
+            for group in dict.fromkeys(self.actor_groups + self.critic_groups)
+        }
+        return Batch(
+            actor_obs_2BD=concat(both, self.actor_groups),
+            critic_obs_2BD=concat(both, self.critic_groups),
+            action_BA=data["action"],
+            reward_B=after["reward"].squeeze(-1),
+            terminated_B=after["terminated"].squeeze(-1).float(),
+            discount_B=after["discount"].squeeze(-1),
+        )
+
+    def _draw_noise(self) -> tuple[Tensor, Tensor]:
+        shape = (2, self.settings.batch_size, self._num_actions)
+        noise = torch.randn(shape, generator=self.generators["policy"], device=self.device)
+        return noise[0], noise[1]
+
+    def learn(
+        self, batch: Batch, actor_noise_BA: Tensor, next_noise_BA: Tensor
+    ) -> dict[str, Tensor]:
+        """One gradient step: actor and temperature (every ``actor_period``), critic, target.
+
+        Args:
+            batch: the minibatch, raw rewards.
+            actor_noise_BA: standard-normal draws for the current actions.
+            next_noise_BA: standard-normal draws for the next actions.
+
+        Returns:
+            0-d metrics on the device.
+        """
+        settings = self.settings
+        denominator = self.reward_scaler.denominator()
+        if self.updates % settings.actor_period == 0:
+            self._actor_metrics = self._update_actor(batch, actor_noise_BA)
+        metrics = self._update_critic(batch, batch.reward_B / denominator, next_noise_BA)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._target_params, self._critic_params, settings.tau)
+        self.updates += 1
+        return {**self._actor_metrics, **metrics, "reward/denominator": denominator}
+
+    def _update_actor(self, batch: Batch, noise_BA: Tensor) -> dict[str, Tensor]:
+        settings = self.settings
+        rows = batch.action_BA.shape[0]
+        alpha = self.log_alpha.detach().exp()
+        # Next observations ride along so that batch norm sees the mixture the critic sees.
+        mean_BA, log_std_BA = self.actor(batch.actor_obs_2BD, train=True, rows=rows)
+        action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
+        x_BD = torch.cat((batch.critic_obs_2BD[:rows], action_BA), dim=-1)
+        value_B = self.critic.value(self.critic(x_BD, train=False)).min(dim=0).values
+        loss = (alpha * log_prob_B - value_B).mean()
+        if settings.bc_alpha > 0:
+            distance = (action_BA - batch.action_BA).square().mean()
+            loss = loss + settings.bc_alpha * value_B.detach().abs().mean() * distance
+        self._actor_optimizer.zero_grad(set_to_none=True)
+        # `inputs` keeps the critic's parameters out of it without toggling requires_grad.
+        loss.backward(inputs=self._actor_params)
+        self._step(self._actor_optimizer, self._actor_updates)
+        if settings.project_actor:
+            project_(self.actor)
+
+        entropy = -log_prob_B.detach().mean()
+        temperature = self.log_alpha.exp()
+        temperature_loss = (temperature * (entropy - self.target_entropy)).squeeze()
+        self._alpha_optimizer.zero_grad(set_to_none=True)
+        temperature_loss.backward()
+        self._step(self._alpha_optimizer, self._actor_updates)
+        self._actor_updates += 1
+        return {
+            "actor/loss": loss.detach(),
+            "actor/entropy": entropy,
+            "actor/mean_action": action_BA.detach().mean(),
+            "actor/std": log_std_BA.detach().exp().mean(),
+            "temperature/value": alpha.squeeze(),
+            "temperature/loss": temperature_loss.detach(),
+        }
+
+    def _update_critic(self, batch: Batch, reward_B: Tensor, noise_BA: Tensor) -> dict[str, Tensor]:
+        rows = batch.action_BA.shape[0]
+        with torch.no_grad():
+            mean_BA, log_std_BA = self.actor(batch.actor_obs_2BD[rows:], train=False)
+            next_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
+            actions = torch.cat((batch.action_BA, next_action_BA))
+            x_2BD = torch.cat((batch.critic_obs_2BD, actions), dim=-1)
+            entropy_B = self.log_alpha.exp() * log_prob_B
+            # Both networks see current and next rows in one batch and in train mode: prediction
+            # and target share one normalisation frame.
+            target, clipped = self.critic.target(
+                self.target_critic(x_2BD, train=True)[:, rows:],
+                reward_B,
+                batch.discount_B * (1 - batch.terminated_B),
+                entropy_B,
+            )
+        prediction = self.critic(x_2BD, train=True)[:, :rows]
+        loss = self.critic.loss(prediction, target)
+        self._critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=self._critic_params)
+        self._step(self._critic_optimizer, self.updates)
+        if self.settings.project_critic:
+            project_(self.critic)
+        return {
+            "critic/loss": loss.detach(),
+            "critic/value": self.critic.value(prediction.detach()).mean(),
+            "critic/clipped_mass": clipped,
+            "critic/max_entropy_bonus": entropy_B.abs().max(),
+        }
+
+    def _step(self, optimizer: torch.optim.Adam, count: int) -> None:
+        rate = optimizer.param_groups[0]["lr"]
+        rate.fill_(self.learning_rate(count))
+        optimizer.step()
+
+    def learning_rate(self, count: int) -> float:
+        """Rate of the optimiser step after ``count`` steps of the same optimiser.
+
+        Actor and temperature step once per ``actor_period`` but share the critic's schedule, so
+        they traverse only the first part of the cosine: the published numbers contain this.
+        """
+        settings = self.settings
+        total = int(settings.lr_decay * self._schedule_updates)
+        warmup = int(settings.lr_warmup * self._schedule_updates)
+        if count < warmup:
+            return settings.lr_init + (settings.lr_peak - settings.lr_init) * count / warmup
+        if count >= total:
+            return settings.lr_end
+        phase = math.pi * (count - warmup) / (total - warmup)
+        fall = 0.5 * (1 + math.cos(phase))
+        return settings.lr_end + (settings.lr_peak - settings.lr_end) * fall
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Norm invariants and gradient norms, 0-d on the device; computed only when called."""
+        found: dict[str, Tensor] = {}
+        for name, network, params in (
+            ("actor", self.actor, self._actor_params),
+            ("critic", self.critic, self._critic_params),
+        ):
+            for kind, worst in norm_deviation(network).items():
+                found[f"{name}/{kind}_norm_deviation"] = worst
+            gradients = [param.grad for param in params if param.grad is not None]
+            if gradients:
+                found[f"{name}/grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        return found
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimisers, statistics, noise, generators and counters."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "optimizers": {
+                name: optimizer.state_dict()["state"]
+                for name, optimizer in self._optimizers().items()
+            },
+            "reward_scaler": self.reward_scaler.state_dict(),
+            "noise": self.noise.state_dict(),
+            "generators": self.generators.state_dict(),
+            "actor_metrics": dict(self._actor_metrics),
+            "counters": {
+                "updates": self.updates,
+                "actor_updates": self._actor_updates,
+                "budget": self._budget,
+                "learning": self._learning,
+                "schedule_updates": self._schedule_updates,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value; the schedule keeps its recorded length."""
+        for name in ("actor", "critic", "target_critic"):
+            load_network(getattr(self, name), state[name], name)
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        for name, optimizer in self._optimizers().items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+        self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self.noise.load_state_dict(state["noise"])
+        self.generators.load_state_dict(state["generators"])
+        self._actor_metrics = {
+            name: value.to(self.device) for name, value in state["actor_metrics"].items()
+        }
+        counters = state["counters"]
+        self.updates = counters["updates"]
+        self._actor_updates = counters["actor_updates"]
+        self._budget = counters["budget"]
+        self._learning = counters["learning"]
+        self._schedule_updates = counters["schedule_updates"]
+
+    def _optimizers(self) -> dict[str, torch.optim.Adam]:
+        return {
+            "actor": self._actor_optimizer,
+            "critic": self._critic_optimizer,
+            "temperature": self._alpha_optimizer,
+        }
+
+
+def concat(groups: Mapping[str, Tensor] | TensorDict, names: tuple[str, ...]) -> Tensor:
+    """Join observation groups along the feature axis, without a copy where there is one."""
+    if len(names) == 1:
+        return groups[names[0]]
+    return torch.cat([groups[name] for name in names], dim=-1)
+
+
+def load_network(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load parameters and buffers, refusing another architecture in one line.
+
+    Raises:
+        InputError: a tensor is missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    for key in own.keys() | state.keys():
+        expected = tuple(own[key].shape) if key in own else "nothing"
+        got = tuple(state[key].shape) if key in state else "nothing"
+        if expected != got:
+            raise InputError(
+                f"checkpoint does not fit this agent: {name}.{key} expected {expected}, got {got};"
+                " use the settings and task the checkpoint was trained with"
+            )
+    network.load_state_dict(state)

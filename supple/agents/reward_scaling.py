@@ -1,0 +1,119 @@
+"""Reward scaling: divide rewards so that discounted returns fit the critic's support.
+
+Source: FlashSAC, arXiv:2604.04539; Holiday-Robot/FlashSAC@87edc90 (reward_normalization.py).
+Deviation: by default the running sum is reset *after* the terminal step, so that the last reward
+counts with its own episode and does not leak into the next; ``reset="before"`` reproduces the
+reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardScalerSettings:
+    """How rewards are scaled."""
+
+    enabled: bool = True
+    """False trains on raw rewards."""
+    reset: Literal["after", "before"] = "after"
+    """When the running return forgets an ended episode; "before" is the reference's off-by-one."""
+
+
+class RewardScaler:
+    """Running moments of the discounted reward sum, over ``N`` environments, on the device.
+
+    Args:
+        num_envs: N.
+        gamma: the environment's one-step discount.
+        value_max: G_max, the return that must fit [scaled reward].
+        settings: switches.
+        device: where the statistics live.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        gamma: float,
+        value_max: float,
+        settings: RewardScalerSettings,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self._gamma = gamma
+        self._value_max = value_max
+        self._sum_N = torch.zeros(num_envs, device=device)
+        self._peak = torch.zeros((), device=device)
+        self._mean = torch.zeros((), device=device)
+        self._var = torch.ones((), device=device)
+        self._count = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def observe(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
+        """Fold one vector step into the statistics; rows that are not valid change nothing.
+
+        Args:
+            reward: raw reward, (N,).
+            done: terminated or truncated, (N,) bool.
+            valid: (N,) bool.
+        """
+        keep = (~done).to(reward.dtype)
+        carried = self._sum_N * keep if self.settings.reset == "before" else self._sum_N
+        updated = torch.where(valid, self._gamma * carried + reward, self._sum_N)
+        self._peak = torch.maximum(self._peak, updated.abs().max())
+
+        # Parallel-variance merge over the valid rows. The pseudo-count of 1e-4 makes the initial
+        # variance of 1 nearly weightless.
+        weight = valid.to(reward.dtype)
+        number = weight.sum()
+        rows = number.clamp_min(1)
+        batch_mean = (updated * weight).sum() / rows
+        batch_var = ((updated - batch_mean).square() * weight).sum() / rows
+        delta = batch_mean - self._mean
+        total = self._count + number
+        share = number / total.clamp_min(1)
+        spread = delta.square() * self._count * share
+        self._mean = self._mean + delta * share
+        merged = (self._var * (self._count + 1e-4) + batch_var * number + spread) / total
+        self._var = torch.where(number > 0, merged, self._var)
+        self._count = total
+
+        if self.settings.reset == "after":
+            updated = torch.where(done, torch.zeros_like(updated), updated)
+        self._sum_N = updated
+
+    def denominator(self) -> Tensor:
+        """What rewards are divided by, 0-d; 1 when scaling is off."""
+        if not self.settings.enabled:
+            return torch.ones_like(self._peak)
+        return torch.maximum((self._var + 1e-8).sqrt(), self._peak / self._value_max)
+
+    def forget_episodes(self) -> None:
+        """Every environment was reset: start new sums, keep the moments."""
+        self._sum_N = torch.zeros_like(self._sum_N)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors only."""
+        return {
+            "sum": self._sum_N,
+            "peak": self._peak,
+            "mean": self._mean,
+            "var": self._var,
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value."""
+        device = self._peak.device
+        self._sum_N = state["sum"].to(device)
+        self._peak = state["peak"].to(device)
+        self._mean = state["mean"].to(device)
+        self._var = state["var"].to(device)
+        self._count = state["count"].to(device)
