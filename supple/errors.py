@@ -2,8 +2,8 @@
 
 
 class InputError(ValueError):
-    """The request cannot be met as given (exit status 2): says what was expected, got, and to do."""
+    """The request cannot be met as given: the text says expected, got, what to do. Status 2."""
 
 
 class SimulatorError(RuntimeError):
-    """A simulator broke its contract while running (exit status 1): names the field and the step."""
+    """A simulator broke its contract while running: names the field and the step. Status 1."""

@@ -1,10 +1,20 @@
-"""What this process runs on: threads, device and memory behaviour."""
+"""What this process runs on: threads, device, memory, versions."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
 import sys
+from pathlib import Path
+
+import torch
+
+from supple.errors import InputError
+from supple.version import __version__
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -28,3 +38,82 @@ def keep_freed_memory() -> bool:
     largest = 2**31 - 1
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 64 * 2**20))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:<index>`` as a device that exists.
+
+    Raises:
+        InputError: unknown name, or no such GPU here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:<index>, got {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices;"
+            " use --device cpu, or install a CUDA build of torch"
+        )
+    return device
+
+
+def memory_gib(device: torch.device) -> float:
+    """Memory in use [GiB]: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**30
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return float("nan")
+    pages = int(statm.read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def processor() -> str:
+    """The CPU's model name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """What to know to reproduce a run: packages, machine, and the commit of this checkout."""
+    found = {"supple": __version__, "python": platform.python_version()}
+    for package in ("torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["platform"] = platform.platform()
+    found["processor"] = f"{processor()}, {cores()} cores"
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    found["commit"] = commit()
+    return found
+
+
+def commit() -> str:
+    """The commit supple runs from, ``-dirty`` when changed; empty outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

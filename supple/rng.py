@@ -39,11 +39,21 @@ class Generators:
         return self._generators[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """Name to generator state, a uint8 tensor on the CPU."""
-        return {name: generator.get_state() for name, generator in self._generators.items()}
+        """The seed, and each generator's state, a uint8 tensor on the CPU."""
+        streams = {name: generator.get_state() for name, generator in self._generators.items()}
+        return {"seed": self._seed, "streams": streams}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue every stream where ``state_dict`` left it."""
-        self._generators.clear()
-        for name, value in state.items():
-            self[name].set_state(value.cpu())
+        """Continue every stream where ``state_dict`` left it.
+
+        Generators already handed out stay the same objects; streams not yet begun when the state
+        was taken begin from its seed.
+        """
+        self._seed = state["seed"]
+        streams = state["streams"]
+        for name in self._generators.keys() | streams.keys():
+            generator = self[name]
+            if name in streams:
+                generator.set_state(streams[name].cpu())
+            else:
+                generator.manual_seed(derive_seed(self._seed, name))

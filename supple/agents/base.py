@@ -54,6 +54,10 @@ class Agent(ABC):
             0-d metrics on the device; empty while there is too little data.
         """
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Further 0-d numbers on the device, computed only when a metric row is written."""
+        return {}
+
     @abstractmethod
     def policy(self) -> nn.Module:
         """The deterministic policy: (B, sum of ``actor_groups``' widths) -> actions (B, A)."""

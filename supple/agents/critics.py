@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from supple.agents.nets import Trunk, UnitLinear
 
+ALL_ROWS = slice(None)
+
 
 @dataclass(kw_only=True, slots=True)
 class CriticSize:
@@ -42,9 +44,9 @@ class CriticMember(nn.Module):
         self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator)
         self.value = UnitLinear(size.hidden, outputs, generator, bias=True)
 
-    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
-        """(M, D) -> (M, outputs)."""
-        out: Tensor = self.value(self.trunk(x_MD, train=train))
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:
+        """(M, D) -> (rows, outputs)."""
+        out: Tensor = self.value(self.trunk(x_MD, train=train)[rows])
         return out
 
 
@@ -57,15 +59,21 @@ class Critic(nn.Module, ABC):
             CriticMember(size, outputs, generator) for _ in range(size.members)
         )
 
-    def heads(self, x_MD: Tensor, *, train: bool) -> Tensor:
-        """Raw head outputs, (E, M, outputs)."""
+    def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:
+        """Raw head outputs, (E, rows, outputs)."""
         # A loop, not a batched matmul: two-dimensional layers use the native fused batch norm,
         # which halves the step on CPUs; on GPUs a captured graph hides the extra launches.
-        return torch.stack([member(x_MD, train=train) for member in self.members])
+        return torch.stack([member(x_MD, train=train, rows=rows) for member in self.members])
 
     @abstractmethod
-    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
-        """Predictions of every member, (E, M, ...)."""
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:
+        """Predictions of every member, (E, rows, ...).
+
+        Args:
+            x_MD: observations and actions, side by side.
+            train: batch norm mode.
+            rows: which rows to predict for; batch statistics still see all M.
+        """
 
     @abstractmethod
     def value(self, prediction: Tensor) -> Tensor:
@@ -123,9 +131,9 @@ class CategoricalCritic(Critic):
         atoms = torch.linspace(-value_max, value_max, num_atoms, device=generator.device)
         self.register_buffer("atoms", atoms, persistent=False)
 
-    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
-        """Log-probabilities, (E, M, K), in float32."""
-        return F.log_softmax(self.heads(x_MD, train=train).float(), dim=-1)
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:
+        """Log-probabilities, (E, rows, K), in float32."""
+        return F.log_softmax(self.heads(x_MD, train=train, rows=rows).float(), dim=-1)
 
     def value(self, prediction: Tensor) -> Tensor:
         """Mean of each distribution, (E, M)."""
@@ -180,9 +188,9 @@ class ScalarCritic(Critic):
     def __init__(self, size: CriticSize, *, generator: torch.Generator) -> None:
         super().__init__(size, 1, generator)
 
-    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
-        """Values, (E, M), in float32."""
-        return self.heads(x_MD, train=train).float().squeeze(-1)
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:
+        """Values, (E, rows), in float32."""
+        return self.heads(x_MD, train=train, rows=rows).float().squeeze(-1)
 
     def value(self, prediction: Tensor) -> Tensor:
         """The prediction itself, (E, M)."""

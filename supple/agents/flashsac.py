@@ -91,6 +91,7 @@ class FlashSACSettings:
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         rules: tuple[tuple[str, bool, str], ...] = (
+            ("critic", self.critic in ("categorical", "scalar"), "categorical or scalar"),
             ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
             ("n_step", self.n_step >= 1, ">= 1"),
             ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
@@ -112,6 +113,8 @@ class FlashSACSettings:
             ("lr_end", self.lr_end >= 0, ">= 0"),
             ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
             ("lr_decay", self.lr_decay > 0, "> 0"),
+            ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
+            ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
         for name, holds, expected in rules:
@@ -204,7 +207,8 @@ class FlashSAC(Agent):
 
         self._actor_params = list(self.actor.parameters())
         self._critic_params = list(self.critic.parameters())
-        self._target_params = list(self.target_critic.parameters())
+        self._online_params: list[Tensor] = list(self._critic_params)
+        self._target_params: list[Tensor] = list(self.target_critic.parameters())
         self._actor_optimizer = self._adam(self._actor_params)
         self._critic_optimizer = self._adam(self._critic_params)
         self._alpha_optimizer = self._adam([self.log_alpha])
@@ -341,7 +345,7 @@ class FlashSAC(Agent):
             self._actor_metrics = self._update_actor(batch, actor_noise_BA)
         metrics = self._update_critic(batch, batch.reward_B / denominator, next_noise_BA)
         with torch.no_grad():
-            torch._foreach_lerp_(self._target_params, self._critic_params, settings.tau)
+            torch._foreach_lerp_(self._target_params, self._online_params, settings.tau)
         self.updates += 1
         return {**self._actor_metrics, **metrics, "reward/denominator": denominator}
 
@@ -392,12 +396,12 @@ class FlashSAC(Agent):
             # Both networks see current and next rows in one batch and in train mode: prediction
             # and target share one normalisation frame.
             target, clipped = self.critic.target(
-                self.target_critic(x_2BD, train=True)[:, rows:],
+                self.target_critic(x_2BD, train=True, rows=slice(rows, None)),
                 reward_B,
                 batch.discount_B * (1 - batch.terminated_B),
                 entropy_B,
             )
-        prediction = self.critic(x_2BD, train=True)[:, :rows]
+        prediction = self.critic(x_2BD, train=True, rows=slice(rows))
         loss = self.critic.loss(prediction, target)
         self._critic_optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self._critic_params)
@@ -475,13 +479,18 @@ class FlashSAC(Agent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value; the schedule keeps its recorded length."""
+        own = self.state_dict()
+        for name in ("actor", "critic", "target_critic", "reward_scaler", "noise"):
+            check_sizes(own[name], state[name], name)
         for name in ("actor", "critic", "target_critic"):
-            load_network(getattr(self, name), state[name], name)
+            getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         for name, optimizer in self._optimizers().items():
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+            optimizer.load_state_dict(
+                {"state": copy.deepcopy(state["optimizers"][name]), "param_groups": groups}
+            )
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.noise.load_state_dict(state["noise"])
         self.generators.load_state_dict(state["generators"])
@@ -510,13 +519,12 @@ def concat(groups: Mapping[str, Tensor] | TensorDict, names: tuple[str, ...]) ->
     return torch.cat([groups[name] for name in names], dim=-1)
 
 
-def load_network(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load parameters and buffers, refusing another architecture in one line.
+def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse tensors of another architecture or number of environments, before anything is loaded.
 
     Raises:
         InputError: a tensor is missing, unexpected or of another shape.
     """
-    own = network.state_dict()
     for key in own.keys() | state.keys():
         expected = tuple(own[key].shape) if key in own else "nothing"
         got = tuple(state[key].shape) if key in state else "nothing"
@@ -525,4 +533,3 @@ def load_network(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
                 f"checkpoint does not fit this agent: {name}.{key} expected {expected}, got {got};"
                 " use the settings and task the checkpoint was trained with"
             )
-    network.load_state_dict(state)

@@ -156,7 +156,8 @@ class Trunk(nn.Module):
         x = self.input_linear(self.input_norm(x, train=train))
         for block in self.block:
             x = block(x, train=train)
-        return self.output_norm(x)
+        features: Tensor = self.output_norm(x)
+        return features
 
 
 def project_(network: nn.Module) -> None:

@@ -86,7 +86,7 @@ class RewardScaler:
         self._count = total
 
         if self.settings.reset == "after":
-            updated = torch.where(done, torch.zeros_like(updated), updated)
+            updated = torch.where(done & valid, torch.zeros_like(updated), updated)
         self._sum_N = updated
 
     def denominator(self) -> Tensor:

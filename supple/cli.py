@@ -1,0 +1,280 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from supple.errors import InputError, SimulatorError
+from supple.version import __version__
+
+if TYPE_CHECKING:
+    from supple.configs.base import Settings
+    from supple.run import Run
+
+DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+
+DESCRIPTION = """\
+Train robot policies fast, keep their networks able to learn, take them to the robot.
+
+  supple train TASK [flags]      learn a task; supple train TASK --help lists every flag
+  supple resume DIR              continue a stopped run, or extend it with --env-steps
+  supple eval DIR                deterministic episodes: mean return and its interval
+  supple play DIR                film an episode
+  supple compare TASK            seeds and variants side by side: one table, one figure
+  supple list                    agents, presets, simulators and tasks
+  supple doctor                  what is installed and works here; --env checks your simulator
+"""
+EXIT_STATUS = """\
+exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with one-line errors."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(arguments)
+    except InputError as error:
+        return _fail(error, BAD_INPUT)
+    except SimulatorError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("stopped at once; the last checkpoint is intact: supple resume DIR", FAILED)
+    except BrokenPipeError:
+        return FAILED
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
+    except Exception as error:  # the one place that reports what nobody foresaw
+        traceback.print_exc()
+        return _fail(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _fail(error: object, status: int) -> int:
+    print("supple: error:", " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Choose the command.
+
+    Raises:
+        InputError: unknown command.
+    """
+    commands = {
+        "train": train,
+        "resume": resume,
+        "eval": evaluate,
+        "play": play,
+        "compare": compare,
+        "list": list_,
+        "doctor": doctor,
+    }
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:])
+    parser = Parser(prog="supple", description=DESCRIPTION, epilog=EXIT_STATUS, usage="supple ...")
+    parser.add_argument("--version", action="version", version=f"supple {__version__}")
+    parser.add_argument("command", choices=list(commands), metavar="COMMAND", help="see above")
+    try:
+        parser.parse_args(arguments)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    return BAD_INPUT
+
+
+def train(arguments: list[str]) -> int:
+    """``supple train TASK``."""
+    from supple import launch
+
+    settings = train_settings(arguments)
+    return _train(launch.new_run(settings))
+
+
+def resume(arguments: list[str]) -> int:
+    """``supple resume DIR``."""
+    parser = Parser(prog="supple resume", description="Continue a run where it was stopped.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
+    parser.add_argument("--env-steps", type=int, help="extend training to this many steps")
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    from supple import launch
+
+    return _train(launch.resumed_run(options.folder, options.env_steps))
+
+
+def _train(run: Run) -> int:
+    from supple.train import train as train_loop
+
+    with run.display, run:
+        train_loop(run)
+    if run.stopped:
+        print(f"stopped at {run.env_steps:,} env steps; continue: supple resume {run.folder}")
+    else:
+        run.display.table("finished", run.summary())
+    print(run.folder)
+    return RESUMABLE if run.stopped else DONE
+
+
+def train_settings(arguments: list[str]) -> Settings:
+    """Two passes: task, agent and preset choose the defaults, then every other flag is a field.
+
+    Raises:
+        InputError: unknown task, agent, preset or flag, or a value that does not fit.
+    """
+    first = Parser(prog="supple train", add_help=False)
+    first.add_argument("task", nargs="?", default="")
+    first.add_argument("--agent", default="flashsac")
+    first.add_argument("--preset", default="")
+    options, rest = first.parse_known_args(arguments)
+    if options.task.startswith("-"):
+        options.task = ""
+    from supple.configs import default_settings
+    from supple.configs.flags import parse_flags
+    from supple.envs import check_task
+
+    wants_help = "-h" in rest or "--help" in rest
+    if not options.task and not wants_help:
+        raise InputError(
+            "supple train needs a TASK, for example gym/HalfCheetah-v5; see supple list"
+        )
+    default = default_settings(options.task, agent=options.agent, preset=options.preset)
+    settings = parse_flags(default, rest)
+    check_task(options.task)
+    return settings
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``supple eval DIR``."""
+    parser = Parser(prog="supple eval", description="Deterministic episodes of a trained policy.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes' starts")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    from supple import launch
+    from supple.display import Display
+    from supple.evaluate import evaluate as run_episodes
+
+    if options.episodes < 1:
+        raise InputError(f"--episodes must be >= 1, got {options.episodes}")
+    trained = launch.load_trained(options.folder)
+    env = launch.make_env(
+        trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
+    )
+    try:
+        seed = launch.derive_seed(options.seed, "eval")
+        found = run_episodes(trained.act, env, episodes=options.episodes, seed=seed)
+    finally:
+        env.close()
+    if options.json:
+        record = {
+            "return_mean": found.return_mean,
+            "return_std": found.return_std,
+            "return_ci95": found.return_ci95,
+            "episodes": found.episodes,
+            "env_steps": trained.env_steps,
+        }
+        print(json.dumps(record))
+        return DONE
+    rows = {
+        "task": trained.settings.task,
+        "trained for": f"{trained.env_steps:,} env steps",
+        "return": f"{found.return_mean:.1f} ± {found.return_ci95:.1f} (95 % interval)",
+        "standard deviation": f"{found.return_std:.1f} over {found.episodes} episodes",
+        "episode length": f"{found.length_mean:.0f}",
+    }
+    Display.print_table("evaluation", rows)
+    return DONE
+
+
+def play(arguments: list[str]) -> int:
+    """``supple play DIR``."""
+    parser = Parser(prog="supple play", description="Film one episode of a trained policy.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    parser.add_argument(
+        "--video", type=Path, help="the .mp4 to write; default: the run's videos folder"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the episode's start")
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    from supple import launch
+
+    trained = launch.load_trained(options.folder)
+    video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
+    if video.suffix != ".mp4":
+        raise InputError(f"--video must end in .mp4, got {video}")
+    try:
+        video.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {video}: {error.strerror}") from error
+    found = launch.film(trained.settings, trained.act, video, seed=options.seed)
+    print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
+    print(video)
+    return DONE
+
+
+def compare(arguments: list[str]) -> int:
+    """``supple compare TASK``."""
+    from supple.compare import main as compare_main
+
+    return compare_main(arguments)
+
+
+def list_(arguments: list[str]) -> int:
+    """``supple list``."""
+    parser = Parser(prog="supple list", description="Agents, presets, simulators and tasks.")
+    parser.add_argument("simulator", nargs="?", help="only this simulator's tasks, one a line")
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    from supple.doctor import print_list
+
+    print_list(options.simulator)
+    return DONE
+
+
+def doctor(arguments: list[str]) -> int:
+    """``supple doctor``."""
+    parser = Parser(
+        prog="supple doctor",
+        description="Says what is installed and works here; --env proves an environment.",
+    )
+    parser.add_argument("--env", help="module:callable, or any task, to check against the contract")
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    from supple.doctor import check_environment, check_machine
+
+    return check_environment(options.env) if options.env else check_machine()
+
+
+def _parse(parser: Parser, arguments: list[str]) -> argparse.Namespace | None:
+    """The options, or None where help was asked for and printed."""
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Seeds and variants side by side: a queue of training runs, one table, one figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from argparse import REMAINDER
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from supple import machine
+from supple.checkpoint import list_checkpoints
+from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, Parser, train_settings
+from supple.display import Display
+from supple.errors import InputError
+from supple.metrics import read_csv
+from supple.plots import comparison_png
+
+BOOTSTRAP_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run of the queue."""
+
+    variant: str
+    seed: int
+    folder: Path
+    flags: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant}, seed {self.seed}"
+
+    def result(self) -> dict[str, float] | None:
+        """What the finished run reports; None while it is not finished."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        found: dict[str, float] = json.loads(path.read_text())
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``supple compare``; returns the exit status."""
+    parser = Parser(
+        prog="supple compare",
+        description="Train seeds of one or more variants, as many at once as the cores allow,"
+        " then draw one table and one figure. Run the same command again to continue.",
+        epilog="example: supple compare gym/Pendulum-v1 --seeds 0 1 2 --out cmp --variant "
+        '"categorical: --agent.critic categorical" --variant "scalar: --agent.critic scalar"'
+        " -- --preset laptop --env-steps 20000",
+    )
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="K")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar='"NAME: FLAGS"',
+        help="a variant and its flags; without any, one variant named default",
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
+    parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
+    parser.add_argument("common", nargs=REMAINDER, help="-- then flags for every run")
+    try:
+        options = parser.parse_args(list(arguments))
+    except SystemExit:
+        return DONE
+    common = options.common[1:] if options.common[:1] == ["--"] else options.common
+    jobs = plan(options.task, options.seeds, options.variant, common, options.out)
+    at_once = options.jobs or min(machine.cores(), len(jobs))
+    if at_once < 1:
+        raise InputError(f"--jobs must be >= 1, got {options.jobs}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {options.out}: {error.strerror}") from error
+    status = run_queue(jobs, at_once)
+    if any(job.result() for job in jobs):
+        report(jobs, options.out, title=options.task)
+        print(options.out)
+    return status
+
+
+def plan(
+    task: str, seeds: Sequence[int], variants: Sequence[str], common: Sequence[str], out: Path
+) -> list[Job]:
+    """The runs to make, checked before any starts.
+
+    Raises:
+        InputError: a flag, the task or a variant's form is wrong.
+    """
+    named: dict[str, list[str]] = {}
+    for text in variants or ["default:"]:
+        name, colon, flags = text.partition(":")
+        name = name.strip()
+        if not colon or not name or "/" in name or name in named:
+            raise InputError(
+                f'--variant must be "NAME: FLAGS" with a name of its own, got "{text}"'
+            )
+        named[name] = shlex.split(flags)
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
+    jobs = []
+    for name, flags in named.items():
+        for seed in seeds:
+            own = (task, *common, *flags, "--seed", str(seed))
+            train_settings(list(own))
+            jobs.append(Job(name, seed, out / name / f"seed{seed}", own))
+    return jobs
+
+
+def run_queue(jobs: Sequence[Job], at_once: int) -> int:
+    """Run what is not finished, ``at_once`` runs at a time.
+
+    Returns:
+        Exit status: done, failed if any run failed, resumable if stopped.
+    """
+    waiting = [job for job in jobs if job.result() is None]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    status = DONE
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[job] = start(job, threads=max(1, machine.cores() // at_once))
+                print(f"started {job.name}", flush=True)
+            time.sleep(0.2)
+            for job, process in list(running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del running[job]
+                if code == DONE:
+                    print(f"finished {job.name}", flush=True)
+                elif code == RESUMABLE:
+                    status = RESUMABLE
+                else:
+                    status = BAD_INPUT if code == BAD_INPUT else FAILED
+                    print(f"failed {job.name}: see {log_file(job)}", flush=True)
+            if status == RESUMABLE:
+                waiting.clear()
+    except KeyboardInterrupt:
+        # The runs received the same signal; each saves and stops by itself.
+        for process in running.values():
+            process.wait()
+        print("stopped; run the same command again to continue", flush=True)
+        return RESUMABLE
+    return status
+
+
+def start(job: Job, *, threads: int) -> subprocess.Popen[bytes]:
+    """Start or resume one run in a process of its own."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "supple.cli"]
+    if list_checkpoints(job.folder):
+        command += ["resume", str(job.folder)]
+    else:
+        if job.folder.exists():  # died before its first checkpoint: nothing to continue from
+            job.folder.rename(job.folder.with_name(f"{job.folder.name}.died-{int(time.time())}"))
+        command += ["train", *job.flags, "--run-dir", str(job.folder), "--threads", str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log_file(job).open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def log_file(job: Job) -> Path:
+    """Where the run's own output goes."""
+    return job.folder.with_suffix(".log")
+
+
+def report(jobs: Sequence[Job], out: Path, *, title: str) -> None:
+    """Write ``compare.csv`` and ``compare.png`` from the finished runs, and print the table."""
+    variants = list(dict.fromkeys(job.variant for job in jobs))
+    rows: list[dict[str, str]] = []
+    curves = {}
+    for variant in variants:
+        finished = [job for job in jobs if job.variant == variant and job.result()]
+        if not finished:
+            continue
+        results = [job.result() or {} for job in finished]
+        returns = np.array([result["return_mean"] for result in results])
+        low, high = bootstrap_interval(returns)
+        minutes = float(np.median([result["seconds"] for result in results])) / 60
+        rows.append(
+            {
+                "variant": variant,
+                "seeds": str(len(finished)),
+                "return mean": f"{returns.mean():.1f}",
+                "95 % interval": f"{low:.1f} to {high:.1f}" if len(returns) > 1 else "-",
+                "return median": f"{np.median(returns):.1f}",
+                "env steps": f"{results[0]['env_steps']:.0f}",
+                "minutes (median)": f"{minutes:.1f}",
+            }
+        )
+        curves[variant] = curve(finished)
+    with (out / "compare.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    comparison_png(curves, out / "compare.png", title=title)
+    Display.print_rows(title, rows)
+
+
+def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
+    """Evaluation return over environment steps: mean over seeds and its interval.
+
+    Returns:
+        ``steps``, ``mean``, ``low``, ``high``, each (P,), at the evaluations all seeds share.
+    """
+    tables = []
+    for job in jobs:
+        columns = read_csv(job.folder / "metrics.csv")
+        pairs = zip(columns["step"], columns["eval/return_mean"], strict=True)
+        tables.append({step: value for step, value in pairs if value is not None})
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
+    values = np.array([[table[step] for step in shared] for table in tables])
+    intervals = [bootstrap_interval(values[:, i]) for i in range(len(shared))]
+    return {
+        "steps": np.array(shared),
+        "mean": values.mean(0),
+        "low": np.array([low for low, _ in intervals]),
+        "high": np.array([high for _, high in intervals]),
+    }
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean over seeds; the value itself for one seed."""
+    draws = np.random.default_rng(0).choice(values, (BOOTSTRAP_RESAMPLES, len(values)))
+    low, high = np.percentile(draws.mean(1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,74 @@
+"""Command-line flags of ``supple train``: every field of the settings, through tyro."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+
+import tyro
+
+from supple.configs.base import PRESETS, Settings
+from supple.errors import InputError
+
+_HELP = f"""Learn a task.
+
+TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
+  --agent flashsac
+  --preset {"|".join(PRESETS)}   (default: gpu where CUDA is, else laptop)
+Every other flag is a field of the settings; the defaults shown are those of the chosen preset."""
+
+
+def parse_flags(default: Settings, arguments: list[str]) -> Settings:
+    """Apply flags to the default settings.
+
+    Args:
+        default: recipe and preset, applied.
+        arguments: what is left of the command line.
+
+    Raises:
+        InputError: an unknown flag (with the nearest one) or a value of the wrong type.
+        SystemExit: ``--help`` was asked for and printed.
+    """
+    said = io.StringIO()
+    wants_help = "-h" in arguments or "--help" in arguments
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                Settings,
+                args=arguments,
+                default=default,
+                prog="supple train TASK",
+                description=_HELP,
+                return_unknown_args=True,
+            )
+    except SystemExit:
+        if wants_help:
+            raise
+        raise InputError(_one_line(said.getvalue())) from None
+    if unknown:
+        raise InputError(_unknown(unknown[0], default))
+    settings: Settings = parsed
+    return settings
+
+
+def _unknown(flag: str, default: Settings) -> str:
+    known = _flags(default)
+    near = difflib.get_close_matches(flag.split("=")[0], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; see supple train --help"
+    return f"unknown flag {flag}{hint}"
+
+
+def _flags(default: Settings) -> list[str]:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(Settings, args=["--help"], default=default)
+    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", text.getvalue())))
+
+
+def _one_line(box: str) -> str:
+    """Tyro draws its errors in a box; keep the sentence."""
+    text = re.sub(r"[\u2500-\u257f]+", " ", box)
+    text = text.split("For full helptext")[0]
+    return " ".join(text.replace("Parsing error", "", 1).split()) or "cannot parse the flags"

@@ -1,0 +1,218 @@
+"""Deterministic evaluation: undiscounted returns of whole episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from supple import machine
+from supple.configs.base import Settings
+from supple.envs import make
+from supple.envs.base import Env
+from supple.errors import InputError, SimulatorError
+from supple.rng import derive_seed
+
+MAX_EPISODE_STEPS = 10_000
+"""Where a task has no time limit of its own, evaluation cuts its episodes here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What evaluation found; means are over episodes."""
+
+    return_mean: float
+    return_std: float
+    """Sample standard deviation over episodes (0 for a single one)."""
+    return_ci95: float
+    """Half-width of the 95 % confidence interval of the mean (normal approximation)."""
+    length_mean: float
+    episodes: int
+    success_once: float | None = None
+    """Fraction of episodes with success at any step; None where the task reports none."""
+    success_end: float | None = None
+    """Fraction of episodes with success at the last step."""
+
+    def metrics(self) -> dict[str, float]:
+        """As columns of a metrics row."""
+        row = {
+            "eval/return_mean": self.return_mean,
+            "eval/return_std": self.return_std,
+            "eval/return_ci95": self.return_ci95,
+            "eval/length_mean": self.length_mean,
+        }
+        if self.success_once is not None and self.success_end is not None:
+            row |= {"eval/success_once": self.success_once, "eval/success_end": self.success_end}
+        return row
+
+
+@torch.no_grad()
+def evaluate(
+    act: Callable[[TensorDict], Tensor],
+    env: Env,
+    *,
+    episodes: int,
+    seed: int | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Run whole episodes and average their undiscounted returns.
+
+    Works in rounds: all environments start together and each counts until its first end, so that
+    short episodes are not over-represented.
+
+    Args:
+        act: observation groups -> actions (N, A); must be deterministic and change no state.
+        env: an environment of its own, never the one being trained in.
+        episodes: how many, >= 1; the last round uses only as many environments as are missing.
+        seed: of the first round's reset; later rounds continue the environment's own stream.
+        on_step: called after the reset and after each vector step (used to record pictures).
+
+    Raises:
+        InputError: ``episodes`` < 1.
+        SimulatorError: a return or an action is not finite.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes must be >= 1, got {episodes}")
+    returns: list[Tensor] = []
+    lengths: list[Tensor] = []
+    once: list[Tensor] = []
+    end: list[Tensor] = []
+    missing = episodes
+    while missing > 0:
+        obs = env.reset(seed)["observation"]
+        seed = None
+        if on_step:
+            on_step()
+        counted = min(env.spec.num_envs, missing)
+        total = torch.zeros(env.spec.num_envs, dtype=torch.float64, device=env.spec.device)
+        length = torch.zeros_like(total)
+        running = torch.ones_like(total, dtype=torch.bool)
+        succeeded = torch.zeros_like(running)
+        last = torch.zeros_like(running)
+        for _ in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
+            step = env.step(act(obs))
+            live = running & step["valid"]
+            total += torch.where(live, step["reward"], 0)
+            length += live
+            success = step.get("success", None)
+            if success is not None:
+                succeeded |= live & success
+                last = torch.where(live, success, last)
+            running &= ~(live & (step["terminated"] | step["truncated"]))
+            obs = step["observation"]
+            if on_step:
+                on_step()
+            if not bool(running[:counted].any()):
+                break
+        returns.append(total[:counted])
+        lengths.append(length[:counted])
+        if success is not None:
+            once.append(succeeded[:counted])
+            end.append(last[:counted])
+        missing -= counted
+    values = torch.cat(returns).cpu()
+    if not bool(torch.isfinite(values).all()):
+        raise SimulatorError(f"{env.spec.task_id}: a return is not finite during evaluation")
+    std = float(values.std()) if episodes > 1 else 0.0
+    return Evaluation(
+        return_mean=float(values.mean()),
+        return_std=std,
+        return_ci95=1.96 * std / math.sqrt(episodes),
+        length_mean=float(torch.cat(lengths).mean()),
+        episodes=episodes,
+        success_once=float(torch.cat(once).double().mean()) if once else None,
+        success_end=float(torch.cat(end).double().mean()) if end else None,
+    )
+
+
+def record_video(
+    act: Callable[[TensorDict], Tensor],
+    env: Env,
+    path: str,
+    *,
+    seed: int | None,
+    fps: float,
+    max_seconds: float = math.inf,
+) -> Evaluation:
+    """Film one deterministic episode of environment 0.
+
+    Args:
+        act: as in ``evaluate``.
+        env: one environment made with ``render=True``.
+        path: the ``.mp4`` to write; its folder must exist.
+        seed: of the reset.
+        fps: pictures per second of simulated time.
+        max_seconds: film no more than this much of the episode [s]; software rendering is slow.
+
+    Raises:
+        InputError: the mp4 writer is not installed, or the environment cannot draw.
+    """
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401 - the writer itself
+    except ImportError as error:
+        raise InputError(
+            'writing mp4 needs imageio and imageio-ffmpeg: pip install "supple[mujoco]"'
+        ) from error
+    try:
+        env.reset(seed)
+        env.render()
+    except NotImplementedError as error:
+        raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
+    with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
+        left = max_seconds * fps
+
+        def film_step() -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                writer.append_data(np.ascontiguousarray(env.render()))
+
+        return evaluate(act, env, episodes=1, seed=seed, on_step=film_step)
+
+
+def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = False) -> Env:
+    """An environment of the run's task with other seeds than the training one's."""
+    return make(
+        settings.task,
+        dataclasses.replace(settings.env, num_envs=num_envs),
+        device=machine.resolve_device(settings.device),
+        seed=derive_seed(settings.seed, purpose),
+        render=render,
+    )
+
+
+def film(
+    settings: Settings,
+    act: Callable[[TensorDict], Tensor],
+    path: Path,
+    *,
+    seed: int,
+    max_seconds: float = math.inf,
+) -> Evaluation:
+    """Film one episode of the run's task to ``path``, which appears only when complete."""
+    env = make_env(settings, num_envs=1, purpose="video", render=True)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        fps = 1 / env.spec.control_dt if env.spec.control_dt else 30
+        found = record_video(
+            act,
+            env,
+            str(partial),
+            seed=derive_seed(seed, "video"),
+            fps=fps,
+            max_seconds=max_seconds,
+        )
+        os.replace(partial, path)
+    finally:
+        env.close()
+        partial.unlink(missing_ok=True)
+    return found

@@ -1,0 +1,51 @@
+"""Files that are either the old one or the new one, never a half-written one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the folder's list of names is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync folders; there is nothing more to do then.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give ``path`` this content in one step: readers see all of the old or all of the new.
+
+    One process writes a given path at a time: the temporary name beside it is fixed, so that what
+    a killed process left is overwritten by the next.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

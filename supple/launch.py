@@ -1,0 +1,262 @@
+"""From settings to a run that is ready to start: new, resumed, or only for looking at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from supple import checkpoint, machine
+from supple.agents import Agent, FlashSAC
+from supple.checkpoint import Checkpoint
+from supple.configs.base import Settings, from_json, to_json
+from supple.display import Display
+from supple.envs import make
+from supple.envs.base import Env, EnvSpec
+from supple.errors import InputError
+from supple.replay import Replay, prefill
+from supple.replay.segments import verify as verify_rows
+from supple.rng import derive_seed
+from supple.run import REPLAY_FOLDER, Run
+
+
+def new_run(settings: Settings) -> Run:
+    """A run that starts from scratch, its folder created.
+
+    Raises:
+        InputError: task, agent, memory or folder do not allow it; nothing was written then.
+    """
+    env, agent, replay = build(settings)
+    try:
+        if settings.replay.prefill:
+            prefill(replay, Path(settings.replay.prefill))
+            for step in replay.steps():
+                agent.observe(step)
+        folder = prepare_folder(settings, env.spec)
+    except BaseException:
+        env.close()
+        raise
+    display = Display(settings.env_steps, title=_title(settings))
+    run = Run(settings, folder=folder, env=env, agent=agent, replay=replay, display=display)
+    display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
+    display.notice(str(replay.plan))
+    return run
+
+
+def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
+    """A run that continues from its newest intact checkpoint.
+
+    Args:
+        folder: the run's folder.
+        env_steps: extend training to this many steps; the learning-rate schedule keeps its length.
+
+    Raises:
+        InputError: no intact checkpoint, one that does not fit the run, or nothing left to do.
+    """
+    settings = read_settings(folder)
+    found, skipped = newest_resumable(folder)
+    if env_steps is not None:
+        settings.env_steps = env_steps
+    done = found.header["env_steps"]
+    if done >= settings.env_steps:
+        raise InputError(
+            f"{folder} has already trained {done:,} of {settings.env_steps:,} env steps: extend it"
+            f" with --env-steps, more than {done}"
+        )
+    env, agent, replay = build(settings)
+    try:
+        check_fits(found, settings, env.spec)
+        display = Display(settings.env_steps, title=_title(settings))
+        for reason in skipped:
+            display.notice(f"skipped a damaged checkpoint: {reason}")
+        if env_steps is not None:
+            _write_json(folder / "settings.json", to_json(settings))
+        checkpoint.clean_leftovers(folder)
+        return Run(
+            settings,
+            folder=folder,
+            env=env,
+            agent=agent,
+            replay=replay,
+            display=display,
+            resumed=found,
+        )
+    except BaseException:
+        env.close()
+        raise
+
+
+def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that is intact together with its replay rows.
+
+    Returns:
+        It, and in one line each why newer ones were skipped.
+
+    Raises:
+        InputError: there is none; names the newest one's damage.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoint.list_checkpoints(folder)):
+        try:
+            found = checkpoint.load(path)
+            verify_rows(folder / REPLAY_FOLDER, found.header["replay"])
+        except InputError as error:
+            skipped.append(str(error))
+        else:
+            return found, skipped
+    reason = skipped[0] if skipped else "it has none yet"
+    raise InputError(f"{folder} has no checkpoint to resume from: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A trained policy, without a simulator."""
+
+    folder: Path
+    settings: Settings
+    env_steps: int
+    agent: Agent
+
+    def act(self, obs: TensorDict) -> Tensor:
+        """Deterministic actions (N, A) for observation groups."""
+        return self.agent.act(obs, explore=False)[0]
+
+
+def load_trained(path: Path) -> Trained:
+    """The policy of a run's newest intact checkpoint, or of one checkpoint folder.
+
+    Raises:
+        InputError: nothing there, damaged, or of another agent.
+    """
+    if (path / "manifest.json").exists():
+        found, folder = checkpoint.load(path), path.parent.parent
+    else:
+        folder = path
+        read_settings(folder)  # says "no run here" before "no checkpoint here"
+        found, skipped = checkpoint.newest_intact(folder)
+        for reason in skipped:
+            print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
+    settings = read_settings(folder)
+    spec = EnvSpec.from_json(found.header["spec"])
+    check_fits(found, settings, spec)
+    agent = build_agent(settings, spec)
+    agent.load_state_dict(found.state["agent"])
+    return Trained(
+        folder=folder, settings=settings, env_steps=found.header["env_steps"], agent=agent
+    )
+
+
+def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
+    """The agent the settings describe, for an environment of this spec."""
+    return FlashSAC(
+        spec,
+        settings.agent,
+        total_env_steps=settings.env_steps,
+        seed=settings.seed,
+        device=machine.resolve_device(settings.device),
+    )
+
+
+def build(settings: Settings) -> tuple[Env, Agent, Replay]:
+    """The environment, agent and ring that the settings describe; checks before it allocates.
+
+    Raises:
+        InputError: the task, agent and memory do not fit together.
+    """
+    device = machine.resolve_device(settings.device)
+    torch.set_num_threads(settings.threads or machine.cores())
+    env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))
+    try:
+        agent = build_agent(settings, env.spec)
+        replay = Replay(env.spec, settings.replay, extra_spec=agent.extra_spec, device=device)
+    except BaseException:
+        env.close()
+        raise
+    return env, agent, replay
+
+
+def default_folder(settings: Settings) -> Path:
+    """``--run-dir`` exactly, or runs/<task>/<agent>/<time>-seed<k>."""
+    if settings.run_dir:
+        return Path(settings.run_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    task = settings.task.replace("/", "-").replace(":", "-")
+    return Path("runs") / task / settings.agent_name / f"{stamp}-seed{settings.seed}"
+
+
+def prepare_folder(settings: Settings, spec: EnvSpec) -> Path:
+    """Create the run's folder and write settings, versions and spec.
+
+    Raises:
+        InputError: it already holds a run, or cannot be written.
+    """
+    folder = default_folder(settings)
+    if (folder / "settings.json").exists():
+        raise InputError(
+            f"{folder} already holds a run: continue it with supple resume {folder}, or choose"
+            " another --run-dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "spec.json", spec.to_json())
+        _write_json(folder / "versions.json", machine.versions())
+        _write_json(folder / "settings.json", to_json(settings))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
+        ) from error
+    return folder
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of an existing run.
+
+    Raises:
+        InputError: ``folder`` holds no run, or its settings are damaged.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no run: expected {path}")
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    return from_json(record)
+
+
+def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
+    """Refuse a checkpoint of another agent or of other observations, in one line.
+
+    Raises:
+        InputError: says what was expected and found.
+    """
+    header = found.header
+    if header["agent"] != settings.agent_name:
+        raise InputError(
+            f"{found.path} is a checkpoint of agent {header['agent']}, this run's agent is"
+            f" {settings.agent_name}: put back this run's own checkpoint"
+        )
+    recorded = EnvSpec.from_json(header["spec"])
+    for name in ("observation", "action", "num_envs"):
+        expected, got = getattr(spec, name), getattr(recorded, name)
+        if expected != got:
+            raise InputError(
+                f"{found.path} was made with {name} {got}, {spec.task_id} has {expected}:"
+                " put back this run's own checkpoint"
+            )
+
+
+def _title(settings: Settings) -> str:
+    return f"{settings.task} · {settings.agent_name} · seed {settings.seed}"
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,320 @@
+"""Where metric rows go: CSV, JSONL and TensorBoard always, Weights & Biases on request.
+
+* ``metrics.csv``: first column ``step`` (environment steps), a column per metric ever seen, empty
+  where a row lacks it. Numbers read back exactly; ``nan``, ``inf`` and ``-inf`` are spelled so.
+* ``metrics.jsonl``: one object a line, only the metrics of that row. JSON has no NaN or infinity:
+  they are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads.
+* ``events.out.tfevents.*``: TensorBoard, a tag per metric.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from supple.errors import InputError
+from supple.files import replace_file
+
+
+class MetricSinks:
+    """Every sink of one run. Existing files are continued.
+
+    Args:
+        folder: the run's folder.
+        wandb_project: Weights & Biases project; empty is off.
+
+    Raises:
+        InputError: W&B is wanted but not installed, or ``metrics.csv`` is not one of ours.
+    """
+
+    def __init__(self, folder: Path, *, wandb_project: str = "") -> None:
+        self._sinks: list[Sink] = [
+            CsvSink(folder / "metrics.csv"),
+            JsonlSink(folder / "metrics.jsonl"),
+            TensorBoardSink(folder),
+        ]
+        self._wandb = WandbSink(folder, wandb_project) if wandb_project else None
+        if self._wandb:
+            self._sinks.append(self._wandb)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Append one row; it is with the operating system when this returns.
+
+        Args:
+            step: environment steps.
+            row: metric name to value; any subset of the names, new ones at any time.
+
+        Raises:
+            ValueError: a metric is called ``step``.
+            OSError: the disk is full.
+        """
+        if "step" in row:
+            raise ValueError("a metric row cannot hold 'step': it is the row's own column")
+        values = {name: float(value) for name, value in row.items()}
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget rows beyond ``step`` and what a kill left half-written; for a resume.
+
+        TensorBoard files cannot be cut: the next one tells readers to drop what lies beyond.
+        W&B keeps such points; they are drawn twice.
+        """
+        for sink in self._sinks:
+            sink.truncate_after(step)
+
+    def flush(self) -> None:
+        """Wait until all rows are on the disk."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Release the files. Safe to call twice."""
+        for sink in self._sinks:
+            sink.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to log to the same place: the W&B run id or None."""
+        return {"wandb_run_id": self._wandb.run_id if self._wandb else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value; before the first ``write``."""
+        if self._wandb and state["wandb_run_id"]:
+            self._wandb.run_id = state["wandb_run_id"]
+
+
+def read_csv(path: Path) -> dict[str, list[float | None]]:
+    """The columns of a ``metrics.csv``; None where a row lacks the metric.
+
+    Half-written rows are left out, so that a run in progress can be read.
+
+    Raises:
+        InputError: no such file, or not one of ours.
+    """
+    columns, rows = _read_table(path)
+    return {
+        name: [float(row[i]) if row[i] else None for row in rows] for i, name in enumerate(columns)
+    }
+
+
+class Sink(Protocol):
+    """One destination of metric rows; the methods are those of ``MetricSinks``."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None: ...  # noqa: D102
+
+    def truncate_after(self, step: int) -> None: ...  # noqa: D102
+
+    def flush(self) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
+
+
+class _Lines:
+    """A text file that grows by lines; opened at the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def _open(self) -> TextIO:
+        if self._file is None:
+            # Line-buffered: a kill loses no row, and the file can be followed while it grows.
+            self._file = self._path.open("a", buffering=1, encoding="utf-8", newline="")
+        return self._file
+
+    def flush(self) -> None:
+        """Wait until all lines are on the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+class CsvSink(_Lines):
+    """``metrics.csv``. A new metric rewrites the file, in one step, with one more column."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._columns = _read_table(path)[0] if path.exists() else ["step"]
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Append a row."""
+        new = [name for name in row if name not in self._columns]
+        if new or not self._path.exists():
+            self._rewrite([*self._columns, *new])
+        cells = [repr(row[name]) if name in row else "" for name in self._columns[1:]]
+        self._open().write(_csv_text([[str(step), *cells]]))
+
+    def truncate_after(self, step: int) -> None:
+        """Keep whole rows up to ``step``."""
+        if self._path.exists():
+            self._rewrite(self._columns, step)
+
+    def _rewrite(self, columns: Sequence[str], up_to: float = math.inf) -> None:
+        self.close()
+        rows = _read_table(self._path)[1] if self._path.exists() else []
+        added = [""] * (len(columns) - len(self._columns))
+        kept = [[*row, *added] for row in rows if int(row[0]) <= up_to]
+        replace_file(self._path, _csv_text([columns, *kept]).encode())
+        self._columns = list(columns)
+
+
+class JsonlSink(_Lines):
+    """``metrics.jsonl``."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Append a row."""
+        values = {name: _json_number(value) for name, value in row.items()}
+        self._open().write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Keep whole rows up to ``step``."""
+        self.close()
+        if self._path.exists():
+            lines = _whole_lines(self._path).splitlines(keepends=True)
+            kept = [line for line in lines if _json_step(line) <= step]
+            replace_file(self._path, "".join(kept).encode())
+
+
+class TensorBoardSink:
+    """TensorBoard event files in the run's folder; a new file per process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._purge_step: int | None = None
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Append a row; non-finite values are drawn as gaps."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def truncate_after(self, step: int) -> None:
+        """Make readers drop what earlier files hold beyond ``step``."""
+        self.close()
+        self._purge_step = step + 1
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is queued and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class WandbSink:
+    """One Weights & Biases run, continued by its id.
+
+    Raises:
+        InputError: the package is missing.
+    """
+
+    def __init__(self, folder: Path, project: str) -> None:
+        try:
+            self._wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise InputError(
+                f"--log.wandb {project} needs the wandb package, which cannot be imported"
+                f" ({error}): pip install 'supple[wandb]', or leave --log.wandb out"
+            ) from error
+        self._folder = folder
+        self._project = project
+        self._run: Any = None
+        self.run_id = uuid.uuid4().hex[:12]
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Send a row."""
+        if self._run is None:
+            self._run = self._wandb.init(
+                project=self._project,
+                id=self.run_id,
+                name="/".join(self._folder.absolute().parts[-3:]),
+                dir=str(self._folder),
+                resume="allow",
+            )
+            # W&B's own step only grows, and would drop the rows a resume repeats.
+            self._run.define_metric("*", step_metric="env_steps")
+        self._run.log({"env_steps": step, **row})
+
+    def truncate_after(self, step: int) -> None:
+        """Nothing: what was sent stays."""
+
+    def flush(self) -> None:
+        """Nothing: rows are sent in the background."""
+
+    def close(self) -> None:
+        """Send the rest."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+
+# --- reading and writing text ----------------------------------------------------------------
+
+
+def _whole_lines(path: Path) -> str:
+    """The text up to its last line end."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1]
+
+
+def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns, and the rows that are whole: as many cells as columns, every cell a number."""
+    try:
+        table = list(csv.reader(io.StringIO(_whole_lines(path), newline="")))
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a metrics table: {error}") from error
+    columns = table[0] if table else []
+    if columns[:1] != ["step"]:
+        raise InputError(f"{path} is no metrics table: expected its first column to be step")
+    return columns, [row for row in table[1:] if len(row) == len(columns) and _is_row(row)]
+
+
+def _is_row(cells: Sequence[str]) -> bool:
+    try:
+        int(cells[0])
+        for cell in cells[1:]:
+            float(cell or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _csv_text(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _json_number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _json_step(line: str) -> float:
+    """The row's step; infinity for a damaged line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,8 @@
+"""Replay: one device-resident ring for off-policy and on-policy agents."""
+
+from supple.replay.buffer import Replay
+from supple.replay.plan import ReplayPlan, ReplaySettings
+from supple.replay.prefill import prefill
+from supple.replay.segments import Segments
+
+__all__ = ["Replay", "ReplayPlan", "ReplaySettings", "Segments", "prefill"]

@@ -1,0 +1,141 @@
+"""How much memory a ring takes, known before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from supple.envs.base import Box, EnvSpec
+from supple.errors import InputError
+
+OBS_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class ReplaySettings:
+    """Size and storage of the replay ring."""
+
+    capacity: int = 1_000_000
+    """Transitions over all environments; each environment keeps capacity // num_envs of them."""
+    final_fraction: float = 0.05
+    """Share of the rows that can hold an observation from before a reset, in (0, 1]."""
+    obs_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """How observations are stored; samples are float32."""
+    prefill: str = ""
+    """A .safetensors file of recorded transitions to start from; empty starts empty."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if self.capacity < 1:
+            raise InputError(f"--replay.capacity must be >= 1, got {self.capacity}")
+        if not 0 < self.final_fraction <= 1:
+            raise InputError(
+                f"--replay.final-fraction must be in (0, 1], got {self.final_fraction}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayPlan:
+    """Rows and bytes of a ring."""
+
+    num_rows: int
+    """T, vector steps."""
+    num_envs: int
+    final_rows: int
+    """F, rows of the side table of final observations."""
+    bytes_by_part: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts."""
+        return sum(self.bytes_by_part.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.bytes_by_part.items())
+        return (
+            f"replay: {self.num_rows * self.num_envs:,} transitions ({self.num_rows:,} rows x"
+            f" {self.num_envs:,} environments), {_size(self.total_bytes)}: {parts}"
+        )
+
+    def check(self, device: torch.device) -> None:
+        """Refuse a ring that does not fit the device's free memory.
+
+        Raises:
+            InputError: names the settings to turn.
+        """
+        free = free_memory(device)
+        if self.total_bytes > free:
+            raise InputError(
+                f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free:"
+                " lower --replay.capacity, or store observations with --replay.obs-dtype bfloat16"
+            )
+
+
+def plan_ring(
+    spec: EnvSpec, settings: ReplaySettings, extra_spec: Mapping[str, tuple[int, ...]]
+) -> ReplayPlan:
+    """Rows and bytes for an environment.
+
+    Raises:
+        InputError: fewer than two transitions per environment.
+    """
+    envs = spec.num_envs
+    rows = settings.capacity // envs
+    if rows < 2:
+        raise InputError(
+            f"--replay.capacity={settings.capacity} holds fewer than 2 transitions for each of"
+            f" {envs} environments: raise it to {2 * envs} or more, or lower --env.num-envs"
+        )
+    final_rows = max(2 * envs, math.ceil(settings.final_fraction * rows * envs))
+    item = OBS_DTYPES[settings.obs_dtype].itemsize
+    width = sum(spec.observation.values())
+    action = 4 * spec.action.size if isinstance(spec.action, Box) else 8
+    extra = sum(4 * math.prod(shape) for shape in extra_spec.values())
+    cells = rows * envs
+    # Per cell: reward 4, three flags, step in episode 4, side-table slot 4.
+    parts = {
+        "observations": (rows + 1) * envs * width * item,
+        "actions and rewards": cells * (action + 15),
+        "final observations": (final_rows + 1) * (width * item + 8),
+    }
+    if extra:
+        parts["agent's columns"] = cells * extra
+    return ReplayPlan(num_rows=rows, num_envs=envs, final_rows=final_rows, bytes_by_part=parts)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated: on the GPU, or in RAM within container and user limits."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [2**62]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (group / "memory.current").exists():
+        maximum = (group / "memory.max").read_text().strip()
+        if maximum != "max":
+            limits.append(int(maximum) - int((group / "memory.current").read_text()))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limits.append(soft - used)
+    return max(0, min(limits))
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"

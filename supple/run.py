@@ -1,0 +1,374 @@
+"""A run: its folder, clocks, counters, evaluation, checkpoints and metric rows.
+
+The only place where numbers are copied to the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from supple import checkpoint, machine, plots
+from supple.agents.base import Agent
+from supple.checkpoint import Checkpoint
+from supple.configs.base import Settings
+from supple.display import Display
+from supple.envs.base import Env
+from supple.episodes import EpisodeStatistics, FiniteWatch
+from supple.errors import InputError
+from supple.evaluate import Evaluation, evaluate, film, make_env
+from supple.files import replace_file
+from supple.metrics import MetricSinks
+from supple.replay import Replay, Segments
+from supple.rng import derive_seed
+
+MAX_EVALUATION_ENVS = 10
+"""Evaluation environments on CPU simulators; more would only cost memory."""
+REPLAY_FOLDER = "replay"
+"""Where a run's folder keeps the replay rows; checkpoints name the files they need."""
+FINAL_VIDEO_SECONDS = 10.0
+"""Simulated seconds filmed at the end of training; ``supple play`` films whole episodes [s]."""
+
+
+class Run:
+    """Everything the training loop touches. Use as a context manager.
+
+    Args:
+        settings: complete settings.
+        folder: the run's folder, already prepared.
+        env: the training environment.
+        agent: the learner.
+        replay: its ring.
+        display: progress.
+        resumed: the checkpoint to continue from.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        folder: Path,
+        env: Env,
+        agent: Agent,
+        replay: Replay,
+        display: Display,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.env = env
+        self.agent = agent
+        self.replay = replay
+        self.display = display
+        self.stopped = False
+        self._resumed = resumed
+        self._segments = Segments(replay, folder / REPLAY_FOLDER)
+        self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
+        self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
+        self._finite = FiniteWatch(env.spec)
+        self._obs = TensorDict({}, batch_size=[env.spec.num_envs])
+        self._vector_steps = 0
+        self._invalid = torch.zeros((), dtype=torch.int64, device=env.spec.device)
+        self._invalid_known = 0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
+        self._plotted = time.monotonic()
+        self._evaluation: Evaluation | None = None
+        self._evaluated_at = -1
+        self._saved_at = -1
+        self._eval_env: Env | None = None
+        self._handlers: dict[int, Any] = {}
+
+    # --- the loop's side --------------------------------------------------------------------
+
+    def start(self) -> TensorDict:
+        """The first observation: of a reset, or of the resumed simulation."""
+        self._started = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._request_stop)
+        if self._resumed is None:
+            self._obs = self.env.reset(derive_seed(self.settings.seed, "env"))["observation"]
+        else:
+            self._restore(self._resumed)
+        self._logged = (time.monotonic(), self.env_steps, self._updates())
+        return self._obs
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far: valid rows over all environments."""
+        return self._vector_steps * self.env.spec.num_envs - self._invalid_known
+
+    def going(self) -> bool:
+        """Whether to take another step."""
+        limit = self.settings.max_minutes * 60
+        timed_out = limit > 0 and self.seconds >= limit
+        return not self.stopped and not timed_out and self.env_steps < self.settings.env_steps
+
+    def count(self, step: TensorDict) -> None:
+        """Account for one vector step.
+
+        Raises:
+            SimulatorError: the simulator returned a number that is not finite (on GPUs, noticed
+                at the next metric row or checkpoint).
+        """
+        self._vector_steps += 1
+        self._finite.observe(step, self._vector_steps)
+        self._episodes.observe(step)
+        self._invalid += (~step["valid"]).sum()
+        self._obs = step["observation"]
+        if self.env.spec.device.type == "cpu":
+            self._synchronise()
+
+    def should_evaluate(self) -> bool:
+        """Once per ``eval.every`` environment steps."""
+        return self._due(self.settings.eval.every or self.settings.env_steps // 10)
+
+    def should_log(self) -> bool:
+        """Once per ``log.every`` environment steps, and with each evaluation."""
+        every = self.settings.log.every or self.settings.env_steps // 400
+        return self._due(every) or self._evaluated_at == self.env_steps
+
+    def should_save(self) -> bool:
+        """Once per ``checkpoint.every`` environment steps."""
+        return self._due(self.settings.checkpoint.every or self.settings.env_steps // 10)
+
+    def _due(self, every: int) -> bool:
+        before = self.env_steps - self.env.spec.num_envs * self.agent.horizon
+        return self.env_steps // max(every, 1) > before // max(every, 1)
+
+    def evaluate(self) -> Evaluation:
+        """Deterministic episodes in environments of their own; disturbs no training state."""
+        settings = self.settings
+        if self._eval_env is None:
+            count = min(settings.eval.episodes, self._evaluation_envs())
+            self._eval_env = make_env(settings, num_envs=count, purpose="evaluation")
+        seed = derive_seed(settings.seed, "evaluation", self.env_steps)
+        self._evaluation = evaluate(
+            self._act, self._eval_env, episodes=settings.eval.episodes, seed=seed
+        )
+        self._evaluated_at = self.env_steps
+        return self._evaluation
+
+    def log(self, metrics: TensorDict) -> None:
+        """Write one metric row, refresh the display and, now and then, the curve."""
+        self._synchronise()
+        device_values = dict(metrics.items()) | self.agent.diagnostics() | self.replay.metrics()
+        row = _to_host(device_values)
+        row |= self._episodes.report()
+        if self._evaluation and self._evaluated_at == self.env_steps:
+            row |= self._evaluation.metrics()
+        row |= self._timing()
+        self._sinks.write(self.env_steps, row)
+        self.display.update({"step": self.env_steps, **row})
+        if time.monotonic() - self._plotted > 60 or self._evaluated_at == self.env_steps:
+            self._plot()
+
+    def save(self) -> Path:
+        """Write a complete checkpoint; the previous one stays until this one is on disk."""
+        self._synchronise()
+        self._sinks.flush()
+        manifest = self._segments.save()
+        spec = self.env.spec
+        header = {
+            "task": self.settings.task,
+            "agent": self.settings.agent_name,
+            "env_steps": self.env_steps,
+            "spec": spec.to_json(),
+            "path": execution_path(spec.device),
+            "replay": manifest,
+        }
+        state = {
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+            "env": self.env.state_dict() if spec.exact_resume else None,
+            "obs": dict(self._obs.items()),
+            "run": {
+                "vector_steps": self._vector_steps,
+                "invalid": self._invalid,
+                "seconds": self.seconds,
+                "episodes": self._episodes.state_dict(),
+                "sinks": self._sinks.state_dict(),
+            },
+        }
+        path = checkpoint.save(self.folder, self.env_steps, header, state)
+        self._saved_at = self.env_steps
+        kept = checkpoint.list_checkpoints(self.folder)[-self.settings.checkpoint.keep_replay :]
+        self._segments.prune([checkpoint.read_header(each)["replay"] for each in kept])
+        return path
+
+    def finish(self) -> None:
+        """After the loop: save; where training is complete also evaluate, film and sum up."""
+        complete = not self.stopped
+        if complete and self._evaluated_at != self.env_steps:
+            self.evaluate()
+            self.log(TensorDict({}, batch_size=[]))
+        if self._saved_at != self.env_steps:
+            self.save()
+        self._plot()
+        if complete and self._evaluation:
+            seconds = self.seconds
+            if self.settings.eval.video:
+                self._film()
+            result = {
+                "env_steps": self.env_steps,
+                "seconds": seconds,
+                **dataclasses.asdict(self._evaluation),
+            }
+            replace_file(self.folder / "result.json", json.dumps(result, indent=1).encode())
+
+    # --- the rest ---------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._sinks.close()
+        self.env.close()
+        if self._eval_env is not None:
+            self._eval_env.close()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock of this run so far, over all resumes [s]."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def summary(self) -> dict[str, str]:
+        """The final table."""
+        seconds = max(self.seconds, 1e-9)
+        rows = {
+            "task": self.settings.task,
+            "agent": f"{self.settings.agent_name}, preset {self.settings.preset}",
+            "environment steps": f"{self.env_steps:,}",
+            "gradient steps": f"{self._updates():,}",
+            "wall-clock": f"{seconds / 60:.1f} min, {self.env_steps / seconds:,.0f} env steps/s",
+        }
+        if self._evaluation and self._evaluated_at == self.env_steps:
+            found = self._evaluation
+            rows["evaluation return"] = (
+                f"{found.return_mean:.1f} ± {found.return_ci95:.1f}"
+                f" (95 % interval, {found.episodes} episodes, deterministic)"
+            )
+        for name, path in (("curve", "progress.png"), ("video", "videos/final.mp4")):
+            if (self.folder / path).exists():
+                rows[name] = str(self.folder / path)
+        return rows
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+        self.display.notice("stopping: finishing this step and saving (again to stop at once)")
+
+    def _act(self, obs: TensorDict) -> Tensor:
+        return self.agent.act(obs, explore=False)[0]
+
+    def _updates(self) -> int:
+        return int(getattr(self.agent, "updates", 0))
+
+    def _evaluation_envs(self) -> int:
+        on_gpu = self.env.spec.device.type == "cuda"
+        return self.env.spec.num_envs if on_gpu else MAX_EVALUATION_ENVS
+
+    def _synchronise(self) -> None:
+        self._finite.check()
+        self._invalid_known = int(self._invalid)
+
+    def _timing(self) -> dict[str, float]:
+        now, steps, updates = time.monotonic(), self.env_steps, self._updates()
+        then, steps_then, updates_then = self._logged
+        self._logged = (now, steps, updates)
+        elapsed = max(now - then, 1e-9)
+        return {
+            "time/seconds": self.seconds,
+            "time/env_steps_per_s": (steps - steps_then) / elapsed,
+            "time/updates_per_s": (updates - updates_then) / elapsed,
+            "time/memory_gib": machine.memory_gib(self.env.spec.device),
+        }
+
+    def _plot(self) -> None:
+        self._plotted = time.monotonic()
+        self._sinks.flush()
+        plots.progress_png(self.folder, self.folder / "progress.png")
+
+    def _film(self) -> None:
+        folder = self.folder / "videos"
+        folder.mkdir(exist_ok=True)
+        try:
+            film(
+                self.settings,
+                self._act,
+                folder / "final.mp4",
+                seed=self.settings.seed,
+                max_seconds=FINAL_VIDEO_SECONDS,
+            )
+        except InputError as error:
+            self.display.notice(f"no video: {error}")
+
+    def _restore(self, resumed: Checkpoint) -> None:
+        state, run = resumed.state, resumed.state["run"]
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self._segments.load(resumed.header["replay"])
+        self._vector_steps = run["vector_steps"]
+        self._invalid = run["invalid"].to(self.env.spec.device)
+        self._invalid_known = int(self._invalid)
+        self._seconds_before = run["seconds"]
+        self._episodes.load_state_dict(run["episodes"])
+        self._sinks.load_state_dict(run["sinks"])
+        self._sinks.truncate_after(self.env_steps)
+        self._saved_at = self.env_steps
+        exact = self.env.spec.exact_resume
+        changed = _difference(resumed.header["path"], execution_path(self.env.spec.device))
+        if exact:
+            self.env.load_state_dict(state["env"])
+            groups = {name: value.to(self.env.spec.device) for name, value in state["obs"].items()}
+            self._obs = TensorDict(groups, batch_size=[self.env.spec.num_envs])
+        else:
+            self.replay.close_open_rows()
+            self.agent.forget_episodes()
+            self._episodes.forget_episodes()
+            seed = derive_seed(self.settings.seed, "env", self.env_steps)
+            self._obs = self.env.reset(seed)["observation"]
+            changed.append("this simulator cannot restore its state, episodes start afresh")
+        verdict = f"not bit-exact: {'; '.join(changed)}" if changed else "bit-exact"
+        self.display.notice(f"resumed {resumed.path} at {self.env_steps:,} env steps, {verdict}")
+
+
+def execution_path(device: torch.device) -> dict[str, Any]:
+    """What decides the bits of floating-point results, besides the code."""
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "mode": "eager float32",
+    }
+
+
+def _to_host(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """All numbers in one transfer."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.double().reshape(()) for value in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]

@@ -1,0 +1,221 @@
+"""Tiny agents, random data and spies for the agents' tests."""
+
+import copy
+from collections import namedtuple
+
+import torch
+from tensordict import TensorDict
+
+from supple.agents.flashsac import Batch, FlashSAC, FlashSACSettings
+from supple.envs.base import Box, EnvSpec
+
+OBSERVATIONS, ACTIONS, ROWS = 6, 3, 32
+NETWORKS = ("actor", "critic", "target_critic")
+
+
+def small_spec(**changes):
+    facts = {
+        "task_id": "random/small",
+        "num_envs": 4,
+        "observation": {"policy": OBSERVATIONS},
+        "action": Box(low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS),
+        "device": torch.device("cpu"),
+    }
+    return EnvSpec(**{**facts, **changes})
+
+
+def small_settings(**changes):
+    sizes = {
+        "batch_size": ROWS,
+        "actor_hidden": 16,
+        "critic_hidden": 24,
+        "min_replay": 100,
+        "target_std": 0.15,
+    }
+    return FlashSACSettings(**{**sizes, **changes})
+
+
+def small_agent(spec=None, *, seed=0, total_env_steps=2000, **changes):
+    return FlashSAC(
+        spec or small_spec(), small_settings(**changes), total_env_steps=total_env_steps, seed=seed
+    )
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_batch(agent, random, *, reward_scale=1.0, rows=ROWS, discount=0.99):
+    """Correlated raw observations of uneven scale; a quarter of the rows terminated."""
+    actor_width = agent.actor.trunk.input_norm.scale.numel()
+    critic_width = agent.critic.members[0].trunk.input_norm.scale.numel() - ACTIONS
+    obs = torch.randn(2 * rows, critic_width, generator=random)
+    obs = obs * torch.linspace(0.3, 5, critic_width) + torch.linspace(-2, 2, critic_width)
+    return Batch(
+        actor_obs_2BD=obs[:, :actor_width],
+        critic_obs_2BD=obs,
+        action_BA=2 * torch.rand(rows, ACTIONS, generator=random) - 1,
+        reward_B=reward_scale * torch.randn(rows, generator=random),
+        terminated_B=(torch.rand(rows, generator=random) < 0.25).float(),
+        discount_B=torch.full((rows,), discount),
+    )
+
+
+def random_noise(random, rows=ROWS):
+    return torch.randn(2, rows, ACTIONS, generator=random).unbind()
+
+
+def random_step(random, spec):
+    """One environment step of random numbers."""
+    rows = spec.num_envs
+    chance = torch.rand(2, rows, generator=random) < 0.1
+    return TensorDict(
+        {
+            "observation": random_obs(random, spec),
+            "reward": torch.randn(rows, generator=random),
+            "terminated": chance[0],
+            "truncated": chance[1],
+            "valid": torch.rand(rows, generator=random) < 0.9,
+        },
+        batch_size=[rows],
+    )
+
+
+def random_obs(random, spec):
+    groups = {
+        name: torch.randn(spec.num_envs, width, generator=random)
+        for name, width in spec.observation.items()
+    }
+    return TensorDict(groups, batch_size=[spec.num_envs])
+
+
+class RandomReplay:
+    """As much of a replay ring as an agent reads: fixed random transitions, drawn uniformly."""
+
+    def __init__(self, spec, *, size=500, seed=7):
+        random = generator(seed)
+        self.size = size
+        self.longest_window = 10
+        self.asked = []
+        self.columns = {
+            "action": 2 * torch.rand(size, spec.action.size, generator=random) - 1,
+            "reward": torch.randn(size, 1, generator=random),
+            "terminated": torch.rand(size, 1, generator=random) < 0.1,
+            "discount": torch.rand(size, 1, generator=random),
+        }
+        for name, width in spec.observation.items():
+            self.columns[name] = torch.randn(size, width, generator=random)
+            self.columns[f"next {name}"] = torch.randn(size, width, generator=random)
+        self.groups = tuple(spec.observation)
+
+    def can_sample(self, n_step):
+        return n_step <= self.longest_window
+
+    def sample(self, batch_size, *, generator, **options):
+        index = torch.randint(len(self.columns["action"]), (batch_size,), generator=generator)
+        row = {name: column[index] for name, column in self.columns.items()}
+        self.asked.append({"batch_size": batch_size, "index": index, **options})
+        return TensorDict(
+            {
+                "observation": {name: row[name] for name in self.groups},
+                "action": row["action"],
+                "next": {
+                    "observation": {name: row[f"next {name}"] for name in self.groups},
+                    **{name: row[name] for name in ("reward", "terminated", "discount")},
+                },
+            },
+            batch_size=[batch_size],
+        )
+
+
+def train(agent, updates, *, seed=3, reward_scale=1.0, after_each=lambda: None):
+    random = generator(seed)
+    for _ in range(updates):
+        agent.learn(random_batch(agent, random, reward_scale=reward_scale), *random_noise(random))
+        after_each()
+    return agent
+
+
+def parameters_of(network):
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def buffers_of(network):
+    return {name: value.clone() for name, value in network.named_buffers()}
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def instances(network, kind):
+    return [module for module in network.modules() if isinstance(module, kind)]
+
+
+def captured(network, kind, call):
+    """(module, input, output) of every ``kind`` in ``network`` while ``call()`` runs."""
+    seen = []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output: seen.append((module, inputs[0], output))
+        )
+        for module in instances(network, kind)
+    ]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+Call = namedtuple("Call", "network train rows input output buffers")
+
+
+def spy_on_forwards(agent):
+    """Record every forward pass of the three networks, with the names of buffers it changed."""
+    calls = []
+
+    def watch(name, network):
+        original = network.forward
+
+        def forward(x, *, train, **rest):
+            before = buffers_of(network)
+            output = original(x, train=train, **rest)
+            buffers = changed(before, buffers_of(network))
+            calls.append(Call(name, train, len(x), x.detach().clone(), output, buffers))
+            return output
+
+        network.forward = forward
+
+    for name in NETWORKS:
+        watch(name, getattr(agent, name))
+    return calls
+
+
+def spy_on_target(agent):
+    """Record the arguments of every Bellman target."""
+    calls = []
+    original = agent.critic.target
+
+    def target(prediction, reward_B, discount_B, entropy_B):
+        calls.append({"reward": reward_B, "discount": discount_B, "entropy": entropy_B})
+        return original(prediction, reward_B, discount_B, entropy_B)
+
+    agent.critic.target = target
+    return calls
+
+
+def assert_same_bits(left, right, where="state"):
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same_bits(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def snapshot(agent):
+    return copy.deepcopy(agent.state_dict())

@@ -1,0 +1,48 @@
+"""Test tiers: a marked test runs, or is skipped with its reason, or fails under ``--require``.
+
+``gpu`` needs CUDA. ``sim("module", ...)`` needs those importable modules. ``recipe`` runs only when
+asked for, by ``-m recipe`` or ``--require recipe``.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+TIERS = ("gpu", "sim", "recipe")
+
+# One thread: reductions then add in one order, so equal inputs give equal bits.
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=TIERS,
+        help="fail, not skip, tests of this tier that cannot run here (repeatable)",
+    )
+
+
+def reason_to_skip(tier, marker, config):
+    if tier == "gpu" and not torch.cuda.is_available():
+        return "needs a CUDA device, torch sees none"
+    if tier == "sim":
+        missing = [name for name in marker.args if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"needs {', '.join(missing)}, which is not installed"
+    asked = "recipe" in config.getoption("--require") or "recipe" in config.getoption("-m")
+    if tier == "recipe" and not asked:
+        return "takes hours: ask with -m recipe"
+    return None
+
+
+def pytest_runtest_setup(item):
+    for tier in TIERS:
+        for marker in item.iter_markers(tier):
+            reason = reason_to_skip(tier, marker, item.config)
+            if reason and tier in item.config.getoption("--require"):
+                pytest.fail(f"--require {tier}: {reason}", pytrace=False)
+            if reason:
+                pytest.skip(reason)

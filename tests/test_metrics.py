@@ -1,0 +1,225 @@
+import json
+import math
+import struct
+import sys
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from supple.errors import InputError
+from supple.metrics import CsvSink, JsonlSink, MetricSinks, read_csv
+
+
+@pytest.fixture
+def sinks(tmp_path):
+    made = MetricSinks(tmp_path)
+    yield made
+    made.close()
+
+
+def bits(value):
+    return None if value is None else struct.pack("d", value)
+
+
+def json_rows(path):
+    def refuse(text):
+        raise ValueError(f"{text} is not JSON")
+
+    lines = path.read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_a_new_metric_widens_the_table(tmp_path, sinks):
+    sinks.write(10, {"b": 0.1, "a": 2})
+    sinks.write(20, {"a": 3.0, "late": math.inf, "z,\"quoted'": -0.0})
+    sinks.write(30, {})
+    assert (tmp_path / "metrics.csv").read_text() == (
+        'step,b,a,late,"z,""quoted\'"\n10,0.1,2.0,,\n20,,3.0,inf,-0.0\n30,,,,\n'
+    )
+    assert read_csv(tmp_path / "metrics.csv") == {
+        "step": [10, 20, 30],
+        "b": [0.1, None, None],
+        "a": [2, 3, None],
+        "late": [None, math.inf, None],
+        "z,\"quoted'": [None, 0.0, None],
+    }
+
+
+def test_json_lines_are_valid_and_hold_the_row(tmp_path, sinks):
+    sinks.write(1, {"a": 0.1, "n": math.nan})
+    sinks.write(2, {"p": math.inf, "m": -math.inf})
+    assert json_rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "a": 0.1, "n": "NaN"},
+        {"step": 2, "p": "Infinity", "m": "-Infinity"},
+    ]
+
+
+rows = st.lists(
+    st.dictionaries(st.sampled_from(["a", "b/c", "d"]), st.floats(), max_size=3), max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows, cut=st.integers(-1, 6))
+def test_numbers_read_back_exactly_and_truncation_equals_never_written(tmp_path_factory, rows, cut):
+    folder = tmp_path_factory.mktemp("run")
+    csv_path, jsonl_path = folder / "metrics.csv", folder / "metrics.jsonl"
+    files = [CsvSink(csv_path), JsonlSink(jsonl_path)]
+    for sink in files:
+        for step, row in enumerate(rows):
+            sink.write(step, row)
+        sink.truncate_after(cut)
+        sink.write(99, {"a": 1.0})
+        sink.close()
+    expected = [*enumerate(rows[: cut + 1]), (99, {"a": 1.0})]
+    found = read_csv(csv_path)
+    assert found["step"] == [step for step, _ in expected]
+    for name in ("a", "b/c", "d"):
+        column = found.get(name, [None] * len(expected))
+        wanted = [row.get(name) for _, row in expected]
+        # A NaN's sign and payload are not kept in text.
+        assert [bits(x) for x in column if x == x] == [bits(x) for x in wanted if x == x]
+        assert [x is None for x in column] == [x is None for x in wanted]
+    for found_row, (step, row) in zip(json_rows(jsonl_path), expected, strict=True):
+        assert found_row.pop("step") == step
+        assert [repr(float(x)) for x in found_row.values()] == [repr(x) for x in row.values()]
+
+
+@pytest.mark.parametrize("lost", range(1, 12))
+def test_a_half_written_last_line_is_dropped(tmp_path, lost):
+    sinks = MetricSinks(tmp_path)
+    for step in (1, 2, 3):
+        sinks.write(step, {"value": step + 0.5})
+    sinks.close()
+    for name in ("metrics.csv", "metrics.jsonl"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: -min(lost, len(data.splitlines()[-1]))])
+    assert read_csv(tmp_path / "metrics.csv")["step"] == [1, 2]
+    resumed = MetricSinks(tmp_path)
+    resumed.truncate_after(3)
+    resumed.write(3, {"value": 9.0})
+    resumed.close()
+    assert read_csv(tmp_path / "metrics.csv")["value"] == [1.5, 2.5, 9.0]
+    assert [row["value"] for row in json_rows(tmp_path / "metrics.jsonl")] == [1.5, 2.5, 9.0]
+
+
+def test_lines_that_lost_their_content_are_dropped(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,a\n1,0.5\n2,0.\0\n3\n4,5,6\nx,1\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0\n[]\n{"step": 2, "a\n')
+    sinks = MetricSinks(tmp_path)
+    sinks.truncate_after(10)
+    assert (tmp_path / "metrics.csv").read_text() == "step,a\n1,0.5\n"
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_truncating_nothing_creates_nothing(tmp_path, sinks):
+    sinks.truncate_after(5)
+    sinks.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_readable_without_closing(tmp_path, sinks):
+    sinks.write(1, {"a": 1.0})
+    assert read_csv(tmp_path / "metrics.csv")["a"] == [1.0]
+    assert len(json_rows(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    for values, resume_at in (((1.0, 2.0, 3.0), None), ((20.0, 30.0), 1)):
+        sinks = MetricSinks(tmp_path)
+        first = 1
+        if resume_at is not None:
+            sinks.truncate_after(resume_at)
+            first = resume_at + 1
+        for step, value in enumerate(values, start=first):
+            sinks.write(step, {"train/x": value})
+        sinks.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/x")] == [(1, 1), (2, 20), (3, 30)]
+
+
+def test_closing_twice_and_writing_after_is_fine(tmp_path):
+    sinks = MetricSinks(tmp_path)
+    for step in (1, 2):
+        sinks.write(step, {"a": 1.0})
+        sinks.close()
+        sinks.close()
+    assert read_csv(tmp_path / "metrics.csv")["step"] == [1, 2]
+
+
+def test_step_is_not_a_metric(sinks):
+    with pytest.raises(ValueError, match="cannot hold 'step'"):
+        sinks.write(1, {"step": 2.0})
+
+
+def test_foreign_and_missing_tables_are_refused(tmp_path):
+    path = tmp_path / "metrics.csv"
+    with pytest.raises(InputError, match=r"cannot be read as a metrics table: .*No such file"):
+        read_csv(path)
+    for text in ("", "time,a\n1,2\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="expected its first column to be step"):
+            read_csv(path)
+        with pytest.raises(InputError, match="expected its first column to be step"):
+            MetricSinks(tmp_path)
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def define_metric(self, name, step_metric):
+        self.calls.append(("define", name, step_metric))
+
+    def log(self, row):
+        self.calls.append(("log", row))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+def test_wandb_is_imported_only_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
+    sinks = MetricSinks(tmp_path)
+    assert sinks.state_dict() == {"wandb_run_id": None}
+    sinks.load_state_dict({"wandb_run_id": "abc"})  # W&B was on before: not an error
+    with pytest.raises(InputError, match=r"pip install 'supple\[wandb\]'"):
+        MetricSinks(tmp_path, wandb_project="robots")
+
+
+def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    folder = tmp_path / "task" / "agent" / "seed0"
+    folder.mkdir(parents=True)
+    first = MetricSinks(folder, wandb_project="robots")
+    first.write(1, {"a": 0.5})
+    state = first.state_dict()
+    first.close()
+    second = MetricSinks(folder, wandb_project="robots")
+    assert second.state_dict() != state
+    second.load_state_dict({"wandb_run_id": None})  # W&B was off before: a run of its own
+    assert second.state_dict()["wandb_run_id"]
+    second.load_state_dict(state)
+    second.truncate_after(0)
+    second.write(1, {"a": 0.5})
+    second.close()
+    options = [call[1] for call in fake.calls if call[0] == "init"]
+    assert [each["id"] for each in options] == [state["wandb_run_id"]] * 2
+    assert options[0]["project"] == "robots" and options[0]["resume"] == "allow"
+    assert options[0]["name"] == "task/agent/seed0"
+    assert fake.calls[1:4] == [
+        ("define", "*", "env_steps"),
+        ("log", {"env_steps": 1, "a": 0.5}),
+        ("finish",),
+    ]
