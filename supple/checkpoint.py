@@ -420,8 +420,7 @@ def _dense(leaf: Leaf) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, of a dtype every safetensors knows."""
     if isinstance(leaf, np.ndarray):
         return torch.from_numpy(np.array(leaf, order="C").reshape(-1).view(np.uint8))
-    resolved = leaf.detach().resolve_conj().resolve_neg()
-    copy = resolved.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    copy = leaf.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return copy if copy.dtype in _NATIVE_DTYPES else copy.reshape(-1).view(torch.uint8)
 
 

@@ -173,15 +173,17 @@ def evaluate(arguments: list[str]) -> int:
     from supple import launch
     from supple.display import Display
     from supple.evaluate import evaluate as run_episodes
+    from supple.evaluate import make_env
+    from supple.rng import derive_seed
 
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
     trained = launch.load_trained(options.folder)
-    env = launch.make_env(
+    env = make_env(
         trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
     )
     try:
-        seed = launch.derive_seed(options.seed, "eval")
+        seed = derive_seed(options.seed, "eval")
         found = run_episodes(trained.act, env, episodes=options.episodes, seed=seed)
     finally:
         env.close()
@@ -218,16 +220,13 @@ def play(arguments: list[str]) -> int:
     if options is None:
         return DONE
     from supple import launch
+    from supple.evaluate import film
 
     trained = launch.load_trained(options.folder)
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix != ".mp4":
         raise InputError(f"--video must end in .mp4, got {video}")
-    try:
-        video.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {video}: {error.strerror}") from error
-    found = launch.film(trained.settings, trained.act, video, seed=options.seed)
+    found = film(trained.settings, trained.act, video, seed=options.seed)
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)
     return DONE

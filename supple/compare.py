@@ -102,13 +102,13 @@ def plan(
     """
     named: dict[str, list[str]] = {}
     for text in variants or ["default:"]:
-        name, colon, flags = text.partition(":")
+        name, colon, own_flags = text.partition(":")
         name = name.strip()
         if not colon or not name or "/" in name or name in named:
             raise InputError(
                 f'--variant must be "NAME: FLAGS" with a name of its own, got "{text}"'
             )
-        named[name] = shlex.split(flags)
+        named[name] = shlex.split(own_flags)
     if len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
     jobs = []
@@ -224,7 +224,8 @@ def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
     for job in jobs:
         columns = read_csv(job.folder / "metrics.csv")
         pairs = zip(columns["step"], columns["eval/return_mean"], strict=True)
-        tables.append({step: value for step, value in pairs if value is not None})
+        found = {s: v for s, v in pairs if s is not None and v is not None}
+        tables.append(found)
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     values = np.array([[table[step] for step in shared] for table in tables])
     intervals = [bootstrap_interval(values[:, i]) for i in range(len(shared))]

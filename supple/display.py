@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_SECONDS = 5.0
-"""At most one plain progress line per so many seconds [s]."""
+"""At most one plain progress line per so many seconds, except at evaluations [s]."""
 REFRESH_SECONDS = 0.2
 """At most one redraw of the live bar per so many seconds [s]."""
 SPEED_REPORTS = 20
@@ -62,10 +62,10 @@ class Display:
                 console=_console(),
                 auto_refresh=False,
                 # A log on stderr must not end up on the terminal.
-                redirect_stderr=sys.stderr.isatty(),
+                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
                 get_renderable=self._render,
             )
-            live.start()
+            live.start(refresh=True)
             self._live = live
         return self
 
@@ -94,7 +94,8 @@ class Display:
         now = self._clock()
         self._history.append((now, values["step"]))
         self._pending = True
-        if now - self._shown_at >= (REFRESH_SECONDS if self._live else LINE_SECONDS):
+        wait = REFRESH_SECONDS if self._live else LINE_SECONDS
+        if now - self._shown_at >= wait or (not self._live and "eval/return_mean" in values):
             self._show()
 
     def notice(self, text: str) -> None:
@@ -196,7 +197,8 @@ def _console() -> Console:
 
 
 def _print_line(text: str) -> None:
-    """A plain line; characters the output cannot encode become question marks."""
+    """A plain line without control characters; what cannot be encoded becomes question marks."""
+    text = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
     with suppress(*_ODD_TERMINAL, AttributeError):
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding), flush=True)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,6 +168,11 @@ def record_video(
         env.render()
     except NotImplementedError as error:
         raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    writer: Any
     with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
         left = max_seconds * fps
 
@@ -198,7 +204,11 @@ def film(
     seed: int,
     max_seconds: float = math.inf,
 ) -> Evaluation:
-    """Film one episode of the run's task to ``path``, which appears only when complete."""
+    """Film one episode of the run's task to ``path``, which appears only when complete.
+
+    Raises:
+        InputError: the environment cannot draw, or ``path`` cannot be written.
+    """
     env = make_env(settings, num_envs=1, purpose="video", render=True)
     partial = path.with_name(f".partial-{path.name}")
     try:

@@ -172,7 +172,8 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         InputError: the task, agent and memory do not fit together.
     """
     device = machine.resolve_device(settings.device)
-    torch.set_num_threads(settings.threads or machine.cores())
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))
     try:
         agent = build_agent(settings, env.spec)

@@ -3,7 +3,7 @@
 * ``metrics.csv``: first column ``step`` (environment steps), a column per metric ever seen, empty
   where a row lacks it. Numbers read back exactly; ``nan``, ``inf`` and ``-inf`` are spelled so.
 * ``metrics.jsonl``: one object a line, only the metrics of that row. JSON has no NaN or infinity:
-  they are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads.
+  both are ``null``; the CSV tells which.
 * ``events.out.tfevents.*``: TensorBoard, a tag per metric.
 """
 
@@ -153,22 +153,29 @@ class CsvSink(_Lines):
         """Append a row."""
         new = [name for name in row if name not in self._columns]
         if new or not self._path.exists():
-            self._rewrite([*self._columns, *new])
+            self._widen(new)
         cells = [repr(row[name]) if name in row else "" for name in self._columns[1:]]
         self._open().write(_csv_text([[str(step), *cells]]))
 
     def truncate_after(self, step: int) -> None:
-        """Keep whole rows up to ``step``."""
-        if self._path.exists():
-            self._rewrite(self._columns, step)
+        """Keep whole rows up to ``step``, and the columns that were known by then."""
+        if not self._path.exists():
+            return
+        self.close()
+        columns, rows = _read_table(self._path)
+        kept = [row for row in rows if int(row[0]) <= step]
+        known = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in kept)]
+        self._replace([columns[i] for i in known], [[row[i] for i in known] for row in kept])
 
-    def _rewrite(self, columns: Sequence[str], up_to: float = math.inf) -> None:
+    def _widen(self, new: Sequence[str]) -> None:
         self.close()
         rows = _read_table(self._path)[1] if self._path.exists() else []
-        added = [""] * (len(columns) - len(self._columns))
-        kept = [[*row, *added] for row in rows if int(row[0]) <= up_to]
-        replace_file(self._path, _csv_text([columns, *kept]).encode())
-        self._columns = list(columns)
+        empty = [""] * len(new)
+        self._replace([*self._columns, *new], [[*row, *empty] for row in rows])
+
+    def _replace(self, columns: list[str], rows: Iterable[Sequence[str]]) -> None:
+        replace_file(self._path, _csv_text([columns, *rows]).encode())
+        self._columns = columns
 
 
 class JsonlSink(_Lines):
@@ -176,7 +183,7 @@ class JsonlSink(_Lines):
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Append a row."""
-        values = {name: _json_number(value) for name, value in row.items()}
+        values = {name: value if math.isfinite(value) else None for name, value in row.items()}
         self._open().write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
     def truncate_after(self, step: int) -> None:
@@ -304,12 +311,6 @@ def _csv_text(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _json_number(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _json_step(line: str) -> float:

@@ -5,6 +5,7 @@ The only place where numbers are copied to the host.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -204,7 +205,8 @@ class Run:
         path = checkpoint.save(self.folder, self.env_steps, header, state)
         self._saved_at = self.env_steps
         kept = checkpoint.list_checkpoints(self.folder)[-self.settings.checkpoint.keep_replay :]
-        self._segments.prune([checkpoint.read_header(each)["replay"] for each in kept])
+        with contextlib.suppress(InputError):  # an older one is damaged: prune at a later save
+            self._segments.prune([checkpoint.read_header(each)["replay"] for each in kept])
         return path
 
     def finish(self) -> None:
@@ -309,13 +311,11 @@ class Run:
         plots.progress_png(self.folder, self.folder / "progress.png")
 
     def _film(self) -> None:
-        folder = self.folder / "videos"
-        folder.mkdir(exist_ok=True)
         try:
             film(
                 self.settings,
                 self._act,
-                folder / "final.mp4",
+                self.folder / "videos" / "final.mp4",
                 seed=self.settings.seed,
                 max_seconds=FINAL_VIDEO_SECONDS,
             )
@@ -357,7 +357,7 @@ def execution_path(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "mode": "eager float32",
     }
 

@@ -67,7 +67,7 @@ class Settings:
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>; auto takes CUDA where there is one."""
     threads: int = 0
-    """CPU threads for tensors; 0 uses every core this process may use."""
+    """CPU threads for tensors; 0 is torch's own choice: every core, or OMP_NUM_THREADS."""
     max_minutes: float = 0.0
     """Stop training, as if finished, after this much wall-clock; 0 is no limit."""
     run_dir: str = ""

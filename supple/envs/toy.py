@@ -4,7 +4,7 @@
 task                what is known                           function
 =================== ======================================= ===============================
 ``toy/counter``     every observation, reward and end       ``Counter.schedule``
-``toy/lqr``         best gain, value of any linear policy   ``riccati``, ``lyapunov``
+``toy/lqr``         best gain, value of any linear policy   ``toy_lqr``: ``riccati``
 ``toy/bandit``      best action, the return's distribution  ``Bandit.optimal_action``
 ``toy/asymmetric``  best memoryless policy, its reward      ``Asymmetric.best_gain``
 =================== ======================================= ===============================
@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs.base import Box, Env, EnvSpec, reset_result, step_result
+from supple.envs.toy_lqr import LQR_A, LQR_B, LQR_Q, LQR_R, riccati
 from supple.errors import InputError
 from supple.rng import derive_seed
 
@@ -256,21 +257,13 @@ class Counter(ToyEnv):
         return self._result(state, outcome)
 
 
-LQR_A = ((0.95, 0.2), (-0.2, 0.9))
-LQR_B = ((0.0,), (0.25,))
-LQR_Q = ((1.0, 0.0), (0.0, 0.1))
-LQR_R = ((0.1,),)
-_LQR_SETTLED = 2000
-"""Backward steps after which the infinite-horizon recursion has long stopped changing."""
-
-
 class Lqr(ToyEnv):
     """A stable linear system ``x' = A x + B u`` with reward ``-(x^T Q x + u^T R u)``.
 
     The observation is the state ``x`` (2 numbers), first drawn uniformly from [-1, 1]. The action
     ``a`` is scaled to ``u = 4 a`` and never clipped, so the known answers hold for every action.
     Nothing terminates; the time limit truncates after 50 steps, so a bootstrapping critic must
-    learn the infinite-horizon value. Matrices: ``LQR_A``, ``LQR_B``, ``LQR_Q``, ``LQR_R``.
+    learn the infinite-horizon value. The matrices and ``riccati`` are in ``supple.envs.toy_lqr``.
 
     Known: with ``P, K = riccati(discount)``, the best action is ``optimal_action(x, K)`` and its
     discounted return from ``x`` is ``-x^T P x``. The best whole episode (undiscounted, 50 steps)
@@ -320,53 +313,6 @@ class Lqr(ToyEnv):
 
     def _observe(self, state: State) -> dict[str, Tensor]:
         return {"policy": state["x"].clone()}
-
-
-def riccati(discount: float = 1.0, steps: int | None = None) -> tuple[Tensor, Tensor]:
-    """The optimal cost and gain of ``toy/lqr`` by the discrete Riccati recursion.
-
-    Args:
-        discount: factor per step, 0 < discount <= 1.
-        steps: steps left in the horizon; None is the infinite horizon, finite for discount 1 too
-            because the system is stable.
-
-    Returns:
-        ``P`` (S, S) and ``K`` (A, S), float64 on the CPU: the discounted cost to go is ``x^T P x``
-        and the best control now is ``u = -K x``.
-
-    Source: D. Bertsekas, Dynamic Programming and Optimal Control, vol. 1, section 3.1, on the
-        system (sqrt(discount) A, sqrt(discount) B).
-    """
-    a, b, q, r = _matrices()
-    p, k = torch.zeros_like(q), torch.zeros_like(b.T)
-    for _ in range(_LQR_SETTLED if steps is None else steps):
-        k = torch.linalg.solve(r + discount * b.T @ p @ b, discount * b.T @ p @ a)
-        p = q + discount * a.T @ p @ (a - b @ k)
-    return p, k
-
-
-def lyapunov(gain_AS: Tensor, discount: float = 1.0, steps: int | None = None) -> Tensor:
-    """The cost matrix of the policy ``u = -K x`` on ``toy/lqr``: its return is ``-x^T P x``.
-
-    Args:
-        gain_AS: ``K`` (A, S); the closed loop must be stable for an infinite horizon.
-        discount: factor per step.
-        steps: steps in the horizon; None is infinite.
-
-    Returns:
-        ``P`` (S, S), float64 on the CPU.
-    """
-    a, b, q, r = _matrices()
-    k = gain_AS.to("cpu", torch.float64)
-    p = torch.zeros_like(q)
-    for _ in range(_LQR_SETTLED if steps is None else steps):
-        p = q + k.T @ r @ k + discount * (a - b @ k).T @ p @ (a - b @ k)
-    return p
-
-
-def _matrices() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, q, r = (torch.tensor(m, dtype=torch.float64) for m in (LQR_A, LQR_B, LQR_Q, LQR_R))
-    return a, b, q, r
 
 
 class Bandit(ToyEnv):

@@ -152,7 +152,7 @@ class Replay:
         ended = columns["terminated"][t] | columns["truncated"][t]
         cut = columns["valid"][t] & ~ended
         columns["truncated"][t] |= cut
-        self._keep_final(t, cut, {g: self.ring(g)[t + 1] for g in self.spec.observation})
+        self._keep_final(t, cut, {g: self.ring(g)[t + 1].clone() for g in self.spec.observation})
         self._step_in_episode = torch.zeros_like(self._step_in_episode)
 
     def adopt_prefilled(self, rows: int, owners: Tensor) -> None:
@@ -187,23 +187,29 @@ class Replay:
     def _check(
         self, obs: TensorDict, action: Tensor, step: TensorDict, extras: Mapping[str, Tensor]
     ) -> None:
-        envs = self.num_envs
-        for group, width in self.spec.observation.items():
-            if obs[group].shape != (envs, width):
-                raise InputError(
-                    f"observation group {group}: expected shape {(envs, width)}, got"
-                    f" {tuple(obs[group].shape)}; pass what Env.step returned"
-                )
-        expected = tuple(self.columns["action"].shape[1:])
-        if action.shape != expected:
-            raise InputError(f"action: expected shape {expected}, got {tuple(action.shape)}")
-        if step["reward"].shape != (envs,):
-            raise InputError(f"reward: expected shape {(envs,)}, got {tuple(step['reward'].shape)}")
         if set(extras) != set(self._extra):
             raise InputError(
                 f"replay columns: expected {sorted(self._extra)}, got {sorted(extras)};"
                 " Agent.act must fill what its extra_spec declares"
             )
+        envs = self.num_envs
+        given = [("action", action, tuple(self.columns["action"].shape[1:]))]
+        given += [(name, step[name], (envs,)) for name in ("reward", *Flags._fields)]
+        given += [(name, extras[name], tuple(self.columns[name].shape[1:])) for name in self._extra]
+        for group, width in self.spec.observation.items():
+            given.append((f"observation group {group}", obs[group], (envs, width)))
+            given.append(
+                (f"next observation group {group}", step["observation"][group], (envs, width))
+            )
+            if self.spec.has_final_obs:
+                final = step["final_observation"][group]
+                given.append((f"final observation group {group}", final, (envs, width)))
+        for name, value, expected in given:
+            if value.shape != expected:
+                raise InputError(
+                    f"{name}: expected shape {expected}, got {tuple(value.shape)}; pass what"
+                    " Env.step and Agent.act returned"
+                )
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -290,7 +296,7 @@ class Replay:
         """The transitions that windows, [B, n], stand for."""
         start, last = window.rows[:, 0], window.last
         columns = {name: column.flatten(0, 1) for name, column in self.columns.items()}
-        final_slot = columns["final_slot"][last]
+        final_slot = columns["final_slot"][last].long()
         after = torch.where(final_slot >= 0, self._final_start + final_slot, last + self.num_envs)
         both = torch.cat((start, after))
         batch = [len(start)]
@@ -359,8 +365,8 @@ class Replay:
         """0-d numbers on the device."""
         return {
             "replay/size": torch.tensor(self.size, device=self.device),
-            "replay/final_evicted": self._final_evicted,
-            "replay/invalid_sampled": self._invalid_sampled,
+            "replay/final_evicted": self._final_evicted.clone(),
+            "replay/invalid_sampled": self._invalid_sampled.clone(),
         }
 
     def check(self) -> None:
@@ -418,9 +424,9 @@ class Replay:
         self.vector_steps = state["vector_steps"]
         self.columns["valid"].copy_(state["valid"])
         self._final_owner.copy_(state["final_owner"])
-        self._step_in_episode = state["step_in_episode"].to(self.device)
-        self._final_head = state["final_head"].to(self.device)
-        self._final_evicted = state["final_evicted"].to(self.device)
-        self._invalid_sampled = state["invalid_sampled"].to(self.device)
+        self._step_in_episode = state["step_in_episode"].to(self.device, copy=True)
+        self._final_head = state["final_head"].to(self.device, copy=True)
+        self._final_evicted = state["final_evicted"].to(self.device, copy=True)
+        self._invalid_sampled = state["invalid_sampled"].to(self.device, copy=True)
         for group, value in state["newest_observation"].items():
             self.ring(group)[(self.vector_steps - 1) % self.num_rows + 1] = value.to(self.device)

@@ -62,4 +62,4 @@ def discounted_sum(reward: Tensor, window: Window, gamma: float) -> Tensor:
     if n_step == 1:
         return reward[window.rows[..., 0]]
     power = gamma ** torch.arange(n_step, device=reward.device, dtype=reward.dtype)
-    return (reward[window.rows] * window.live * power).sum(-1)
+    return (torch.where(window.live, reward[window.rows], 0.0) * power).sum(-1)

@@ -7,6 +7,7 @@ in the policy's [-1, 1] (or (M,) choices), ``reward`` (M,), ``terminated`` and `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,13 +61,13 @@ def prefill(replay: Replay, path: Path) -> int:
         gap[:-1] |= (following[:-1] != current[1:]).any(-1)
     gap[-1] = True  # what follows the recording is a reset
     truncated |= gap & ~terminated
-    ended = (terminated | truncated).view(-1)
+    ended = (terminated | truncated).flatten()
     finals = int(ended.sum())
     if finals > replay.plan.final_rows:
-        needed = finals / (replay.num_rows * envs)
+        needed = math.ceil(finals / (replay.num_rows * envs) * 1e6) / 1e6
         raise InputError(
             f"{path} has {finals} final observations, the ring holds {replay.plan.final_rows}:"
-            f" raise --replay.final-fraction to {needed:.3f}"
+            f" raise --replay.final-fraction to {needed:.6f}"
         )
     slot = torch.where(ended, ended.cumsum(0) - 1, -1).view(rows, envs)
     columns = {
@@ -116,7 +117,7 @@ def _read(replay: Replay, path: Path) -> Mapping[str, Tensor]:
     missing = shapes.keys() - data.keys()
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}: see supple/replay/prefill.py")
-    length = len(data["reward"])
+    length = len(data["action"]) if data["action"].ndim else 0
     for key, shape in shapes.items():
         if tuple(data[key].shape) != (length, *shape):
             raise InputError(

@@ -38,9 +38,7 @@ class Segments:
         self._replay = replay
         self._folder = folder
         self._length = -(-replay.num_rows // SEGMENTS_PER_RING)
-        # What this process wrote or verified. Other files of the folder may stem from a line of
-        # training that was given up, so they are never taken for ours.
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[int, dict[str, Any]] = {}  # full segments on disk, by number
 
     def save(self) -> dict[str, Any]:
         """Write what is not on disk yet.
@@ -55,14 +53,13 @@ class Segments:
         for number in range(begin // self._length, -(-end // self._length)):
             first = number * self._length
             last = min(first + self._length, end)
-            name = f"rows-{number:06d}.safetensors"
             if last == end:
                 # May still change: by growing, or by an episode cut at its newest row.
-                name = f"rows-{number:06d}-{end}.safetensors"
-            if name not in self._known or last == end:
-                self._known[name] = self._write(name, max(first, begin), last)
-            entries.append(self._known[name])
-        self._known = {entry["name"]: entry for entry in entries}
+                entries.append(self._write(number, max(first, begin), last))
+                continue
+            if number not in self._known:
+                self._known[number] = self._write(number, max(first, begin), last)
+            entries.append(self._known[number])
         return {"segments": entries, "vector_steps": end}
 
     def load(self, manifest: Mapping[str, Any]) -> None:
@@ -74,16 +71,18 @@ class Segments:
         for entry in manifest["segments"]:
             data = _read(self._folder, entry)
             self._restore(parse(data), entry["first"], entry["last"])
-            self._known[entry["name"]] = dict(entry)
+            if entry["last"] < manifest["vector_steps"]:
+                self._known[entry["first"] // self._length] = dict(entry)
 
     def prune(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """Delete the files no manifest names."""
         kept = {entry["name"] for manifest in manifests for entry in manifest["segments"]}
-        for path in self._folder.glob("rows-*.safetensors"):
-            if path.name not in kept:
+        for path in self._folder.iterdir():  # also what a killed process left half-written
+            if path.name.startswith(("rows-", ".rows-")) and path.name not in kept:
                 path.unlink()
+        self._known = {k: entry for k, entry in self._known.items() if entry["name"] in kept}
 
-    def _write(self, name: str, first: int, last: int) -> dict[str, Any]:
+    def _write(self, number: int, first: int, last: int) -> dict[str, Any]:
         replay = self._replay
         rows = self._ring_rows(first, last)
         tensors = {
@@ -97,14 +96,12 @@ class Segments:
             tensors[f"observation/{group}"] = replay.ring(group)[rows]
             tensors[f"final/{group}"] = replay.final_table(group)[slots]
         data = serialise({key: value.cpu().contiguous() for key, value in tensors.items()})
+        digest = _digest(data)
+        # The content is part of the name: another line of training, begun at an older checkpoint,
+        # never writes over the rows of this one.
+        name = f"rows-{number:06d}-{digest[:16]}.safetensors"
         replace_file(self._folder / name, data)
-        return {
-            "name": name,
-            "first": first,
-            "last": last,
-            "bytes": len(data),
-            "sha256": _digest(data),
-        }
+        return {"name": name, "first": first, "last": last, "bytes": len(data), "sha256": digest}
 
     def _restore(self, tensors: Mapping[str, Tensor], first: int, last: int) -> None:
         replay = self._replay
@@ -124,6 +121,11 @@ class Segments:
         slots = slots[slots >= 0].long()
         for group in replay.storage:
             ring, observation = replay.ring(group), loaded[f"observation/{group}"]
+            if observation.dtype != ring.dtype:
+                raise InputError(
+                    f"the saved rows hold observations as {observation.dtype}, this ring as"
+                    f" {ring.dtype}: keep --replay.obs-dtype of the run"
+                )
             # The oldest row's observation is the newest next observation, already in place, unless
             # the write head is at 0.
             kept = 1 if first == oldest and oldest % replay.num_rows else 0

@@ -1,0 +1,520 @@
+import dataclasses
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from supple.envs.base import (
+    Box,
+    Channel,
+    Deployment,
+    Discrete,
+    Env,
+    EnvSpec,
+    reset_result,
+    step_result,
+)
+from supple.envs.check import PoisonFinalObs, check_env, fill_unended_final_obs_with_nan
+from supple.envs.toy import TOY_TASKS, Asymmetric, Bandit, Counter, ToyEnv, make_toy
+from supple.errors import InputError
+
+CPU = torch.device("cpu")
+A_LIST: Any = ["hip"]  # where the spec asks for a tuple
+STEPS = 45
+
+
+def failures(make, steps=STEPS):
+    return {item.name: item.detail for item in check_env(make, steps=steps) if not item.ok}
+
+
+def notes(make, steps=STEPS):
+    found = check_env(make, steps=steps)
+    assert all(item.ok for item in found), found
+    return {item.name: item.detail for item in found if item.detail.startswith("note:")}
+
+
+SOUND: dict[str, Callable[[], Env]] = {
+    **{name: partial(make_toy, name, 4, CPU) for name in TOY_TASKS},
+    "one environment": lambda: make_toy("lqr", 1, CPU),
+    "next_step": lambda: Counter(4, CPU, autoreset="next_step"),
+    "noisy bandit": lambda: Bandit(4, CPU, reward_noise=0.1),
+    "privileged": lambda: Asymmetric(4, CPU, critic_contains_policy=True),
+    "poisoned": lambda: PoisonFinalObs(make_toy("lqr", 4, CPU)),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_every_toy_keeps_the_contract(name):
+    assert failures(SOUND[name]) == {}
+
+
+def test_unusual_but_legal_is_noted():
+    assert "right only where the task is deterministic" in notes(SOUND["counter"])["other seed"]
+    short = notes(SOUND["lqr"], steps=10)
+    assert "no episode ended early enough in 10 steps" in short["final observation"]
+    assert "no episode reached the limit of 50 steps" in short["time limit"]
+
+
+class Creep(ToyEnv):
+    """Walks slowly away from where it starts; the limit is 20 steps."""
+
+    def __init__(self, num_envs, device):
+        super().__init__(
+            "creep",
+            num_envs,
+            device,
+            observation={"policy": 2},
+            bounds=(1.0,),
+            max_episode_steps=20,
+        )
+
+    def _start(self):
+        return {"x": 0.01 * self._uniform(2), "step": self._zeros(torch.int64)}
+
+    def _advance(self, state, action):
+        step = state["step"] + 1
+        outcome = {
+            "reward": state["x"].sum(1),
+            "terminated": self._zeros(torch.bool),
+            "truncated": step == 20,
+        }
+        return {"x": state["x"] + 0.1 + 0.01 * action, "step": step}, outcome
+
+    def _observe(self, state):
+        return {"policy": state["x"].clone()}
+
+
+class Changed(Env):
+    """A sound environment in which each subclass plants one fault."""
+
+    base: Any = Creep
+
+    def __init__(self):
+        self.env: Any = self.base(4, CPU)
+        self.spec = self.env.spec
+
+    def declare(self, **facts):
+        self.spec = dataclasses.replace(self.spec, **facts)
+
+    def reset(self, seed=None):
+        return self.env.reset(seed)
+
+    def step(self, action):
+        return self.change(self.env.step(action))
+
+    def change(self, step):
+        return step
+
+    def state_dict(self):
+        return self.env.state_dict()
+
+    def load_state_dict(self, state):
+        self.env.load_state_dict(state)
+
+
+class AliasedBuffer(Changed):
+    def __init__(self):
+        super().__init__()
+        self.buffer = torch.zeros(4, 2)
+
+    def change(self, step):
+        self.buffer.copy_(step["observation", "policy"])
+        step["observation", "policy"] = self.buffer
+        return step
+
+
+class FinalIsReset(Changed):
+    def change(self, step):
+        step["final_observation"] = step["observation"].clone()
+        return step
+
+
+class FinalIsResetWithNoise(Changed):
+    """An adapter that computes the noisy observation once more, after the reset."""
+
+    def change(self, step):
+        noise = 1e-3 * step["final_observation", "policy"].cos()
+        step["final_observation", "policy"] = step["observation", "policy"] + noise
+        return step
+
+
+class FinalIsPrevious(Changed):
+    def reset(self, seed=None):
+        self.last = self.env.reset(seed)["observation"]
+        return reset_result(dict(self.last.items()), 4)
+
+    def change(self, step):
+        step["final_observation"] = self.last.clone()
+        self.last = step["observation"].clone()
+        return step
+
+
+class NeverResets(Changed):
+    def __init__(self):
+        super().__init__()
+        self.declare(exact_resume=False)
+
+    def reset(self, seed=None):
+        self.count = 0
+        return self.env.reset(seed)
+
+    def change(self, step):
+        self.count += 1
+        step["truncated"] = torch.full((4,), self.count >= 10)
+        return step
+
+
+class WrongLimit(Changed):
+    def __init__(self):
+        super().__init__()
+        self.declare(max_episode_steps=30)
+
+
+class LimitIgnored(Changed):
+    def __init__(self):
+        super().__init__()
+        self.declare(max_episode_steps=15)
+
+
+class NotFinite(Changed):
+    base = Counter
+
+    def change(self, step):
+        observation = step["observation", "policy"]
+        step["observation", "policy"] = observation.where(observation[:, 2:3] != 7, torch.nan)
+        return step
+
+
+class NotFiniteFinal(Changed):
+    def change(self, step):
+        step["final_observation", "policy"] = torch.full((4, 2), torch.inf)
+        return step
+
+
+class Unseeded(Changed):
+    def change(self, step):
+        step["reward"] = step["reward"] + torch.rand(4)
+        return step
+
+
+class UnseededReset(Changed):
+    def reset(self, seed=None):
+        return self.env.reset()
+
+
+class IgnoresActions(Changed):
+    def step(self, action):
+        return self.env.step(torch.zeros_like(action))
+
+
+class RefusesLargeActions(Changed):
+    def step(self, action):
+        if bool((action.abs() > 1).any()):
+            raise AssertionError("action out of bounds")
+        return self.env.step(action)
+
+
+class ChangesAction(Changed):
+    def step(self, action):
+        return self.env.step(action.mul_(2))
+
+
+class DoubleReward(Changed):
+    def change(self, step):
+        step["reward"] = step["reward"].double()
+        return step
+
+
+class FloatFlag(Changed):
+    def change(self, step):
+        step["terminated"] = step["terminated"].float()
+        return step
+
+
+class ColumnReward(Changed):
+    def change(self, step):
+        step["reward"] = step["reward"].unsqueeze(1)
+        return step
+
+
+class MissingKey(Changed):
+    def change(self, step):
+        return step.exclude("valid")
+
+
+class MissingGroup(Changed):
+    base = Asymmetric
+
+    def change(self, step):
+        return step.exclude(("final_observation", "critic"))
+
+
+class NarrowObservation(Changed):
+    def reset(self, seed=None):
+        return reset_result({"policy": super().reset(seed)["observation", "policy"][:, :1]}, 4)
+
+
+class PlainDict(Changed):
+    def change(self, step):
+        return dict(step.items())
+
+
+class ForgetfulState(Changed):
+    def state_dict(self):
+        state = self.env.state_dict()
+        del state["generator"]
+        return state
+
+    def load_state_dict(self, state):
+        generator = self.env.state_dict()["generator"]
+        self.env.load_state_dict({**state, "generator": generator})
+
+
+class AliasedState(Changed):
+    base = Counter
+
+    def reset(self, seed=None):
+        self.total = torch.zeros(4)
+        return self.env.reset(seed)
+
+    def change(self, step):
+        self.total += 1
+        step["reward"] = step["reward"] + self.total
+        return step
+
+    def state_dict(self):
+        return {**self.env.state_dict(), "total": self.total}
+
+    def load_state_dict(self, state):
+        self.env.load_state_dict(state)
+        self.total = state["total"]
+
+
+class OpaqueState(Changed):
+    def state_dict(self):
+        return {"simulator": {"handle": object()}}
+
+
+class RaisesLate(Changed):
+    base = Counter
+
+    def change(self, step):
+        if step["observation", "policy"][0, 2] == 7:
+            raise IndexError("joint 12 is out of range")
+        return step
+
+
+class BridgeWithReward(Changed):
+    base: Any = staticmethod(lambda n, device: Counter(n, device, autoreset="next_step"))
+
+    def change(self, step):
+        step["reward"] = step["reward"].where(step["valid"], 1.0)
+        return step
+
+
+class BridgeWithEnd(Changed):
+    base: Any = staticmethod(lambda n, device: Counter(n, device, autoreset="next_step"))
+
+    def change(self, step):
+        step["truncated"] = step["truncated"] | ~step["valid"]
+        return step
+
+
+class NotPrivileged(Changed):
+    base = Asymmetric
+
+    def __init__(self):
+        super().__init__()
+        self.declare(critic_contains_policy=True)
+
+
+class ClosesOnce(Changed):
+    def close(self):
+        if self.env is None:
+            raise RuntimeError("already closed")
+        self.env = None
+
+
+FAULTS = {
+    AliasedBuffer: ("aliasing", r"observation/policy of step 1 was changed by a later step.*clone"),
+    FinalIsReset: (
+        "final observation",
+        r"equals the observation after the reset in all 8 truncated rows.*before resetting",
+    ),
+    FinalIsResetWithNoise: ("final observation", r"far from the previous observation and closer"),
+    FinalIsPrevious: ("final observation", r"equals the previous step's observation in all 8 rows"),
+    NeverResets: (
+        "auto-reset",
+        r"every step after an environment's first end is an end too.*4 env",
+    ),
+    WrongLimit: ("time limit", r"all 8 truncated episodes had 20 steps.*=30: set it to 20"),
+    LimitIgnored: ("time limit", r"ran for 20 steps or more, expected an end by max.*steps=15"),
+    NotFinite: ("finite values", r"observation/policy holds nan at step 7 of environment 0"),
+    NotFiniteFinal: ("finite values", r"final_observation/policy holds inf at step 20 of"),
+    Unseeded: ("same seed", r"reward differs at step 1 \(by .*draw every random number from gener"),
+    UnseededReset: ("same seed", r"observation/policy differs at the reset"),
+    IgnoresActions: ("actions matter", r"opposite actions gave the same observations and rewards"),
+    RefusesLargeActions: (
+        "actions beyond 1",
+        r"step 1 raised AssertionError: action out of bounds, at .*test_check.py:\d+ in step",
+    ),
+    ChangesAction: ("layout", r"step 1 changed the action tensor it was given"),
+    DoubleReward: ("layout", r"step 1: reward is torch.float64, expected torch.float32: convert"),
+    FloatFlag: ("layout", r"step 1: terminated is torch.float32, expected torch.bool"),
+    ColumnReward: ("layout", r"step 1: reward has shape \(4, 1\), expected \(4,\)"),
+    MissingKey: ("layout", r"step 1 returned no 'valid', expected a tensor \(4,\).*step_result"),
+    MissingGroup: ("layout", r"the groups \['policy'\] in 'final_obs.*expected \['critic', 'pol"),
+    NarrowObservation: ("layout", r"reset\(\): observation/policy has shape \(4, 1\).*\(4, 2\)"),
+    PlainDict: ("layout", r"step 1 returned a dict, expected a TensorDict.*step_result"),
+    ForgetfulState: ("exact resume", r"differs \d+ steps after load_state_dict\(\).*restore"),
+    AliasedState: ("exact resume", r"reward differs 1 steps after load_state_dict\(\).*in copies"),
+    OpaqueState: ("exact resume", r"state_dict\(\)\['simulator'\]\['handle'\] is a object"),
+    RaisesLate: ("layout", r"step 7 raised IndexError: joint 12 is out of range, at .* in change"),
+    BridgeWithReward: ("bridge rows", r"environment 0 at step 2 has valid False and carries a rew"),
+    BridgeWithEnd: ("bridge rows", r"environment 0 at step 2 has valid False and carries an end"),
+    NotPrivileged: ("critic group", r"entry 0 of the policy group is no entry of the critic group"),
+    ClosesOnce: ("close", r"the second close\(\) raised RuntimeError: already closed"),
+}
+
+
+ALSO = {
+    NotFinite: ["actions beyond 1"],
+    NotFiniteFinal: ["actions beyond 1"],
+    FinalIsPrevious: ["exact resume"],
+    Unseeded: ["exact resume"],
+}
+"""What else the same fault rightly breaks."""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_is_named(fault):
+    name, text = FAULTS[fault]
+    found = failures(fault)
+    assert name in found, found
+    assert re.search(text, found[name]), found[name]
+    assert set(found) == {name, *ALSO.get(fault, ())}, "one fault, one finding"
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"num_envs": 0}, "num_envs=0: expected >= 1"),
+        ({"observation": {"state": 2}}, r"groups \['state'\]: expected one named 'policy'"),
+        ({"observation": {"policy": 0}}, r"widths {'policy': 0}: expected >= 1"),
+        ({"action": Box(low=(1.0,), high=(1.0,))}, "expected finite low < high"),
+        ({"action": Box(low=(1.0,), high=(2.0, 3.0))}, "expected finite low < high"),
+        ({"action": Discrete(n=1)}, r"Discrete\(n=1\): expected n >= 2"),
+        ({"action": 3}, "action is a int: expected Box or Discrete"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0: expected >= 1, or None"),
+        ({"critic_contains_policy": True}, "expected a 'critic' group at least as wide"),
+        ({"control_dt": -0.1}, r"control_dt=-0.1: expected seconds > 0"),
+        (
+            {"channels": (Channel(name="x", group="policy"),)},
+            "another number of entries than the 2",
+        ),
+        ({"task_id": torch.zeros(1)}, "TypeError: .*not JSON serializable"),
+        ({"deployment": Deployment(joint_names=A_LIST)}, "differs after a round trip through JSON"),
+    ],
+)
+def test_a_senseless_spec_is_refused(facts, text):
+    class Senseless(Changed):
+        def __init__(self):
+            super().__init__()
+            self.declare(**facts)
+
+    found = failures(Senseless)
+    assert set(found) == {"spec"}
+    assert re.search(text, found["spec"]), found["spec"]
+
+
+def test_a_failing_or_wrong_constructor_is_a_finding():
+    def fails():
+        raise OSError("no such model")
+
+    assert "make() raised OSError: no such model, at" in failures(fails)["construction"]
+    assert "make() returned a int, expected a supple" in failures(lambda: 3)["construction"]
+    with pytest.raises(InputError, match="steps=1: expected at least 2"):
+        check_env(SOUND["lqr"], steps=1)
+
+
+def test_final_observation_is_not_judged_where_none_is_claimed():
+    class NoFinal(FinalIsReset):
+        def __init__(self):
+            super().__init__()
+            self.declare(has_final_obs=False, exact_resume=False)
+
+    found = notes(NoFinal)
+    assert "off-policy agents refuse" in found["final observation"]
+    assert "a resumed run starts new episodes" in found["exact resume"]
+
+
+def test_a_device_that_rounds_differently_is_noted_not_failed():
+    class Rounding(Changed):
+        runs = 0
+
+        def __init__(self):
+            super().__init__()
+            self.declare(exact_resume=False)
+
+        def reset(self, seed=None):
+            self.runs += 1
+            return self.env.reset(seed)
+
+        def change(self, step):
+            step["reward"] = step["reward"] + 1e-6 * self.runs
+            return step
+
+    assert "differ by rounding from step 1 on" in notes(Rounding)["same seed"]
+
+
+def test_discrete_actions_are_checked_too():
+    class Chain(Env):
+        """Choice 1 walks one cell, choice 0 none; the fourth cell terminates."""
+
+        def __init__(self):
+            self.spec = EnvSpec(
+                task_id="chain",
+                num_envs=3,
+                observation={"policy": 1},
+                action=Discrete(n=2),
+                device=CPU,
+            )
+
+        def reset(self, seed=None):
+            self.cell = torch.zeros(3, dtype=torch.int64)
+            return reset_result({"policy": self.cell.float().unsqueeze(1)}, 3)
+
+        def step(self, action):
+            assert action.dtype == torch.int64 and action.shape == (3,)
+            cell = self.cell + action
+            self.cell = torch.where(cell == 3, 0, cell)
+            return step_result(
+                observation={"policy": self.cell.float().unsqueeze(1)},
+                final_observation={"policy": cell.float().unsqueeze(1)},
+                reward=(cell == 3).float(),
+                terminated=cell == 3,
+                truncated=torch.zeros(3, dtype=torch.bool),
+            )
+
+    assert "discrete actions have no bounds" in notes(Chain)["actions beyond 1"]
+
+
+def test_poison_reaches_exactly_the_rows_that_did_not_end():
+    env = make_toy("counter", 6, CPU)
+    env.reset()
+    step = env.step(torch.zeros(6, 1))
+    kept = step.clone()
+    poisoned = fill_unended_final_obs_with_nan(step)
+    final = poisoned["final_observation", "policy"]
+    ended = step["terminated"] | step["truncated"]
+    assert ended.tolist() == [True, False, False, False, False, False]
+    assert torch.equal(final.isnan().all(1), ~ended)
+    assert torch.equal(final[ended], step["final_observation", "policy"][ended])
+    # The step itself, and the rest of the copy, are as before.
+    assert torch.equal(step["final_observation", "policy"], kept["final_observation", "policy"])
+    assert torch.equal(poisoned["observation", "policy"], kept["observation", "policy"])
+    assert isinstance(poisoned, TensorDict)

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+import supple.replay.plan
+from supple.envs.base import Discrete
+from supple.errors import InputError
+from supple.replay import Replay, ReplaySettings
+from supple.replay.plan import OBS_DTYPES, free_memory, plan_ring
+from tests.replay.naive import make_ring, make_spec
+
+
+@pytest.mark.parametrize("obs_dtype", OBS_DTYPES)
+@pytest.mark.parametrize("action", [None, Discrete(n=4)])
+@pytest.mark.parametrize("extra_spec", [{}, {"value": (), "mean": (2, 3)}])
+def test_planned_bytes_are_those_allocated(obs_dtype, action, extra_spec):
+    spec = make_spec(5, action=action)
+    ring = make_ring(5, 40, spec=spec, extra_spec=extra_spec, obs_dtype=obs_dtype)
+    tensors = [value for value in vars(ring).values() if isinstance(value, torch.Tensor)]
+    tensors += [*ring.storage.values(), *ring.columns.values()]
+    allocated = sum(tensor.nbytes for tensor in tensors)
+    few_per_env = 5 * (8 + 4) + 3 * 8
+    assert allocated - ring.plan.total_bytes == few_per_env
+
+
+def test_plan_text_names_rows_environments_and_parts():
+    plan = plan_ring(make_spec(4), ReplaySettings(capacity=4_099), {"value": ()})
+    assert str(plan) == (
+        "replay: 4,096 transitions (1,024 rows x 4 environments), 193.7 KiB:"
+        " observations 80.1 KiB, actions and rewards 92.0 KiB,"
+        " final observations 5.6 KiB, agent's columns 16.0 KiB"
+    )
+
+
+def test_final_table_holds_its_fraction_and_at_least_two_per_environment():
+    def finals(fraction, capacity=1000):
+        settings = ReplaySettings(capacity=capacity, final_fraction=fraction)
+        return plan_ring(make_spec(7), settings, {}).final_rows
+
+    assert finals(1e-9) == 14
+    assert finals(0.05) == math.ceil(0.05 * 994)
+    assert finals(1.0) == 994
+
+
+def test_a_ring_beyond_free_memory_is_refused_before_anything_is_allocated(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("allocated before the refusal")
+
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: 3 * 2**20)
+    for name in ("zeros", "full", "empty", "arange"):
+        monkeypatch.setattr(torch, name, refuse)
+    with pytest.raises(
+        InputError,
+        match=r"needs \d+\.\d MiB, cpu has 3\.0 MiB free: lower --replay\.capacity,"
+        r" or store observations with --replay\.obs-dtype bfloat16",
+    ):
+        Replay(make_spec(4), ReplaySettings(capacity=100_000))
+
+
+def test_a_ring_that_just_fits_is_built(monkeypatch):
+    needed = plan_ring(make_spec(4), ReplaySettings(capacity=100), {}).total_bytes
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: needed)
+    assert Replay(make_spec(4), ReplaySettings(capacity=100)).num_rows == 25
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: needed - 1)
+    with pytest.raises(InputError, match="needs"):
+        Replay(make_spec(4), ReplaySettings(capacity=100))
+
+
+def test_free_memory_is_positive_and_below_a_pebibyte():
+    assert 0 < free_memory(torch.device("cpu")) < 2**50
+
+
+def test_fewer_than_two_rows_per_environment_are_refused():
+    assert plan_ring(make_spec(4), ReplaySettings(capacity=8), {}).num_rows == 2
+    with pytest.raises(
+        InputError,
+        match=r"--replay\.capacity=7 holds fewer than 2 transitions for each of 4 environments:"
+        r" raise it to 8 or more, or lower --env\.num-envs",
+    ):
+        plan_ring(make_spec(4), ReplaySettings(capacity=7), {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"capacity": 0}, r"--replay\.capacity must be >= 1, got 0"),
+        ({"final_fraction": 0.0}, r"--replay\.final-fraction must be in \(0, 1\], got 0\.0"),
+        ({"final_fraction": 1.1}, r"--replay\.final-fraction must be in \(0, 1\], got 1\.1"),
+        ({"final_fraction": math.nan}, r"--replay\.final-fraction must be in \(0, 1\], got nan"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, text):
+    with pytest.raises(InputError, match=text):
+        ReplaySettings(**settings)
