@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import gymnasium
+import pytest
+import torch
+
+from supple.envs import EnvSettings, check_task, known_tasks, make
+from supple.envs.base import Env
+from supple.envs.toy import make_toy
+from supple.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("gym/HalfCheeta-v5", "unknown task gym/HalfCheeta-v5; did you mean .*gym/HalfCheetah-v5"),
+        ("gim/HalfCheetah-v5", "unknown simulator gim .*did you mean gym"),
+        ("toy/countr", "did you mean toy/counter"),
+        ("HalfCheetah-v5", "task must be <simulator>/<task> or module:callable"),
+        ("no_such_module:make", "cannot import no_such_module"),
+        ("supple.envs.toy:nothing", "has no nothing"),
+        ("supple.envs.toy:TOY_TASKS", "expected something callable"),
+    ],
+)
+def test_unknown_tasks_are_refused_in_one_line(task, text):
+    with pytest.raises(InputError, match=text) as error:
+        check_task(task)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_out_of_range_name_their_flag():
+    with pytest.raises(InputError, match="--env.num-envs must be >= 1, got 0"):
+        EnvSettings(num_envs=0)
+
+
+def test_every_simulator_is_listed_with_its_tasks():
+    known = known_tasks()
+    assert "HalfCheetah-v5" in known["gym"].tasks
+    assert "lqr" in known["toy"].tasks
+
+
+def own_env(num_envs, device):
+    return make_toy("lqr", num_envs, device)
+
+
+def own_gym_env(render_mode=None):
+    return gymnasium.make("Pendulum-v1", render_mode=render_mode)
+
+
+def own_vector_env(num_envs):
+    return gymnasium.make_vec("Pendulum-v1", num_envs=num_envs, vectorization_mode="sync")
+
+
+@pytest.fixture
+def own_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_sim", sys.modules[__name__])
+    return "own_sim"
+
+
+@pytest.mark.parametrize("name", ["own_env", "own_gym_env", "own_vector_env"])
+def test_a_users_callable_is_recognised_and_wrapped(own_module, name):
+    env = make(f"{own_module}:{name}", EnvSettings(num_envs=3), device=torch.device("cpu"))
+    assert isinstance(env, Env)
+    assert env.spec.num_envs == 3
+    step = (env.reset(0), env.step(torch.zeros(3, env.spec.action.size)))[1]
+    assert step["reward"].shape == (3,)
+    env.close()
+
+
+def test_a_callable_that_returns_something_else_is_refused(own_module, monkeypatch):
+    monkeypatch.setattr(sys.modules[own_module], "wrong", lambda: 3, raising=False)
+    with pytest.raises(InputError, match="returned a int: expected"):
+        make(f"{own_module}:wrong", EnvSettings())
+
+
+def test_importing_the_registry_imports_no_simulator():
+    code = "import sys, supple.envs; assert not {'gymnasium', 'mujoco'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
