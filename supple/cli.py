@@ -100,9 +100,12 @@ def dispatch(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """``supple train TASK``."""
+    try:
+        settings = train_settings(arguments)
+    except SystemExit:  # --help was asked for and printed
+        return DONE
     from supple import launch
 
-    settings = train_settings(arguments)
     return _train(launch.new_run(settings))
 
 
@@ -149,8 +152,7 @@ def train_settings(arguments: list[str]) -> Settings:
     from supple.configs.flags import parse_flags
     from supple.envs import check_task
 
-    wants_help = "-h" in rest or "--help" in rest
-    if not options.task and not wants_help:
+    if not options.task and "-h" not in rest and "--help" not in rest:
         raise InputError(
             "supple train needs a TASK, for example gym/HalfCheetah-v5; see supple list"
         )

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import time
-from argparse import REMAINDER
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +53,10 @@ def main(arguments: Sequence[str]) -> int:
     """``supple compare``; returns the exit status."""
     parser = Parser(
         prog="supple compare",
+        usage="supple compare TASK --out D [--seeds K …] [--variant …] [--jobs J] [-- FLAGS]",
         description="Train seeds of one or more variants, as many at once as the cores allow,"
-        " then draw one table and one figure. Run the same command again to continue.",
+        " then draw one table and one figure. Run the same command again to continue. What follows"
+        " -- are flags of supple train for every run.",
         epilog="example: supple compare gym/Pendulum-v1 --seeds 0 1 2 --out cmp --variant "
         '"categorical: --agent.critic categorical" --variant "scalar: --agent.critic scalar"'
         " -- --preset laptop --env-steps 20000",
@@ -71,12 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
-    parser.add_argument("common", nargs=REMAINDER, help="-- then flags for every run")
+    own = list(arguments)
+    cut = own.index("--") if "--" in own else len(own)
+    own, common = own[:cut], own[cut + 1 :]
     try:
-        options = parser.parse_args(list(arguments))
+        options = parser.parse_args(own)
     except SystemExit:
         return DONE
-    common = options.common[1:] if options.common[:1] == ["--"] else options.common
     jobs = plan(options.task, options.seeds, options.variant, common, options.out)
     at_once = options.jobs or min(machine.cores(), len(jobs))
     if at_once < 1:

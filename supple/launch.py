@@ -22,6 +22,7 @@ from supple.display import Display
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec
 from supple.errors import InputError
+from supple.files import replace_file
 from supple.replay import Replay, prefill
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
@@ -145,7 +146,7 @@ def load_trained(path: Path) -> Trained:
         for reason in skipped:
             print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
     settings = read_settings(folder)
-    spec = EnvSpec.from_json(found.header["spec"])
+    spec = EnvSpec.from_json(_read_json(folder / "spec.json"))
     check_fits(found, settings, spec)
     agent = build_agent(settings, spec)
     agent.load_state_dict(found.state["agent"])
@@ -223,14 +224,17 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         InputError: ``folder`` holds no run, or its settings are damaged.
     """
-    path = folder / "settings.json"
+    return from_json(_read_json(folder / "settings.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"{folder} holds no run: expected {path}")
+        raise InputError(f"{path.parent} holds no run: expected {path}")
     try:
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    return from_json(record)
+    return record
 
 
 def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
@@ -259,5 +263,14 @@ def _title(settings: Settings) -> str:
     return f"{settings.task} · {settings.agent_name} · seed {settings.seed}"
 
 
+def as_text(settings: Settings) -> str:
+    """The content of ``settings.json``."""
+    return _json_text(to_json(settings))
+
+
+def _json_text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1) + "\n"
+
+
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    replace_file(path, _json_text(record).encode())

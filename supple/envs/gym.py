@@ -113,7 +113,8 @@ class GymVector(Env):
         """A picture of environment 0."""
         if self._env.render_mode != "rgb_array":
             raise NotImplementedError("it has no rgb_array render mode")
-        pictures = self._env.render()
+        with _missing_packages(self.spec.task_id):
+            pictures = self._env.render()
         if not pictures or pictures[0] is None:
             raise NotImplementedError("it returned no picture")
         return np.asarray(pictures[0])

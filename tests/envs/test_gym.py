@@ -145,7 +145,9 @@ def shaped(observation_space, action_space=None, num_envs=2):
 def test_dict_observations_are_flattened_into_policy_in_the_spaces_order():
     env = shaped(
         spaces.Dict(
-            a=spaces.Box(-1, 1, (2, 2)), b=spaces.Discrete(3), c=spaces.Dict(d=spaces.MultiBinary(2))
+            a=spaces.Box(-1, 1, (2, 2)),
+            b=spaces.Discrete(3),
+            c=spaces.Dict(d=spaces.MultiBinary(2)),
         )
     )
     assert env.spec.observation == {"policy": 4 + 3 + 2}
@@ -167,7 +169,7 @@ def test_policy_and_critic_keys_become_groups():
     "space", [spaces.Box(0, 255, (8, 8), dtype=np.uint8), spaces.Box(0, 1, (3, 8, 8))]
 )
 def test_images_are_refused_in_one_line(space):
-    with pytest.raises(InputError, match="observes images .*state-based") as error:
+    with pytest.raises(InputError, match=r"observes images .*state-based") as error:
         shaped(space)
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,98 @@
+"""Runs small enough for a test: tiny networks, seconds."""
+
+import json
+
+import torch
+
+from supple import checkpoint, launch
+from supple.configs import default_settings
+from supple.metrics import read_csv
+from supple.train import train
+
+FLAGS = [
+    *("--preset", "laptop", "--device", "cpu", "--eval.episodes", "1", "--log.every", "1"),
+    *("--agent.min-replay", "40", "--agent.batch-size", "16", "--agent.utd", "0.5"),
+    *("--agent.actor-hidden", "8", "--agent.critic-hidden", "8", "--agent.actor-blocks", "1"),
+    *("--agent.critic-blocks", "1", "--agent.num-atoms", "11", "--eval.no-video"),
+]
+"""The same smallness as command-line flags."""
+
+
+def small_settings(task, folder, *, env_steps, num_envs=2, **agent):
+    settings = default_settings(task, preset="laptop")
+    settings.device = "cpu"
+    settings.env_steps = env_steps
+    settings.run_dir = str(folder)
+    settings.env.num_envs = num_envs
+    settings.replay.capacity = max(env_steps // 2, 64)  # wraps within the run
+    settings.eval.episodes = 1
+    settings.eval.every = env_steps // 2
+    settings.eval.video = False
+    settings.log.every = num_envs
+    settings.checkpoint.every = env_steps
+    small = settings.agent
+    small.min_replay, small.batch_size, small.utd = 40, 16, 0.5
+    small.actor_hidden = small.critic_hidden = 8
+    small.actor_blocks = small.critic_blocks = 1
+    small.num_atoms = 11
+    for name, value in agent.items():
+        setattr(small, name, value)
+    return settings
+
+
+def finish(run):
+    with run.display, run:
+        train(run)
+    return run
+
+
+def run_whole(settings):
+    return finish(launch.new_run(settings))
+
+
+def run_until(settings, env_steps):
+    """Stop as Ctrl-C would, at a given step."""
+    run = launch.new_run(settings)
+    count = run.count
+
+    def count_and_stop(step):
+        count(step)
+        run.stopped = run.env_steps >= env_steps
+
+    run.count = count_and_stop
+    return finish(run)
+
+
+def deterministic_rows(folder):
+    columns = read_csv(folder / "metrics.csv")
+    return {name: values for name, values in columns.items() if not name.startswith("time/")}
+
+
+def newest_state(folder):
+    found, skipped = checkpoint.newest_intact(folder)
+    assert not skipped
+    state = dict(found.state)
+    state["run"] = {k: v for k, v in state["run"].items() if k not in ("seconds", "sinks")}
+    return found, state
+
+
+def assert_same(left, right, where="state"):
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif hasattr(left, "tobytes"):
+        assert left.tobytes() == right.tobytes(), where
+    else:
+        assert left == right, where
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())

@@ -1,0 +1,225 @@
+import json
+import shutil
+import subprocess
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from supple import checkpoint
+from supple.checkpoint import list_checkpoints
+from supple.cli import BAD_INPUT, DONE, FAILED, main
+from tests.small_runs import FLAGS, run_whole, small_settings
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pendulum"
+    run_whole(small_settings("gym/Pendulum-v1", folder, env_steps=400))
+    return folder
+
+
+def one_line(capsys):
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train"], "needs a TASK"),
+        (["train", "gym/HalfCheeta-v5"], "did you mean gym/HalfCheetah-v5"),
+        (["train", "toy/lqr", "--agent.gama", "0.9"], "unknown flag --agent.gama; did you mean"),
+        (["train", "toy/lqr", "--agent.gamma", "much"], "much"),
+        (["train", "toy/lqr", "--agent.gamma", "1.5"], "--agent.gamma must be in (0, 1), got 1.5"),
+        (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, got sac"),
+        (["train", "toy/lqr", "--preset", "lap"], "did you mean laptop?"),
+        (["train", "toy/lqr", "--device", "tpu"], "--device must be auto, cpu, cuda"),
+        (["train", "gym/CartPole-v1"], "needs continuous actions, gym/CartPole-v1 has 2 discrete"),
+        (["train", "toy/lqr", "--replay.capacity", "10000000000000"], "lower --replay.capacity"),
+        (["train", "toy/lqr", "--agent.critic", "linear"], "linear"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["resume", "/nonexistent"], "holds no run"),
+        (["eval", "/nonexistent"], "holds no run"),
+        (["eval"], "required: DIR"),
+        (["play", "/nonexistent"], "holds no run"),
+        (["list", "gim"], "unknown simulator gim"),
+        (["doctor", "--env", "no_such:thing"], "cannot import no_such"),
+        (
+            ["compare", "toy/lqr", "--out", "cmp", "--variant", "a b"],
+            '--variant must be "NAME: FLAGS"',
+        ),
+        (["compare", "toy/lqr", "--out", "cmp", "--seeds", "1", "1"], "--seeds must differ"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(arguments, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == BAD_INPUT
+    assert text in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main(["train", "toy/lqr", *FLAGS, "--run-dir", str(blocked / "run")]) == BAD_INPUT
+    assert "choose another --run-dir" in one_line(capsys)
+
+
+def test_an_existing_run_is_never_overwritten(trained, capsys):
+    before = sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
+    assert main(["train", "gym/Pendulum-v1", *FLAGS, "--run-dir", str(trained)]) == BAD_INPUT
+    assert f"supple resume {trained}" in one_line(capsys)
+    assert sorted(path.stat().st_mtime_ns for path in trained.rglob("*")) == before
+
+
+def test_train_leaves_a_complete_run_and_names_it_last(tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["train", "toy/lqr", *FLAGS, "--env-steps", "400", "--run-dir", str(folder)]
+    assert main(arguments) == DONE
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == str(folder)
+    assert "evaluation return" in out
+    names = {path.name for path in folder.iterdir()}
+    assert {"settings.json", "versions.json", "spec.json", "metrics.csv", "metrics.jsonl"} <= names
+    assert {"progress.png", "result.json", "checkpoints"} <= names
+    assert any(name.startswith("events") for name in names)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["agent"]["batch_size"] == 16
+    assert json.loads((folder / "spec.json").read_text())["deployment"] is None
+
+
+def test_eval_prints_one_json_line_and_repeats_with_the_same_seed(trained, capsys):
+    assert main(["eval", str(trained), "--episodes", "2", "--json"]) == DONE
+    first = json.loads(capsys.readouterr().out)
+    assert first.keys() == {"return_mean", "return_std", "return_ci95", "episodes", "env_steps"}
+    assert (first["episodes"], first["env_steps"]) == (2, 400)
+    assert main(["eval", str(trained), "--episodes", "2", "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out) == first
+
+
+def test_play_writes_a_video(trained, tmp_path, capsys):
+    video = tmp_path / "deep" / "out.mp4"
+    assert main(["play", str(trained), "--video", str(video)]) == DONE
+    assert capsys.readouterr().out.splitlines()[-1] == str(video)
+    assert video.stat().st_size > 1000
+    assert main(["play", str(trained), "--video", str(tmp_path / "out.gif")]) == BAD_INPUT
+    assert "must end in .mp4" in one_line(capsys)
+
+
+def corrupted(trained, tmp_path, how):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (newest,) = list_checkpoints(folder)
+    file = next(newest.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    if how == "truncated":
+        file.write_bytes(data[:-100])
+    elif how == "flipped":
+        data[-100] ^= 1
+        file.write_bytes(data)
+    else:
+        found = checkpoint.load(newest)
+        header = dict(found.header)
+        if how == "agent":
+            header["agent"] = "ppo"
+        else:
+            header["spec"] = header["spec"] | {"observation": {"policy": 4}}
+        checkpoint.save(folder, found.header["env_steps"], header, found.state)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["eval", "resume"])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("truncated", "bytes"),
+        ("flipped", "SHA-256"),
+        ("agent", "is a checkpoint of agent ppo"),
+        ("observation", "made with observation {'policy': 4}"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused(trained, tmp_path, command, how, text, capsys):
+    folder = corrupted(trained, tmp_path, how)
+    extend = ["--env-steps", "800"] if command == "resume" else []
+    assert main([command, str(folder), *extend]) == BAD_INPUT
+    assert text in one_line(capsys)
+
+
+class TurnsNan(gymnasium.Env):
+    """Returns NaN from its 100th step on."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        value = np.nan if self.steps >= 100 else 0.1
+        return np.full(2, value, np.float32), 0.0, False, False, {}
+
+
+def test_a_simulator_that_returns_nan_ends_the_run_and_names_field_and_step(tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["train", f"{__name__}:TurnsNan", *FLAGS, "--env-steps", "400", "--env.num-envs"]
+    small = ["2", "--checkpoint.every", "50", "--eval.every", "1000", "--run-dir", str(folder)]
+    assert main([*arguments, *small]) == FAILED
+    error = one_line(capsys)
+    assert "NaN or infinity in observation/policy" in error
+    assert "vector step 100" in error
+    found, skipped = checkpoint.newest_intact(folder)
+    assert found.header["env_steps"] == 150
+    assert not skipped
+
+
+def test_doctor_judges_an_environment(capsys):
+    assert main(["doctor", "--env", "toy/lqr"]) == DONE
+    assert "0 failed" in capsys.readouterr().out
+    assert main(["doctor", "--env", f"{__name__}:TurnsNan"]) == FAILED
+    out = capsys.readouterr().out
+    assert "FAIL" in out
+
+
+def test_doctor_and_list_say_what_is_here(capsys):
+    assert main(["doctor"]) == DONE
+    assert "torch" in capsys.readouterr().out
+    assert main(["list"]) == DONE
+    out = capsys.readouterr().out
+    assert "laptop" in out
+    assert "flashsac" in out
+    assert main(["list", "gym"]) == DONE
+    assert "gym/HalfCheetah-v5" in capsys.readouterr().out.splitlines()
+
+
+def test_every_help_text_is_printed(capsys):
+    for command in ("train", "resume", "eval", "play", "compare", "list", "doctor"):
+        assert main([command, "--help"]) == DONE
+        assert command in capsys.readouterr().out
+
+
+def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
+    out = tmp_path / "cmp"
+    arguments = ["compare", "toy/lqr", "--seeds", "0", "1", "--out", str(out), "--jobs", "2"]
+    arguments += [
+        "--variant",
+        "two: --agent.num-critics 2",
+        "--variant",
+        "one: --agent.num-critics 1",
+    ]
+    arguments += ["--", *FLAGS, "--env-steps", "100"]
+    assert main(arguments) == DONE
+    assert main(arguments) == DONE
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs are already finished" in printed
+    table = (out / "compare.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in table[1:]] == [["two", "2"], ["one", "2"]]
+    assert (out / "compare.png").stat().st_size > 5000
+    subprocess.run(["rm", "-r", str(out / "one" / "seed1")], check=True)
+    assert main(arguments) == DONE
+    assert "3 of 4 runs are already finished" in capsys.readouterr().out

@@ -1,0 +1,185 @@
+"""A stopped run continues as if it had never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from supple import checkpoint, launch
+from supple.checkpoint import list_checkpoints
+from supple.errors import InputError
+from tests.small_runs import (
+    FLAGS,
+    assert_same,
+    deterministic_rows,
+    finish,
+    newest_state,
+    run_until,
+    run_whole,
+    small_settings,
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "n_step"),
+    [
+        ("toy/counter", 3),
+        ("toy/lqr", 1),
+        ("gym/Pendulum-v1", 3),
+        ("gym/HalfCheetah-v5", 1),
+        ("gym/Ant-v5", 3),
+    ],
+)
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, n_step, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = 2 * 500
+    run_whole(small_settings(task, whole, env_steps=steps, n_step=n_step))
+    # 233 vector steps: Pendulum and Ant are then in the middle of an episode, with open windows.
+    run_until(small_settings(task, parts, env_steps=steps, n_step=n_step), 466)
+    assert newest_state(parts)[0].header["env_steps"] == 466
+    finish(launch.resumed_run(parts))
+
+    rows = deterministic_rows(whole)
+    assert len(rows["step"]) == 500
+    assert rows == deterministic_rows(parts)
+    (first, state), (second, other) = newest_state(whole), newest_state(parts)
+    assert_same(state, other)
+    names = [[entry["name"] for entry in f.header["replay"]["segments"]] for f in (first, second)]
+    assert names[0] == names[1], "segment names carry the hash of their rows"
+
+
+def test_resuming_twice_and_extending_changes_nothing_either(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = small_settings("toy/lqr", whole, env_steps=400)
+    settings.replay.capacity = 1000
+    run_whole(settings)
+    settings = small_settings("toy/lqr", parts, env_steps=200)
+    settings.replay.capacity = 1000
+    settings.eval.every = settings.checkpoint.every = 200
+    run_until(settings, 90)
+    finish(launch.resumed_run(parts))
+    finish(launch.resumed_run(parts, 400))
+    assert launch.read_settings(parts).env_steps == 400
+    # The learning-rate schedule keeps its length, so only what it does not touch is the same.
+    assert deterministic_rows(whole)["step"] == deterministic_rows(parts)["step"]
+    found, _ = newest_state(parts)
+    assert found.state["agent"]["counters"]["schedule_updates"] == 200 * 0.5
+
+
+def test_a_simulator_without_saved_state_starts_afresh_and_says_so(tmp_path, capsys, monkeypatch):
+    from supple.envs.toy import Lqr
+
+    folder = tmp_path / "run"
+    init = Lqr.__init__
+
+    def without(self, num_envs, device):
+        import dataclasses
+
+        init(self, num_envs, device)
+        self.spec = dataclasses.replace(self.spec, exact_resume=False)
+
+    monkeypatch.setattr(Lqr, "__init__", without)
+    run_until(small_settings("toy/lqr", folder, env_steps=600), 310)
+    run = finish(launch.resumed_run(folder))
+    assert "cannot restore its state" in capsys.readouterr().out
+    assert run.env_steps == 600
+    replay = run.replay
+    # The row before the reset was cut: 155 vector steps had been made, ring rows are 300 / 2.
+    cut = (155 - 1) % replay.num_rows
+    assert replay.columns["truncated"][cut].all()
+    assert replay.columns["valid"][cut].all()
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "flipped":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    else:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def stopped_twice(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = small_settings("toy/lqr", folder, env_steps=600)
+    settings.checkpoint.every = 100
+    run_until(settings, 250)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+@pytest.mark.parametrize("part", ["tensors", "manifest", "rows"])
+def test_a_damaged_newest_checkpoint_is_skipped_with_its_reason(
+    stopped_twice, tmp_path, part, how, capsys
+):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(stopped_twice), str(folder)], check=True)
+    *_, before, newest = list_checkpoints(folder)
+    if part == "rows":
+        own = {e["name"] for e in checkpoint.read_header(newest)["replay"]["segments"]}
+        other = {e["name"] for e in checkpoint.read_header(before)["replay"]["segments"]}
+        target = folder / "replay" / min(own - other)
+    else:
+        target = next(newest.glob("manifest.json" if part == "manifest" else "*.safetensors"))
+    damage(target, how)
+    found, skipped = launch.newest_resumable(folder)
+    assert found.path.name == before.name
+    assert len(skipped) == 1
+    assert target.name in skipped[0] or newest.name in skipped[0]
+    finish(launch.resumed_run(folder))
+    assert "skipped a damaged checkpoint" in capsys.readouterr().out
+
+
+def test_nothing_to_resume_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        launch.resumed_run(tmp_path)
+    folder = tmp_path / "run"
+    run_whole(small_settings("toy/lqr", folder, env_steps=100))
+    with pytest.raises(InputError, match="already trained 100 of 100 env steps: extend it"):
+        launch.resumed_run(folder)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "supple.cli", "train", "toy/lqr", "--run-dir", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        [*command, *FLAGS, "--env-steps", "1000000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    deadline = time.monotonic() + 60
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size > 2000):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 3
+    assert f"supple resume {folder}" in out
+    assert out.splitlines()[-1] == str(folder)
+    found, _ = launch.newest_resumable(folder)
+    assert found.header["env_steps"] > 0
+
+
+def test_thread_count_is_part_of_what_must_match(tmp_path, capsys):
+    folder = tmp_path / "run"
+    run_until(small_settings("toy/lqr", folder, env_steps=200), 100)
+    threads = torch.get_num_threads()
+    settings = launch.read_settings(folder)
+    settings.threads = threads + 1
+    (folder / "settings.json").write_text(launch.as_text(settings))
+    try:
+        finish(launch.resumed_run(folder))
+    finally:
+        torch.set_num_threads(threads)
+    assert f"not bit-exact: threads {threads} -> {threads + 1}" in capsys.readouterr().out
