@@ -59,7 +59,7 @@ def run_until(settings, env_steps):
         count(step)
         run.stopped = run.env_steps >= env_steps
 
-    run.count = count_and_stop
+    run.count = count_and_stop  # type: ignore[method-assign]
     return finish(run)
 
 

@@ -113,6 +113,7 @@ def test_actions_are_mapped_to_physical_bounds_and_clipped():
 @pytest.mark.parametrize(("task", "bound"), [("gym/Humanoid-v5", 0.4), ("gym/Pendulum-v1", 2.0)])
 def test_bounds_of_known_tasks(task, bound):
     env = make(task, EnvSettings(num_envs=1))
+    assert isinstance(env.spec.action, Box)
     assert env.spec.action.high == pytest.approx((bound,) * env.spec.action.size)
     assert env.spec.action.low == pytest.approx((-bound,) * env.spec.action.size)
     env.close()
@@ -259,6 +260,8 @@ def test_facts_of_a_mujoco_robot():
     joints = ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
     assert spec.control_dt == pytest.approx(0.05)
     assert spec.max_episode_steps == 1000
+    assert spec.deployment is not None
+    assert spec.channels is not None
     assert spec.deployment.joint_names == joints
     assert spec.deployment.decimation == 5
     assert spec.deployment.control_mode == "torque"
