@@ -11,7 +11,8 @@ from supple.train import train
 
 FLAGS = [
     *("--preset", "laptop", "--device", "cpu", "--eval.episodes", "1", "--log.every", "1"),
-    *("--agent.min-replay", "40", "--agent.batch-size", "16", "--agent.utd", "0.5"),
+    *("--env.num-envs", "2", "--agent.min-replay", "40", "--agent.batch-size", "16"),
+    *("--agent.utd", "0.5", "--agent.n-step", "1", "--replay.capacity", "1000"),
     *("--agent.actor-hidden", "8", "--agent.critic-hidden", "8", "--agent.actor-blocks", "1"),
     *("--agent.critic-blocks", "1", "--agent.num-atoms", "11", "--eval.no-video"),
 ]

@@ -1,0 +1,66 @@
+"""Environments with a known optimum are solved."""
+
+import pytest
+import torch
+
+from supple.agents import FlashSAC, FlashSACSettings
+from supple.envs.toy import Bandit, Lqr
+from supple.evaluate import evaluate
+from supple.replay import Replay, ReplaySettings
+from supple.rng import derive_seed
+
+CPU = torch.device("cpu")
+
+
+def learn(env, *, steps, seed, **changes):
+    settings = FlashSACSettings(
+        batch_size=64,
+        utd=1 / env.spec.num_envs,
+        min_replay=500,
+        actor_hidden=32,
+        critic_hidden=32,
+        actor_blocks=1,
+        critic_blocks=1,
+        lr_init=1e-3,
+        lr_peak=1e-3,
+        lr_end=1e-4,
+        **changes,
+    )
+    agent = FlashSAC(env.spec, settings, total_env_steps=steps * env.spec.num_envs, seed=seed)
+    replay = Replay(env.spec, ReplaySettings(capacity=20_000))
+    obs = env.reset(derive_seed(seed, "env"))["observation"]
+    for _ in range(steps):
+        action, extras = agent.act(obs, explore=True)
+        step = env.step(action)
+        agent.observe(step)
+        replay.add(obs, action, step, extras)
+        obs = step["observation"]
+        agent.update(replay)
+    return agent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("critic", ["categorical", "scalar"])
+def test_the_bandits_best_action_is_found(critic):
+    agent = learn(Bandit(8, CPU), steps=2500, seed=1, critic=critic)
+    context = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        action = agent.policy()(context)
+    # Mean regret; uniform random actions have 1.
+    regret = (action - Bandit.optimal_action(context)).square().sum(-1).mean()
+    assert regret < 0.1
+
+
+@pytest.mark.slow
+def test_lqr_comes_close_to_the_riccati_optimum():
+    def mean_return(agent):
+        act = agent.act
+        return evaluate(
+            lambda obs: act(obs, explore=False)[0], Lqr(50, CPU), episodes=50, seed=3
+        ).return_mean
+
+    untrained = mean_return(learn(Lqr(8, CPU), steps=1, seed=1))
+    trained = mean_return(learn(Lqr(8, CPU), steps=4000, seed=1, gamma=0.95, n_step=3))
+    optimum = Lqr.optimal_episode_return()
+    gap = (optimum - trained) / (optimum - untrained)
+    assert gap < 0.1, (untrained, trained, optimum)
