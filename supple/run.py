@@ -10,6 +10,7 @@ import dataclasses
 import json
 import signal
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -113,7 +114,7 @@ class Run:
     def going(self) -> bool:
         """Whether to take another step."""
         limit = self.settings.max_minutes * 60
-        timed_out = limit > 0 and self.seconds >= limit
+        timed_out = limit > 0 and time.monotonic() - self._started >= limit
         return not self.stopped and not timed_out and self.env_steps < self.settings.env_steps
 
     def count(self, step: TensorDict) -> None:
@@ -164,6 +165,11 @@ class Run:
     def log(self, metrics: TensorDict) -> None:
         """Write one metric row, refresh the display and, now and then, the curve."""
         self._synchronise()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            self.replay.check()
+        for warning in found:
+            self.display.notice(str(warning.message))
         device_values = dict(metrics.items()) | self.agent.diagnostics() | self.replay.metrics()
         row = _to_host(device_values)
         row |= self._episodes.report()

@@ -69,7 +69,7 @@ class Settings:
     threads: int = 0
     """CPU threads for tensors; 0 is torch's own choice: every core, or OMP_NUM_THREADS."""
     max_minutes: float = 0.0
-    """Stop training, as if finished, after this much wall-clock; 0 is no limit."""
+    """Stop training, as if finished, after this much wall-clock of this process; 0 is no limit."""
     run_dir: str = ""
     """The run's folder, exactly; empty makes runs/<task>/<agent>/<time>-seed<k>."""
     env: EnvSettings = field(default_factory=EnvSettings)
@@ -107,9 +107,9 @@ def laptop(settings: Settings) -> None:
 
     One environment: at the same number of updates, more environments learned slower here.
     """
-    settings.env_steps = 36_000
+    settings.env_steps = 30_000
     settings.env.num_envs = 1
-    settings.replay.capacity = 36_000
+    settings.replay.capacity = 30_000
     agent = settings.agent
     agent.batch_size = 128
     agent.utd = 1.0

@@ -7,12 +7,9 @@ into that: where an environment resets on the *next* step, that step becomes a b
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -23,26 +20,29 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs import gym_facts
-from supple.envs.base import Box, Discrete, Env, EnvSpec, reset_result, step_result
-from supple.envs.gym_spaces import action_spec, flatten_batch, observation_widths
-from supple.envs.gym_state import ResumableEnv, restores_exactly
-from supple.errors import InputError
+from supple.envs.base import Env, EnvSpec, reset_result, step_result
+from supple.envs.gym_packages import drawing, follow_robot, importing_packages, quiet_mujoco
+from supple.envs.gym_spaces import ActionMap, Flattener
+from supple.envs.gym_state import SUCCESS_KEYS, ManagedEnv, restores_exactly
+from supple.errors import InputError, SimulatorError
 from supple.rng import derive_seed
 
-SUCCESS_KEYS = ("success", "is_success")
+_WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
+_SEED_BITS = 2**31 - 1
+"""Some simulators hold their seed in 32 bits, with a sign."""
 
 
 class GymVector(Env):
     """A Gymnasium vector environment under the contract of ``envs/base.py``.
 
     Args:
-        env: the vector environment, in any autoreset mode.
+        env: the vector environment, in any autoreset mode. It is closed together with this one.
         task_id: how it is called in messages and files.
         device: where its tensors go.
         facts: further fields of the spec (``control_dt``, ``deployment`` …).
 
     Raises:
-        InputError: images, or spaces without a flat form.
+        InputError: images, spaces without a flat form, or no known autoreset mode.
     """
 
     def __init__(
@@ -54,138 +54,198 @@ class GymVector(Env):
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self._env: Any = env  # gymnasium's base class declares neither seed lists nor call()
-        self._space = env.single_observation_space
-        self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._mode = _autoreset_mode(env, task_id)
+        self._flat = Flattener(env.single_observation_space, task_id)
+        self._physical = ActionMap(env.single_action_space, env.num_envs, task_id)
+        if facts is None:
+            facts = {"max_episode_steps": env.spec.max_episode_steps if env.spec else None}
         self.spec = EnvSpec(
             task_id=task_id,
             num_envs=env.num_envs,
-            observation=observation_widths(self._space, task_id),
-            action=action_spec(env.single_action_space, task_id),
+            observation=self._flat.widths,
+            action=self._physical.spec,
             device=device,
-            **(facts or {}),
+            **facts,
         )
-        if isinstance(self.spec.action, Box):
-            low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
-            self._center, self._half = (high + low) / 2, (high - low) / 2
-            self._action_dtype = env.single_action_space.dtype
         # Rows whose next step is only a reset (NEXT_STEP mode).
         self._bridge = np.zeros(env.num_envs, dtype=bool)
+        # Whether a success flag was ever seen: from then on every step carries one.
+        self._tells_success = False
+        self._on_cpu = device.type == "cpu"
         self._closed = False
 
     def reset(self, seed: int | None = None) -> TensorDict:
-        """Start every environment afresh, each with a seed of its own."""
-        seeds = None
-        if seed is not None:
-            seeds = [derive_seed(seed, index) for index in range(self.spec.num_envs)]
-        obs, _ = self._env.reset(seed=seeds)
-        self._bridge[:] = False
+        """Start every environment afresh; with ``seed``, each with a seed of its own."""
+        obs, _ = self._env.reset(seed=None if seed is None else self._seeds(seed))
+        self._bridge = np.zeros(self.spec.num_envs, dtype=bool)
         return reset_result(self._tensors(self._flat(obs)), self.spec.num_envs)
 
     def step(self, action: Tensor) -> TensorDict:
-        """Step every environment; see the contract."""
-        obs, reward, terminated, truncated, info = self._env.step(self._physical(action))
-        now = self._flat(obs)
+        """Step every environment; see the contract.
+
+        Where no environment ended, ``final_observation`` is the observation itself, not a copy.
+
+        Raises:
+            InputError: ``action`` has another shape.
+            SimulatorError: a worker process died, or no final observation came.
+        """
+        try:
+            obs, reward, terminated, truncated, info = self._env.step(self._physical(action))
+        except _WORKER_GONE as error:
+            self._abandon()
+            raise SimulatorError(
+                f"{self.spec.task_id}: a worker process died during a step; it may have run out of"
+                " memory: lower --env.num-envs, or look for its error above"
+            ) from error
+        now = final = self._flat(obs)
         reward = np.array(reward, dtype=np.float32)
         terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
-        done = terminated | truncated
         valid = ~self._bridge
-        final = now
         if self._mode is AutoresetMode.NEXT_STEP:
             reward[self._bridge] = 0
-            self._bridge = done
-        elif done.any():
+            terminated &= valid
+            truncated &= valid
+            self._bridge = terminated | truncated
+        done = terminated | truncated
+        success = self._success(info, done, valid)
+        if done.any():
             if self._mode is AutoresetMode.SAME_STEP:
                 final = self._patched(now, info, done)
-            else:
+            elif self._mode is AutoresetMode.DISABLED:
                 obs, _ = self._env.reset(options={"reset_mask": done})
                 now = self._flat(obs)
+        observation = self._tensors(now)
         return step_result(
-            observation=self._tensors(now),
+            observation=observation,
             reward=self._tensor(reward),
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
-            final_observation=self._tensors(final),
+            final_observation=observation if final is now else self._tensors(final),
             valid=self._tensor(valid),
-            success=self._success(info, done),
+            success=success,
         )
 
     def render(self) -> np.ndarray:
-        """A picture of environment 0."""
+        """A picture of environment 0, (H, W, 3) uint8.
+
+        Raises:
+            InputError: a package or a display for drawing is missing.
+            NotImplementedError: the environment was not made to draw, or cannot.
+        """
         if self._env.render_mode != "rgb_array":
-            raise NotImplementedError("it has no rgb_array render mode")
-        with _missing_packages(self.spec.task_id):
-            pictures = self._env.render()
-        if not pictures or pictures[0] is None:
-            raise NotImplementedError("it returned no picture")
-        return np.asarray(pictures[0])
+            raise NotImplementedError(
+                f"{self.spec.task_id} has no rgb_array render mode, or was made without render=True"
+            )
+        with drawing(self.spec.task_id):
+            # In this process only the first is drawn; other vector environments draw all.
+            first = isinstance(self._env, SyncVectorEnv)
+            pictures = [self._env.envs[0].render()] if first else self._env.render()
+        if pictures is None or len(pictures) == 0 or pictures[0] is None:
+            raise NotImplementedError(f"{self.spec.task_id} returned no picture")
+        return np.ascontiguousarray(pictures[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Every environment's complete state."""
         if not self.spec.exact_resume:
             return super().state_dict()
-        return {"envs": list(self._env.call("get_state"))}
+        envs = list(self._env.call("get_state"))
+        return {"envs": envs, "tells_success": self._tells_success}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``'s value."""
+        """Continue from ``state_dict()``'s value.
+
+        Raises:
+            InputError: it holds another number of environments.
+            NotImplementedError: ``spec.exact_resume`` is False.
+        """
         if not self.spec.exact_resume:
             super().load_state_dict(state)
+        saved = len(state["envs"])
+        if saved != self.spec.num_envs:
+            raise InputError(
+                f"{self.spec.task_id}: the saved state holds {saved} environments, expected"
+                f" {self.spec.num_envs}: build it with num_envs={saved}"
+            )
         self._env.reset()  # allocates what stepping needs; its content is replaced next
-        self._env.call("set_states", state["envs"])
+        self._env.set_attr("restored_state", list(state["envs"]))
+        self._tells_success = state["tells_success"]
 
     def close(self) -> None:
         """End the environments and their processes."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._env.close()
+        except _WORKER_GONE:  # a worker died earlier; the others still have to go
+            self._abandon()
 
-    def _physical(self, action: Tensor) -> np.ndarray:
-        spec = self.spec.action
-        if isinstance(spec, Discrete):
-            return action.detach().cpu().numpy()
-        policy = action.detach().cpu().numpy()
-        if spec.clip:
-            policy = policy.clip(-1, 1)
-        physical: np.ndarray = (self._center + policy * self._half).astype(self._action_dtype)
-        return physical
+    def _abandon(self) -> None:
+        """End worker processes that can no longer be asked to."""
+        self._closed = self._env.closed = True
+        for process in getattr(self._env, "processes", ()):
+            process.terminate()
+            process.join()
 
-    def _flat(self, obs: Any) -> dict[str, np.ndarray]:
-        return flatten_batch(self._space, obs)
+    def _seeds(self, seed: int) -> Any:
+        """A seed for each environment, or one for all where a list is not taken."""
+        if not isinstance(self._env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+            return derive_seed(seed, "vector") & _SEED_BITS
+        return [derive_seed(seed, index) & _SEED_BITS for index in range(self.spec.num_envs)]
 
     def _patched(
         self, now: dict[str, np.ndarray], info: Mapping[str, Any], done: np.ndarray
     ) -> dict[str, np.ndarray]:
         """The observations before the reset in rows that ended, the current ones elsewhere."""
-        if "final_obs" not in info:
-            raise InputError(
-                f"{self.spec.task_id} resets within the step but gives no info['final_obs']: use"
-                " another autoreset mode, or add it to the environment"
+        given = info.get("final_obs")
+        if given is None:
+            raise SimulatorError(
+                f"{self.spec.task_id} resets within the step but gave no info['final_obs'] for the"
+                " environments that ended: add it, or use another autoreset mode"
             )
         final = {group: rows.copy() for group, rows in now.items()}
         for row in np.nonzero(done)[0]:
-            one = _batch_of_one(info["final_obs"][row])
-            for group, values in self._flat(one).items():
+            for group, values in self._flat(_batch_of_one(given[row])).items():
                 final[group][row] = values[0]
         return final
 
-    def _success(self, info: Mapping[str, Any], done: np.ndarray) -> Tensor | None:
+    def _success(
+        self, info: Mapping[str, Any], done: np.ndarray, valid: np.ndarray
+    ) -> Tensor | None:
+        """The task's success flag of this step; None as long as none was ever seen."""
+        ended = info.get("final_info")
+        ended = ended if isinstance(ended, Mapping) else {}
+        flags = np.zeros(self.spec.num_envs, dtype=bool)
         for key in SUCCESS_KEYS:
-            ended = info.get("final_info")
-            ended = ended if isinstance(ended, Mapping) else {}
             if key not in info and key not in ended:
                 continue
-            flags = np.zeros(self.spec.num_envs, dtype=bool)
+            self._tells_success = True
             if key in info:
                 flags |= np.asarray(info[key]).astype(bool)
-            if key in ended:
-                flags[done] = np.asarray(ended[key]).astype(bool)[done]
-            return self._tensor(flags)
-        return None
+            if self._mode is AutoresetMode.SAME_STEP:
+                # In rows that ended `info` belongs to the reset, `final_info` to the step.
+                flags[done] = np.asarray(ended[key]).astype(bool)[done] if key in ended else False
+            break
+        return self._tensor(flags & valid) if self._tells_success else None
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.spec.device)
+        tensor = torch.from_numpy(array)
+        return tensor if self._on_cpu else tensor.to(self.spec.device)
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {group: self._tensor(array) for group, array in arrays.items()}
+
+
+def _autoreset_mode(env: VectorEnv[Any, Any, Any], task_id: str) -> AutoresetMode:
+    declared = env.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(declared)
+    except ValueError:
+        known = ", ".join(str(mode) for mode in AutoresetMode)
+        raise InputError(
+            f"{task_id} declares metadata['autoreset_mode'] = {declared}: expected one of {known};"
+            " without it nobody can tell which observation ends an episode"
+        ) from None
 
 
 def _batch_of_one(obs: Any) -> Any:
@@ -202,7 +262,6 @@ def make_gym(
     num_envs: int,
     vectorization: Literal["sync", "async"],
     device: torch.device,
-    seed: int,
     render: bool,
 ) -> GymVector:
     """``num_envs`` environments of a registered Gymnasium id.
@@ -210,13 +269,22 @@ def make_gym(
     Raises:
         InputError: the id's packages are missing, or its spaces are not supported.
     """
+
+    def one(**options: Any) -> gymnasium.Env[Any, Any]:
+        # Gymnasium's checks of the first steps are `supple doctor --env`'s here.
+        try:
+            return gymnasium.make(task, disable_env_checker=True, **options)
+        except TypeError as error:
+            if "unexpected keyword argument 'render_mode'" not in str(error):
+                raise
+            return gymnasium.make(task, disable_env_checker=True)  # render() will say so
+
     return wrap_factory(
-        lambda **options: gymnasium.make(task, **options),
+        one,
         task_id=f"gym/{task}",
         num_envs=num_envs,
         vectorization=vectorization,
         device=device,
-        seed=seed,
         render=render,
     )
 
@@ -228,82 +296,56 @@ def wrap_factory(
     num_envs: int,
     vectorization: Literal["sync", "async"],
     device: torch.device,
-    seed: int,
     render: bool,
 ) -> GymVector:
-    """A vector environment of our own, resetting within the step, from a single-env factory."""
+    """A vector environment of our own, resetting within the step, from a single-env factory.
+
+    Args:
+        factory: builds one environment; given ``render_mode="rgb_array"`` where ``render``.
+        task_id: how it is called in messages and files.
+        num_envs: how many.
+        vectorization: in this process (``sync``) or each in a process of its own (``async``).
+        device: where tensors go.
+        render: whether ``render()`` will be called.
+
+    Raises:
+        InputError: packages are missing, or its spaces are not supported.
+    """
     if render and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"} if render else {}
-    with _missing_packages(task_id), quiet_mujoco():
+    with importing_packages(task_id), quiet_mujoco():
         probe = factory(**options)
-    facts = _facts(probe, task_id)
+    try:
+        facts = _facts(probe, task_id, num_envs)
+    finally:
+        probe.close()
 
-    def build(index: int) -> Callable[[], gymnasium.Env[Any, Any]]:
-        def one() -> gymnasium.Env[Any, Any]:
-            if multiprocessing.parent_process() is not None:
-                # Ctrl-C reaches the whole process group; the run itself ends its workers.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            with quiet_mujoco():
-                return ResumableEnv(factory(**options), index)
+    owner = os.getpid()
 
-        return one
+    def build() -> gymnasium.Env[Any, Any]:
+        if os.getpid() != owner:
+            # Ctrl-C reaches the whole process group; the run itself ends its workers.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with quiet_mujoco():
+            env = factory(**options)
+        if render:
+            follow_robot(env)
+        return ManagedEnv(env)
 
-    builders = [build(index) for index in range(num_envs)]
-    vector: VectorEnv[Any, Any, Any]
-    if vectorization == "async":
-        vector = AsyncVectorEnv(builders, autoreset_mode=AutoresetMode.SAME_STEP)
-    else:
-        vector = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.SAME_STEP)
-    probe.close()
-    env = GymVector(vector, task_id=task_id, device=device, facts=facts)
-    env.reset(seed)
-    return env
+    # Nothing is copied twice: the Flattener's arrays never share the vector environment's memory.
+    kind: Any = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
+    vector = kind([build] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    return GymVector(vector, task_id=task_id, device=device, facts=facts)
 
 
-def _facts(probe: gymnasium.Env[Any, Any], task_id: str) -> dict[str, Any]:
-    widths = observation_widths(probe.observation_space, task_id)
-    action = action_spec(probe.action_space, task_id)
-    limit = probe.spec.max_episode_steps if probe.spec else None
+def _facts(probe: gymnasium.Env[Any, Any], task_id: str, num_envs: int) -> dict[str, Any]:
+    Flattener(probe.observation_space, task_id)  # refuses before anything is stepped
+    action = ActionMap(probe.action_space, num_envs, task_id).spec
     return {
-        "max_episode_steps": limit,
+        "max_episode_steps": probe.spec.max_episode_steps if probe.spec else None,
         "control_dt": gym_facts.control_dt(probe),
         "exact_resume": restores_exactly(probe),
-        "deployment": gym_facts.deployment(probe, action) if isinstance(action, Box) else None,
-        "channels": gym_facts.channels(probe, widths["policy"]) if len(widths) == 1 else None,
+        "deployment": gym_facts.deployment(probe, action),
+        "channels": gym_facts.channels(probe),
     }
-
-
-@contextmanager
-def _missing_packages(task_id: str) -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise InputError(
-            f"{task_id} needs packages that are not installed: {error}; try pip install"
-            ' "supple[mujoco]"'
-        ) from error
-    except gymnasium.error.Error as error:
-        raise InputError(f"{task_id} cannot be made: {error}") from error
-
-
-@contextmanager
-def quiet_mujoco() -> Iterator[None]:
-    """Drop MuJoCo's deprecation notes about Gymnasium's own models; other warnings stay."""
-    try:
-        import mujoco
-    except ImportError:
-        yield
-        return
-    before = mujoco.get_mju_user_warning()
-
-    def report(text: str | bytes) -> None:
-        message = text.decode() if isinstance(text, bytes) else text
-        if "deprecated" not in message:
-            warnings.warn(message, stacklevel=2)
-
-    mujoco.set_mju_user_warning(report)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(before)

@@ -1,55 +1,106 @@
-"""Exact state of Gymnasium environments: what must be saved to continue bit for bit.
+"""Each single Gymnasium environment of ours: a lean ``info`` and an exact state.
 
-A MuJoCo state vector alone is not enough: rewards and observations read derived arrays (contact
-forces, inertias) that lag one step behind, so every fixed-size array of MjData is saved.
+A MuJoCo state vector alone is not enough to continue bit for bit: rewards and observations read
+derived arrays (contact forces, inertias) that lag one step behind, so every fixed-size array of
+MjData is saved.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import wrappers
 
+SUCCESS_KEYS = ("success", "is_success")
+"""Entries of ``info`` that hold a task's own success flag."""
 EXACT_MODULES = ("gymnasium.envs.mujoco.", "gymnasium.envs.classic_control.")
 """Environment families for which restoring has been proven exact (tests/envs)."""
+EXACT_WRAPPERS = (
+    wrappers.ClipAction,
+    wrappers.OrderEnforcing,
+    wrappers.PassiveEnvChecker,
+    wrappers.RescaleAction,
+    wrappers.TimeLimit,
+)
+"""Wrappers whose whole state is plain numbers."""
+_PICTURE = {"render_mode", "width", "height", "camera_id", "camera_name", "screen", "clock"}
+_PICTURE |= {"isopen", "surf", "screen_dim", "screen_width", "screen_height"}
+"""Attributes that say how it is drawn: they stay those of the environment that is restored."""
 
 
-class ResumableEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Outermost wrapper of each environment; a vector environment reaches it by ``call``."""
+class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Outermost wrapper of each environment of ours.
 
-    def __init__(self, env: gymnasium.Env[Any, Any], index: int) -> None:
-        super().__init__(env)
-        self._index = index
+    A vector environment reaches ``get_state`` with ``call`` and ``restored_state`` with
+    ``set_attr``, whether the environment lives in this process or another.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Keep of ``info`` what is read here: merging or sending the rest costs time."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            obs = copy.deepcopy(obs)  # the reset that follows may reuse its memory
+        kept = {key: bool(info[key]) for key in SUCCESS_KEYS if key in info}
+        return obs, reward, terminated, truncated, kept
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Drop ``info``: a success flag in it would belong to no step."""
+        return self.env.reset(**options)[0], {}
 
     def get_state(self) -> dict[str, Any]:
-        """Plain data of every wrapper layer and the environment, and MuJoCo's arrays."""
-        layers = _layers(self.env)
-        state: dict[str, Any] = {"layers": [_plain_attributes(layer) for layer in layers]}
-        if _has_mujoco(self.unwrapped):
-            state["mujoco"] = _mujoco_state(self.unwrapped)
+        """Plain data of every wrapper and the environment, and MuJoCo's arrays; all copies."""
+        state: dict[str, Any] = {"layers": [_plain_attributes(env) for env in _layers(self.env)]}
+        if self._mujoco_arrays:
+            state["mujoco"] = _mujoco_state(self.unwrapped, self._mujoco_arrays)
         return state
 
-    def set_states(self, states: list[dict[str, Any]]) -> None:
-        """Take this environment's own state out of the list for all."""
-        self.set_state(states[self._index])
+    @property
+    def restored_state(self) -> None:
+        """Assign ``get_state()``'s value to continue from there; reads as None.
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``get_state``'s value."""
+        The environment must have been reset at least once, which creates what stepping needs.
+        """
+        return None
+
+    @restored_state.setter
+    def restored_state(self, state: Mapping[str, Any]) -> None:
         for layer, attributes in zip(_layers(self.env), state["layers"], strict=True):
             for name, value in attributes.items():
-                if isinstance(value, dict) and "bit_generator" in value:
+                if isinstance(value, Mapping):
                     getattr(layer, name).bit_generator.state = value
                 else:
-                    setattr(layer, name, value)
-        if "mujoco" in state:
+                    setattr(layer, name, copy.deepcopy(value))
+        if self._mujoco_arrays:
             _restore_mujoco(self.unwrapped, state["mujoco"])
+
+    @cached_property
+    def _mujoco_arrays(self) -> tuple[str, ...]:
+        """Arrays of MjData whose size does not depend on contacts; none without MuJoCo."""
+        env: Any = self.unwrapped
+        if type(getattr(env, "data", None)).__name__ != "MjData":
+            return ()
+        import mujoco
+
+        fresh = mujoco.MjData(env.model)
+        values = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
+        return tuple(
+            name
+            for name, value in values.items()
+            # uint64: addresses within this process.
+            if isinstance(value, np.ndarray) and value.size and value.dtype != np.uint64
+        )
 
 
 def restores_exactly(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether an environment belongs to a family whose state is restored bit for bit."""
-    return type(env.unwrapped).__module__.startswith(EXACT_MODULES)
+    """Whether environment and wrappers are among those whose state is restored bit for bit."""
+    *around, innermost = _layers(env)
+    known = all(type(layer) in EXACT_WRAPPERS for layer in around)
+    return known and type(innermost).__module__.startswith(EXACT_MODULES)
 
 
 def _layers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
@@ -60,13 +111,13 @@ def _layers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
 
 
 def _plain_attributes(layer: object) -> dict[str, Any]:
-    """Numbers, strings, arrays and random states; not spaces, renderers or models."""
+    """Numbers, arrays and random states; not spaces, renderers, models or file paths."""
     found: dict[str, Any] = {}
     for name, value in vars(layer).items():
         if isinstance(value, np.random.Generator):
             found[name] = value.bit_generator.state
-        elif _is_plain(value):
-            found[name] = value.copy() if isinstance(value, np.ndarray) else value
+        elif name not in _PICTURE and _is_plain(value):
+            found[name] = copy.deepcopy(value)
     return found
 
 
@@ -75,20 +126,15 @@ def _is_plain(value: object) -> bool:
         return value.dtype.kind in "biuf"
     if isinstance(value, tuple | list):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str | np.number | np.bool_)
+    return value is None or isinstance(value, bool | int | float | np.number | np.bool_)
 
 
-def _has_mujoco(env: object) -> bool:
-    return type(getattr(env, "data", None)).__name__ == "MjData"
-
-
-def _mujoco_state(env: Any) -> dict[str, Any]:
+def _mujoco_state(env: Any, names: tuple[str, ...]) -> dict[str, Any]:
     import mujoco
 
-    size = mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION)
-    vector = np.empty(size)
+    vector = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(env.model, env.data, vector, mujoco.mjtState.mjSTATE_INTEGRATION)
-    arrays = {name: getattr(env.data, name).copy() for name in _fixed_arrays(env.model)}
+    arrays = {name: getattr(env.data, name).copy() for name in names}
     return {"integration": vector, "arrays": arrays}
 
 
@@ -102,16 +148,3 @@ def _restore_mujoco(env: Any, state: Mapping[str, Any]) -> None:
     mujoco.mj_forward(env.model, env.data)
     for name, value in state["arrays"].items():
         getattr(env.data, name)[...] = value
-
-
-def _fixed_arrays(model: Any) -> list[str]:
-    """Arrays of MjData whose size does not depend on contacts; pointers excluded."""
-    import mujoco
-
-    fresh = mujoco.MjData(model)
-    names = []
-    for name in dir(fresh):
-        value = None if name.startswith("_") else getattr(fresh, name)
-        if isinstance(value, np.ndarray) and value.size and value.dtype != np.uint64:
-            names.append(name)
-    return names

@@ -59,16 +59,25 @@ def make(
         task: ``<simulator>/<task>`` or ``module:callable``.
         settings: how many, and how they run.
         device: where their tensors live.
-        seed: of the first reset.
+        seed: of the reset it comes with.
         render: whether ``render()`` will be called.
 
     Raises:
         InputError: unknown task (with the nearest names), or one that cannot be built here.
     """
-    device = torch.device(device)
+    env = _build(task, settings, torch.device(device), render)
+    try:
+        env.reset(seed)
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
+def _build(task: str, settings: EnvSettings, device: torch.device, render: bool) -> Env:
     simulator, name = _split(task)
     if simulator == "":
-        return _custom(task, settings, device=device, seed=seed, render=render)
+        return _custom(task, settings, device=device, render=render)
     check_task(task)
     if simulator == "toy":
         from supple.envs.toy import make_toy
@@ -81,7 +90,6 @@ def make(
         num_envs=settings.num_envs,
         vectorization=settings.vectorization,
         device=device,
-        seed=seed,
         render=render,
     )
 
@@ -103,6 +111,8 @@ def check_task(task: str) -> None:
             f"unknown simulator {simulator} in task {task}{near}; simulators: {', '.join(known)},"
             " or your own as module:callable"
         )
+    if simulator == "gym" and ":" in name:  # Gymnasium's own <module to import>:<id>
+        return
     if name not in known[simulator].tasks:
         near = _nearest(name, known[simulator].tasks, prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
@@ -138,7 +148,14 @@ def _toy_tasks() -> tuple[str, ...]:
 def _gym_tasks() -> tuple[str, ...]:
     import gymnasium
 
-    return tuple(sorted(gymnasium.registry))
+    # Entry points that are functions of Gymnasium's own only say that the version has moved away.
+    return tuple(
+        sorted(
+            name
+            for name, spec in gymnasium.registry.items()
+            if not getattr(spec.entry_point, "__module__", "").startswith("gymnasium.envs")
+        )
+    )
 
 
 def _gym_status() -> str:
@@ -176,25 +193,25 @@ def _load(task: str) -> Callable[..., Any]:
     return loaded
 
 
-def _custom(
-    task: str, settings: EnvSettings, *, device: torch.device, seed: int, render: bool
-) -> Env:
+def _custom(task: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
     """A user's callable: of a supple environment, or of a Gymnasium one, which is wrapped."""
     factory = _load(task)
     offered = {"num_envs": settings.num_envs, "device": device}
     if render:
         offered["render_mode"] = "rgb_array"
-    made = factory(**_accepted(factory, offered))
+    accepted = _accepted(factory, offered)
+    made = factory(**accepted)
+    if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
+        factory = made
+        made = factory(**_accepted(factory, offered))
     if isinstance(made, Env):
-        return made
+        return _as_asked(made, task, accepted, device)
     import gymnasium
 
     from supple.envs.gym import GymVector, wrap_factory
 
     if isinstance(made, gymnasium.vector.VectorEnv):
-        env = GymVector(made, task_id=task, device=device)
-        env.reset(seed)
-        return env
+        return _as_asked(GymVector(made, task_id=task, device=device), task, accepted, device)
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(
@@ -203,13 +220,26 @@ def _custom(
             num_envs=settings.num_envs,
             vectorization=settings.vectorization,
             device=device,
-            seed=seed,
             render=render,
         )
     raise InputError(
         f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"
         " gymnasium.Env or a gymnasium.vector.VectorEnv"
     )
+
+
+def _as_asked(env: Env, task: str, accepted: dict[str, Any], device: torch.device) -> Env:
+    """Refuse an environment of another size or device than its callable was given."""
+    asked = accepted.get("num_envs", env.spec.num_envs)
+    got = env.spec.device
+    if env.spec.num_envs != asked:
+        problem = f"built {env.spec.num_envs} environments, asked for num_envs={asked}"
+    elif got.type != device.type or device.index not in (None, got.index):
+        problem = f"built an environment on {got}, this run is on {device}: take device, or set it"
+    else:
+        return env
+    env.close()
+    raise InputError(f"{task} {problem}")
 
 
 def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class ReplaySettings:
     final_fraction: float = 0.05
     """Share of the rows that can hold an observation from before a reset, in (0, 1]."""
     obs_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """How observations are stored; samples are float32."""
+    """How observations are stored; samples are float32. float16 ends at 65504."""
     prefill: str = ""
     """A .safetensors file of recorded transitions to start from; empty starts empty."""
 
@@ -122,16 +122,51 @@ def free_memory(device: torch.device) -> int:
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (group / "memory.current").exists():
-        maximum = (group / "memory.max").read_text().strip()
-        if maximum != "max":
-            limits.append(int(maximum) - int((group / "memory.current").read_text()))
+    limits += container_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits.append(soft - used)
     return max(0, min(limits))
+
+
+def container_limits(mount: Path, membership: Path) -> list[int]:
+    """Bytes left in each control group with a memory limit, from this process's own upwards.
+
+    File cache the kernel gives back on demand does not count as used.
+
+    Args:
+        mount: where control groups are mounted, version 1 or 2.
+        membership: this process's groups, one ``id:controllers:path`` a line.
+    """
+    left = []
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = mount / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for group in (own, *own.parents):
+            left += _left_in(group, *names)
+            if group == top:
+                break
+    return left
+
+
+def _left_in(group: Path, limit: str, usage: str, cache: str) -> list[int]:
+    # Inside a container the path may be the host's: then only the mount's top has these files.
+    if not (group / limit).exists() or not (group / usage).exists():
+        return []
+    maximum = (group / limit).read_text().strip()
+    if maximum == "max":
+        return []
+    stat = group / "memory.stat"
+    counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    return [int(maximum) - int((group / usage).read_text()) + int(counts.get(cache, 0))]
 
 
 def _size(count: int) -> str:

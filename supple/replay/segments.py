@@ -100,7 +100,9 @@ class Segments:
         # The content is part of the name: another line of training, begun at an older checkpoint,
         # never writes over the rows of this one.
         name = f"rows-{number:06d}-{digest[:16]}.safetensors"
-        replace_file(self._folder / name, data)
+        path = self._folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            replace_file(path, data)
         return {"name": name, "first": first, "last": last, "bytes": len(data), "sha256": digest}
 
     def _restore(self, tensors: Mapping[str, Tensor], first: int, last: int) -> None:

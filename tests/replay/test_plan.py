@@ -7,7 +7,7 @@ import supple.replay.plan
 from supple.envs.base import Discrete
 from supple.errors import InputError
 from supple.replay import Replay, ReplaySettings
-from supple.replay.plan import OBS_DTYPES, free_memory, plan_ring
+from supple.replay.plan import OBS_DTYPES, container_limits, free_memory, plan_ring
 from tests.replay.naive import make_ring, make_spec
 
 
@@ -69,6 +69,44 @@ def test_a_ring_that_just_fits_is_built(monkeypatch):
 
 def test_free_memory_is_positive_and_below_a_pebibyte():
     assert 0 < free_memory(torch.device("cpu")) < 2**50
+
+
+def group(folder, limit, used, stat, *, version):
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2: ("memory.max", "memory.current"),
+    }[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip((*names, "memory.stat"), (limit, used, stat), strict=True):
+        (folder / name).write_text(f"{value}\n")
+
+
+def test_every_enclosing_group_limits_memory_and_file_cache_counts_as_free(tmp_path):
+    own, mount = tmp_path / "own", tmp_path / "mount"
+    own.write_text("0::/job/step\n")
+    group(mount / "job" / "step", "max", 700, "anon 1\ninactive_file 9", version=2)
+    group(mount / "job", 1000, 900, "anon 200\ninactive_file 600", version=2)
+    group(tmp_path, 5, 4, "", version=2)  # above the mount: not a group
+    assert container_limits(mount, own) == [1000 - 900 + 600]
+
+
+def test_version_1_groups_are_read_under_their_controller(tmp_path):
+    own, mount = tmp_path / "own", tmp_path / "mount"
+    own.write_text("9:name=systemd:/\n4:cpu,memory:/job\n1:cpu:/\n0::/\n")
+    stat = "inactive_file 7\ntotal_inactive_file 40"
+    group(mount / "memory" / "job", 500, 300, stat, version=1)
+    assert container_limits(mount, own) == [500 - 300 + 40]
+
+
+def test_in_a_container_that_sees_the_hosts_path_the_top_group_counts(tmp_path):
+    own, mount = tmp_path / "own", tmp_path / "mount"
+    own.write_text("0::/docker/4f2a\n")
+    group(mount, 100, 30, "anon 30", version=2)
+    assert container_limits(mount, own) == [70]
+
+
+def test_without_control_groups_nothing_is_limited(tmp_path):
+    assert container_limits(tmp_path / "mount", tmp_path / "own") == []
 
 
 def test_fewer_than_two_rows_per_environment_are_refused():

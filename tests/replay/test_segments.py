@@ -184,6 +184,28 @@ def test_full_segments_are_written_once(tmp_path):
     assert len(manifest["segments"]) == 4
 
 
+def test_a_segment_filled_exactly_at_a_save_is_not_written_again(tmp_path):
+    ring = make_ring(2, 16)
+    stream = Stream(seed=0, spec=ring.spec, end=0.0)
+    segments = Segments(ring, tmp_path)
+    feed(stream, 8, ring)
+    manifest = segments.save()
+    before = {name: (tmp_path / name).stat().st_ino for name in names(manifest)}
+    feed(stream, 3, ring)
+    segments.save()
+    assert {name: (tmp_path / name).stat().st_ino for name in names(manifest)} == before
+
+
+def test_saving_heals_a_damaged_newest_segment(tmp_path):
+    ring = make_ring(2, 16)
+    feed(Stream(seed=0, spec=ring.spec, end=0.0), 6, ring)
+    segments = Segments(ring, tmp_path)
+    manifest = segments.save()
+    damage_flipped(tmp_path / names(manifest)[-1])
+    assert segments.save() == manifest
+    verify(tmp_path, manifest)
+
+
 def test_a_loaded_ring_does_not_write_full_segments_again(tmp_path):
     ring = make_ring(2, 16)
     stream = Stream(seed=0, spec=ring.spec)

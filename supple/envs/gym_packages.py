@@ -1,0 +1,94 @@
+"""What surrounds a simulator: packages that may be missing, a display, MuJoCo's notes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+
+from supple.errors import InputError
+
+
+@contextmanager
+def importing_packages(task_id: str) -> Iterator[None]:
+    """Turn a missing package, or an id that cannot be made, into one line.
+
+    Raises:
+        InputError: instead of either.
+    """
+    try:
+        yield
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise InputError(
+            f"{task_id} needs packages that are not installed: {_one_line(error)}; MuJoCo tasks"
+            ' need pip install "supple[mujoco]"'
+        ) from error
+    except gymnasium.error.Error as error:
+        raise InputError(f"{task_id} cannot be made: {_one_line(error)}") from error
+
+
+@contextmanager
+def drawing(task_id: str) -> Iterator[None]:
+    """Turn what graphics libraries raise where something is missing into one line.
+
+    Raises:
+        InputError: names the library's error and what to install or set.
+        NotImplementedError: the environment has no picture at all.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{task_id} has no picture to draw") from error
+    # Where a library or a display is missing, OpenGL loaders raise AttributeError, OSError and
+    # types of their own.
+    except Exception as error:
+        backend = os.environ.get("MUJOCO_GL", "unset")
+        raise InputError(
+            f"{task_id} cannot draw: {type(error).__name__}: {_one_line(error)}; classic control"
+            " needs pygame; MuJoCo without a display needs MUJOCO_GL=egl (libegl1) or osmesa"
+            f" (libosmesa6), and MUJOCO_GL is {backend}"
+        ) from error
+
+
+def follow_robot(env: gymnasium.Env[Any, Any]) -> None:
+    """Draw with the model's own tracking camera where it has one; the default one stands still."""
+    robot: Any = env.unwrapped
+    renderer, model = getattr(robot, "mujoco_renderer", None), getattr(robot, "model", None)
+    if renderer is None or type(model).__name__ != "MjModel":
+        return
+    for index in range(model.ncam):
+        if model.camera(index).name == "track":
+            renderer.camera_id = index
+
+
+@contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Drop MuJoCo's deprecation notes about Gymnasium's own models; other warnings stay."""
+    try:
+        import mujoco
+    except ImportError:
+        yield
+        return
+    if not hasattr(mujoco, "get_mju_user_warning"):  # older versions have no such notes
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+
+    def report(text: str | bytes) -> None:
+        message = text.decode() if isinstance(text, bytes) else text
+        if "deprecated" not in message:
+            warnings.warn(message, stacklevel=2)
+
+    mujoco.set_mju_user_warning(report)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
