@@ -57,7 +57,8 @@ def drawing(task_id: str) -> Iterator[None]:
 def follow_robot(env: gymnasium.Env[Any, Any]) -> None:
     """Draw with the model's own tracking camera where it has one; the default one stands still."""
     robot: Any = env.unwrapped
-    renderer, model = getattr(robot, "mujoco_renderer", None), getattr(robot, "model", None)
+    renderer: Any = getattr(robot, "mujoco_renderer", None)
+    model: Any = getattr(robot, "model", None)
     if renderer is None or type(model).__name__ != "MjModel":
         return
     for index in range(model.ncam):
