@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch loads. Threads that spin while waiting cost several times the work itself as
+    # soon as another process wants the core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return dispatch(arguments)
     except InputError as error:

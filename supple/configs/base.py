@@ -107,9 +107,9 @@ def laptop(settings: Settings) -> None:
 
     One environment: at the same number of updates, more environments learned slower here.
     """
-    settings.env_steps = 30_000
+    settings.env_steps = 36_000
     settings.env.num_envs = 1
-    settings.replay.capacity = 30_000
+    settings.replay.capacity = 36_000
     agent = settings.agent
     agent.batch_size = 128
     agent.utd = 1.0
