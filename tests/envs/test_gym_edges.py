@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from supple.envs import EnvSettings, check_task, known_tasks, make
 from supple.envs.check import check_env
 from supple.envs.gym import GymVector, wrap_factory
+from supple.envs.gym_state import ManagedEnv
 from supple.errors import InputError, SimulatorError
 
 CPU = torch.device("cpu")
@@ -71,6 +72,24 @@ def test_success_stays_once_seen_and_belongs_to_the_step_not_to_the_reset(mode):
     assert seen[:2] == [None, None]
     for step, success in list(zip(steps, seen, strict=True))[2:]:
         assert torch.equal(success, step["terminated"])
+
+
+class Careless(SyncVectorEnv):
+    """Resets on the next step, and there pays and ends once more."""
+
+    def step(self, actions):
+        obs, reward, terminated, truncated, info = super().step(actions)
+        bridge = obs[:, 0] == 0
+        return obs, reward + 7 * bridge, terminated | bridge, truncated, info
+
+
+def test_a_bridge_row_is_empty_whatever_the_simulator_says_of_it():
+    env = GymVector(Careless([Plain] * 2), task_id="own", device=CPU)
+    env.reset(0)
+    steps = [env.step(torch.zeros(2, 1)) for _ in range(6)]
+    assert [bool(step["valid"].all()) for step in steps] == [True, True, True, False, True, True]
+    assert not steps[3]["reward"].any()
+    assert not steps[3]["terminated"].any()
 
 
 def test_a_vector_environment_that_names_no_autoreset_mode_is_refused():
@@ -160,6 +179,16 @@ def test_one_saved_state_can_be_loaded_more_than_once(task):
     for _ in range(2):
         env.load_state_dict(state)
         assert torch.equal(rewards(env), first)
+
+
+def test_a_loaded_state_is_not_changed_by_stepping_on():
+    env = ManagedEnv(Plain())
+    env.reset(seed=0)
+    env.step(np.zeros(1))
+    state = env.get_state()
+    for _ in range(2):
+        env.restored_state = state
+        assert env.step(np.zeros(1))[0] == 2
 
 
 def test_a_saved_state_names_no_file_and_changes_no_picture():
@@ -273,6 +302,12 @@ def test_a_missing_package_is_named_in_one_line(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(InputError, match=r'gym/Ant-v5 needs packages .*"supple\[mujoco\]"'):
         make("gym/Ant-v5", EnvSettings())
+
+
+def test_building_a_mujoco_robot_is_silent(capfd, recwarn):
+    make("gym/HalfCheetah-v5", EnvSettings(num_envs=2)).close()
+    assert capfd.readouterr() == ("", "")
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
 
 
 @pytest.mark.parametrize("task", ["toy/lqr", "gym/Pendulum-v1"])
