@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch loads. Threads that spin while waiting cost several times the work itself as
     # soon as another process wants the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Compiled updates outlive a reboot here, unlike in the default temporary folder.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "supple"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
     try:
         return dispatch(arguments)
     except InputError as error:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs.base import EnvSpec
@@ -27,21 +26,20 @@ class EpisodeStatistics:
         # Of ended episodes: sum of returns, sum of lengths, count.
         self._ended = torch.zeros(3, device=device)
 
-    def observe(self, step: TensorDict) -> None:
-        """Add one vector step."""
-        valid = step["valid"]
-        self._return_N = self._return_N + torch.where(valid, step["reward"], 0)
-        self._length_N = self._length_N + valid
-        done = valid & (step["terminated"] | step["truncated"])
-        columns = torch.stack((self._return_N, self._length_N, torch.ones_like(self._return_N)))
-        self._ended = self._ended + torch.where(done, columns, 0).sum(1)
-        self._return_N = torch.where(done, 0, self._return_N)
-        self._length_N = torch.where(done, 0, self._length_N)
+    def observe(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
+        """Add one vector step, each (N,), in place; rows that are not valid change nothing."""
+        returns = self._return_N + torch.where(valid, reward, 0)
+        lengths = self._length_N + valid
+        done = valid & ended
+        columns = torch.stack((returns, lengths, torch.ones_like(returns)))
+        self._ended.add_(torch.where(done, columns, 0).sum(1))
+        self._return_N.copy_(torch.where(done, 0, returns))
+        self._length_N.copy_(torch.where(done, 0, lengths))
 
     def report(self) -> dict[str, float]:
         """Means since the last report (empty where none ended); starts a new count."""
         total, length, count = self._ended.tolist()
-        self._ended = torch.zeros_like(self._ended)
+        self._ended.zero_()
         row = {"train/episodes": count}
         if count:
             row |= {"train/return_mean": total / count, "train/length_mean": length / count}
@@ -49,8 +47,8 @@ class EpisodeStatistics:
 
     def forget_episodes(self) -> None:
         """Every environment was reset: drop the open sums."""
-        self._return_N = torch.zeros_like(self._return_N)
-        self._length_N = torch.zeros_like(self._length_N)
+        self._return_N.zero_()
+        self._length_N.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only."""
@@ -58,10 +56,8 @@ class EpisodeStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value."""
-        device = self._ended.device
-        self._return_N = state["return"].to(device)
-        self._length_N = state["length"].to(device)
-        self._ended = state["ended"].to(device)
+        for name, own in self.state_dict().items():
+            own.copy_(state[name])
 
 
 class FiniteWatch:
@@ -77,19 +73,33 @@ class FiniteWatch:
         self._fields += [f"final_observation/{group}" for group in spec.observation]
         self._fields.append("reward")
         self._never = torch.iinfo(torch.int64).max
+        self._steps = torch.zeros((), dtype=torch.int64, device=spec.device)
         self._first = torch.full((len(self._fields),), self._never, device=spec.device)
 
-    def observe(self, step: TensorDict, vector_step: int) -> None:
-        """Look at one step; only valid rows count, final observations only where rows ended."""
-        valid = step["valid"]
-        ended = valid & (step["terminated"] | step["truncated"])
-        bad = [_any_bad(step["observation", group], valid) for group in self._spec.observation]
-        bad += [
-            _any_bad(step["final_observation", group], ended) for group in self._spec.observation
-        ]
-        bad.append(_any_bad(step["reward"][:, None], valid))
-        now = torch.where(torch.stack(bad), vector_step, self._never)
-        self._first = torch.minimum(self._first, now)
+    def observe(self, reward: Tensor, ended: Tensor, valid: Tensor, *groups: Tensor) -> None:
+        """Look at one step; only valid rows count, final observations only where rows ended.
+
+        Args:
+            reward: (N,).
+            ended: (N,) bool.
+            valid: (N,) bool.
+            groups: the observation groups, then the final observation groups, each (N, D).
+        """
+        self._steps.add_(1)
+        half = len(groups) // 2
+        bad = [_any_bad(rows, valid) for rows in groups[:half]]
+        bad += [_any_bad(rows, valid & ended) for rows in groups[half:]]
+        bad.append(_any_bad(reward[:, None], valid))
+        now = torch.where(torch.stack(bad), self._steps, self._never)
+        self._first.copy_(torch.minimum(self._first, now))
+
+    def start_from(self, vector_step: int) -> None:
+        """Number the steps from here on, after a resume."""
+        self._steps.fill_(vector_step)
+
+    def tensors(self) -> list[Tensor]:
+        """What ``observe`` changes."""
+        return [self._steps, self._first]
 
     def check(self) -> None:
         """Synchronise and judge.

@@ -49,6 +49,7 @@ def new_run(settings: Settings) -> Run:
     run = Run(settings, folder=folder, env=env, agent=agent, replay=replay, display=display)
     display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
     display.notice(str(replay.plan))
+    display.notice(f"update: {agent.compute}")
     return run
 
 
@@ -157,12 +158,18 @@ def load_trained(path: Path) -> Trained:
 
 def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
     """The agent the settings describe, for an environment of this spec."""
+    device = machine.resolve_device(settings.device)
+    steps = settings.env_steps * settings.agent.utd
+    compute = settings.compute.resolve(device, gradient_steps=steps)
+    if compute.precision == "tf32":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     return FlashSAC(
         spec,
         settings.agent,
         total_env_steps=settings.env_steps,
         seed=settings.seed,
-        device=machine.resolve_device(settings.device),
+        device=device,
+        compute=compute,
     )
 
 
@@ -178,7 +185,13 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
     env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))
     try:
         agent = build_agent(settings, env.spec)
-        replay = Replay(env.spec, settings.replay, extra_spec=agent.extra_spec, device=device)
+        replay = Replay(
+            env.spec,
+            settings.replay,
+            extra_spec=agent.extra_spec,
+            device=device,
+            compute=agent.compute,
+        )
     except BaseException:
         env.close()
         raise

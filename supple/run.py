@@ -31,6 +31,7 @@ from supple.errors import InputError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
+from supple.region import Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
 
@@ -82,6 +83,7 @@ class Run:
         self._vector_steps = 0
         self._invalid = torch.zeros((), dtype=torch.int64, device=env.spec.device)
         self._invalid_known = 0
+        self._count_step = Region(self._count, state=self._counters, compute=agent.compute)
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
@@ -125,12 +127,31 @@ class Run:
                 at the next metric row or checkpoint).
         """
         self._vector_steps += 1
-        self._finite.observe(step, self._vector_steps)
-        self._episodes.observe(step)
-        self._invalid += (~step["valid"]).sum()
         self._obs = step["observation"]
+        self._count_step(
+            *(step[name] for name in ("reward", "terminated", "truncated", "valid")),
+            *(step["observation"][group] for group in self.env.spec.observation),
+            *(step["final_observation"][group] for group in self.env.spec.observation),
+        )
         if self.env.spec.device.type == "cpu":
             self._synchronise()
+
+    def _count(
+        self,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        valid: Tensor,
+        *groups: Tensor,
+    ) -> dict[str, Tensor]:
+        ended = terminated | truncated
+        self._finite.observe(reward, ended, valid, *groups)
+        self._episodes.observe(reward, ended, valid)
+        self._invalid.add_((~valid).sum())
+        return {}
+
+    def _counters(self) -> list[Tensor]:
+        return [*self._finite.tensors(), *self._episodes.state_dict().values(), self._invalid]
 
     def should_evaluate(self) -> bool:
         """Once per ``eval.every`` environment steps."""
@@ -192,7 +213,7 @@ class Run:
             "agent": self.settings.agent_name,
             "env_steps": self.env_steps,
             "spec": spec.to_json(),
-            "path": execution_path(spec.device),
+            "path": execution_path(self.agent),
             "replay": manifest,
         }
         state = {
@@ -334,7 +355,8 @@ class Run:
         self.replay.load_state_dict(state["replay"])
         self._segments.load(resumed.header["replay"])
         self._vector_steps = run["vector_steps"]
-        self._invalid = run["invalid"].to(self.env.spec.device)
+        self._finite.start_from(self._vector_steps)
+        self._invalid.copy_(run["invalid"])
         self._invalid_known = int(self._invalid)
         self._seconds_before = run["seconds"]
         self._episodes.load_state_dict(run["episodes"])
@@ -342,7 +364,7 @@ class Run:
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self.env_steps
         exact = self.env.spec.exact_resume
-        changed = _difference(resumed.header["path"], execution_path(self.env.spec.device))
+        changed = _difference(resumed.header["path"], execution_path(self.agent))
         if exact:
             self.env.load_state_dict(state["env"])
             groups = {name: value.to(self.env.spec.device) for name, value in state["obs"].items()}
@@ -358,13 +380,13 @@ class Run:
         self.display.notice(f"resumed {resumed.path} at {self.env_steps:,} env steps, {verdict}")
 
 
-def execution_path(device: torch.device) -> dict[str, Any]:
+def execution_path(agent: Agent) -> dict[str, Any]:
     """What decides the bits of floating-point results, besides the code."""
     return {
-        "device": device.type,
+        "device": agent.device.type,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "mode": "eager float32",
+        "mode": str(agent.compute),
     }
 
 

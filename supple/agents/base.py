@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from supple.envs.base import EnvSpec
+from supple.region import Compute
 from supple.replay import Replay
 
 
@@ -29,6 +31,9 @@ class Agent(ABC):
     """Further replay columns that ``act`` fills: name to shape per environment, float32."""
     actor_groups: tuple[str, ...] = ("policy",)
     critic_groups: tuple[str, ...] = ("policy",)
+    device: torch.device
+    compute: Compute
+    """How updates run: eager or compiled, and in which precision."""
 
     @abstractmethod
     def act(self, obs: TensorDict, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:

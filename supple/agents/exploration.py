@@ -52,21 +52,30 @@ class HeldNoise:
         schedules = num_envs if settings.schedule == "per_env" else 1
         self._left = torch.zeros(schedules, dtype=torch.int64, device=device)
 
-    def next(self) -> Tensor:
-        """The noise of this step, (N, A)."""
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Random numbers for one step: candidates for the noise (N, A) and for the hold."""
         fresh_NA = torch.randn(
             self._noise_NA.shape, generator=self._generator, device=self._noise_NA.device
         )
         uniform = torch.rand(self._left.shape, generator=self._generator, device=self._left.device)
+        return fresh_NA, uniform
+
+    def hold(self, fresh_NA: Tensor, uniform: Tensor) -> Tensor:
+        """The noise of this step, (N, A): what is held, or ``fresh_NA`` where that ran out."""
         hold = torch.searchsorted(self._cdf, uniform, right=True).clamp_(max=len(self._cdf) - 1) + 1
         redraw = self._left == 0
-        self._noise_NA = torch.where(redraw[:, None], fresh_NA, self._noise_NA)
-        self._left = torch.where(redraw, hold, self._left) - 1
-        return self._noise_NA
+        noise_NA = torch.where(redraw[:, None], fresh_NA, self._noise_NA)
+        self._noise_NA.copy_(noise_NA)
+        self._left.copy_(torch.where(redraw, hold, self._left) - 1)
+        return noise_NA
+
+    def next(self) -> Tensor:
+        """The noise of this step, (N, A)."""
+        return self.hold(*self.draw())
 
     def forget_episodes(self) -> None:
         """Drop what is held: the next step draws afresh."""
-        self._left = torch.zeros_like(self._left)
+        self._left.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only."""
@@ -74,5 +83,5 @@ class HeldNoise:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value."""
-        self._noise_NA = state["noise"].to(self._noise_NA.device)
-        self._left = state["left"].to(self._left.device)
+        self._noise_NA.copy_(state["noise"])
+        self._left.copy_(state["left"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from supple.agents.actor import Actor, TanhPolicy, squashed_sample
+from supple.agents.adam import Adam
 from supple.agents.base import Agent, critic_groups
 from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
 from supple.agents.exploration import HeldNoise, NoiseSettings
@@ -27,7 +28,8 @@ from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
-from supple.replay import Replay
+from supple.region import Compute, Region, T
+from supple.replay import AgeBias, Replay
 from supple.rng import Generators
 
 
@@ -49,6 +51,10 @@ class FlashSACSettings:
     """Gradient steps per environment transition (update-to-data ratio), whatever num_envs is."""
     min_replay: int = 10_000
     """Transitions collected with uniform random actions before learning starts."""
+    replay_age_decay: int = 0
+    """Vector steps over which the sampling weight of a row would fall to 0; 0 samples uniformly."""
+    replay_age_floor: float = 0.05
+    """Weight that old rows keep where ``replay_age_decay`` is on, relative to the newest row's."""
     actor_hidden: int = 128
     actor_blocks: int = 2
     critic_hidden: int = 256
@@ -97,6 +103,8 @@ class FlashSACSettings:
             ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
             ("utd", self.utd > 0, "> 0"),
             ("min_replay", self.min_replay >= 1, ">= 1"),
+            ("replay_age_decay", self.replay_age_decay >= 0, ">= 0"),
+            ("replay_age_floor", 0 < self.replay_age_floor <= 1, "in (0, 1]"),
             ("actor_hidden", self.actor_hidden >= 1, ">= 1"),
             ("actor_blocks", self.actor_blocks >= 0, ">= 0"),
             ("critic_hidden", self.critic_hidden >= 1, ">= 1"),
@@ -148,6 +156,7 @@ class FlashSAC(Agent):
         total_env_steps: environment steps of the whole run; sets the learning-rate schedule.
         seed: of every random draw.
         device: where networks live; the environment's own by default.
+        compute: how update steps are computed; eager float32 by default.
 
     Raises:
         InputError: discrete actions, or no final observations without the flag that allows it.
@@ -161,6 +170,7 @@ class FlashSAC(Agent):
         total_env_steps: int,
         seed: int = 0,
         device: torch.device | str | None = None,
+        compute: Compute | None = None,
     ) -> None:
         settings = settings or FlashSACSettings()
         if not isinstance(spec.action, Box):
@@ -209,9 +219,16 @@ class FlashSAC(Agent):
         self._critic_params = list(self.critic.parameters())
         self._online_params: list[Tensor] = list(self._critic_params)
         self._target_params: list[Tensor] = list(self.target_critic.parameters())
-        self._actor_optimizer = self._adam(self._actor_params)
-        self._critic_optimizer = self._adam(self._critic_params)
-        self._alpha_optimizer = self._adam([self.log_alpha])
+        self._optimizers = {
+            "actor": Adam(self._actor_params),
+            "critic": Adam(self._critic_params),
+            "temperature": Adam([self.log_alpha]),
+        }
+        self.compute = compute or Compute()
+        self._act_step = self._region(self._explore)
+        self._observe_step = self._region(self._observe)
+        self._actor_step = self._region(self._update_actor)
+        self._critic_step = self._region(self._update_critic)
         self._schedule_updates = total_env_steps * settings.utd
 
         self.reward_scaler = RewardScaler(
@@ -247,9 +264,18 @@ class FlashSAC(Agent):
             generator=generator,
         )
 
-    def _adam(self, params: list[nn.Parameter]) -> torch.optim.Adam:
-        rate = torch.tensor(self.settings.lr_init, device=self.device)
-        return torch.optim.Adam(params, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    def _region(self, function: Callable[..., T]) -> Region[T]:
+        return Region(function, state=self._tensors, compute=self.compute)
+
+    def _tensors(self) -> list[Tensor]:
+        """Everything that changes in place."""
+        networks = (self.actor, self.critic, self.target_critic)
+        found = [buffer for network in networks for buffer in network.buffers()]
+        for optimizer in self._optimizers.values():
+            found += optimizer.tensors()
+        found += self.reward_scaler.state_dict().values()
+        found += self.noise.state_dict().values()
+        return found + self._target_params
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -260,16 +286,25 @@ class FlashSAC(Agent):
             shape = (self._num_envs, self._num_actions)
             uniform = torch.rand(shape, generator=self.generators["warm_up"], device=self.device)
             return 2 * uniform - 1, {}
-        mean_NA, log_std_NA = self.actor(concat(obs, self.actor_groups), train=False)
+        obs_ND = concat(obs, self.actor_groups)
         if explore:
-            mean_NA = mean_NA + log_std_NA.exp() * self.noise.next()
+            return self._act_step(obs_ND, *self.noise.draw()), {}
+        mean_NA, _ = self.actor(obs_ND, train=False)
         return torch.tanh(mean_NA), {}
+
+    def _explore(self, obs_ND: Tensor, fresh_NA: Tensor, uniform: Tensor) -> Tensor:
+        mean_NA, log_std_NA = self.actor(obs_ND, train=False)
+        return torch.tanh(mean_NA + log_std_NA.exp() * self.noise.hold(fresh_NA, uniform))
 
     def observe(self, step: TensorDict) -> None:
         """Update the reward statistics."""
-        self.reward_scaler.observe(
-            step["reward"], step["terminated"] | step["truncated"], step["valid"]
-        )
+        self._observe_step(step["reward"], step["terminated"], step["truncated"], step["valid"])
+
+    def _observe(
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
+        self.reward_scaler.observe(reward, terminated | truncated, valid)
+        return {}
 
     def forget_episodes(self) -> None:
         """Drop held noise and running reward sums."""
@@ -300,25 +335,21 @@ class FlashSAC(Agent):
 
     def _sample(self, replay: Replay) -> Batch:
         settings = self.settings
-        data = replay.sample(
+        drawn = replay.draw(
             settings.batch_size,
             generator=self.generators["replay"],
             n_step=settings.n_step,
             gamma=settings.gamma,
             exact_discount=settings.exact_discount,
+            age_bias=AgeBias(settings.replay_age_decay, settings.replay_age_floor),
         )
-        after = data["next"]
-        both = {
-            group: torch.cat((data["observation"][group], after["observation"][group]))
-            for group in dict.fromkeys(self.actor_groups + self.critic_groups)
-        }
         return Batch(
-            actor_obs_2BD=concat(both, self.actor_groups),
-            critic_obs_2BD=concat(both, self.critic_groups),
-            action_BA=data["action"],
-            reward_B=after["reward"].squeeze(-1),
-            terminated_B=after["terminated"].squeeze(-1).float(),
-            discount_B=after["discount"].squeeze(-1),
+            actor_obs_2BD=concat(drawn.observation, self.actor_groups),
+            critic_obs_2BD=concat(drawn.observation, self.critic_groups),
+            action_BA=drawn.action,
+            reward_B=drawn.reward,
+            terminated_B=drawn.terminated.float(),
+            discount_B=drawn.discount,
         )
 
     def _draw_noise(self) -> tuple[Tensor, Tensor]:
@@ -341,84 +372,93 @@ class FlashSAC(Agent):
         """
         settings = self.settings
         denominator = self.reward_scaler.denominator()
+        optimizers = self._optimizers
         if self.updates % settings.actor_period == 0:
-            self._actor_metrics = self._update_actor(batch, actor_noise_BA)
-        metrics = self._update_critic(batch, batch.reward_B / denominator, next_noise_BA)
-        with torch.no_grad():
-            torch._foreach_lerp_(self._target_params, self._online_params, settings.tau)
+            rate = self.learning_rate(self._actor_updates)
+            optimizers["actor"].rate.fill_(rate)
+            optimizers["temperature"].rate.fill_(rate)
+            self._actor_metrics = self._actor_step(
+                batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, actor_noise_BA
+            )
+            self._actor_updates += 1
+        optimizers["critic"].rate.fill_(self.learning_rate(self.updates))
+        metrics = self._critic_step(*batch, denominator, next_noise_BA)
         self.updates += 1
         return {**self._actor_metrics, **metrics, "reward/denominator": denominator}
 
-    def _update_actor(self, batch: Batch, noise_BA: Tensor) -> dict[str, Tensor]:
+    def _update_actor(
+        self, actor_obs_2BD: Tensor, critic_obs_2BD: Tensor, action_BA: Tensor, noise_BA: Tensor
+    ) -> dict[str, Tensor]:
         settings = self.settings
-        rows = batch.action_BA.shape[0]
+        rows = action_BA.shape[0]
         alpha = self.log_alpha.detach().exp()
-        # Next observations ride along so that batch norm sees the mixture the critic sees.
-        mean_BA, log_std_BA = self.actor(batch.actor_obs_2BD, train=True, rows=rows)
-        action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
-        x_BD = torch.cat((batch.critic_obs_2BD[:rows], action_BA), dim=-1)
-        value_B = self.critic.value(self.critic(x_BD, train=False)).min(dim=0).values
+        with self.compute.autocast(self.device):
+            # Next observations ride along so that batch norm sees the mixture the critic sees.
+            mean_BA, log_std_BA = self.actor(actor_obs_2BD, train=True, rows=rows)
+            new_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
+            x_BD = torch.cat((critic_obs_2BD[:rows], new_action_BA), dim=-1)
+            prediction = self.critic(x_BD, train=False)
+        value_B = self.critic.value(prediction).min(dim=0).values
         loss = (alpha * log_prob_B - value_B).mean()
         if settings.bc_alpha > 0:
-            distance = (action_BA - batch.action_BA).square().mean()
+            distance = (new_action_BA - action_BA).square().mean()
             loss = loss + settings.bc_alpha * value_B.detach().abs().mean() * distance
-        self._actor_optimizer.zero_grad(set_to_none=True)
-        # `inputs` keeps the critic's parameters out of it without toggling requires_grad.
-        loss.backward(inputs=self._actor_params)
-        self._step(self._actor_optimizer, self._actor_updates)
+        self._optimizers["actor"].step(torch.autograd.grad(loss, self._actor_params))
         if settings.project_actor:
             project_(self.actor)
 
         entropy = -log_prob_B.detach().mean()
-        temperature = self.log_alpha.exp()
-        temperature_loss = (temperature * (entropy - self.target_entropy)).squeeze()
-        self._alpha_optimizer.zero_grad(set_to_none=True)
-        temperature_loss.backward()
-        self._step(self._alpha_optimizer, self._actor_updates)
-        self._actor_updates += 1
+        temperature_loss = (self.log_alpha.exp() * (entropy - self.target_entropy)).squeeze()
+        self._optimizers["temperature"].step(torch.autograd.grad(temperature_loss, self.log_alpha))
         return {
             "actor/loss": loss.detach(),
             "actor/entropy": entropy,
-            "actor/mean_action": action_BA.detach().mean(),
+            "actor/mean_action": new_action_BA.detach().mean(),
             "actor/std": log_std_BA.detach().exp().mean(),
             "temperature/value": alpha.squeeze(),
             "temperature/loss": temperature_loss.detach(),
         }
 
-    def _update_critic(self, batch: Batch, reward_B: Tensor, noise_BA: Tensor) -> dict[str, Tensor]:
-        rows = batch.action_BA.shape[0]
+    def _update_critic(
+        self,
+        actor_obs_2BD: Tensor,
+        critic_obs_2BD: Tensor,
+        action_BA: Tensor,
+        reward_B: Tensor,
+        terminated_B: Tensor,
+        discount_B: Tensor,
+        denominator: Tensor,
+        noise_BA: Tensor,
+    ) -> dict[str, Tensor]:
+        rows = action_BA.shape[0]
+        with self.compute.autocast(self.device):
+            with torch.no_grad():
+                mean_BA, log_std_BA = self.actor(actor_obs_2BD[rows:], train=False)
+                next_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
+                actions = torch.cat((action_BA, next_action_BA))
+                x_2BD = torch.cat((critic_obs_2BD, actions), dim=-1)
+                # Both networks see current and next rows in one batch and in train mode:
+                # prediction and target share one normalisation frame.
+                after = self.target_critic(x_2BD, train=True, rows=slice(rows, None))
+            prediction = self.critic(x_2BD, train=True, rows=slice(rows))
         with torch.no_grad():
-            mean_BA, log_std_BA = self.actor(batch.actor_obs_2BD[rows:], train=False)
-            next_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
-            actions = torch.cat((batch.action_BA, next_action_BA))
-            x_2BD = torch.cat((batch.critic_obs_2BD, actions), dim=-1)
             entropy_B = self.log_alpha.exp() * log_prob_B
-            # Both networks see current and next rows in one batch and in train mode: prediction
-            # and target share one normalisation frame.
+            discount_B = discount_B * (1 - terminated_B)
             target, clipped = self.critic.target(
-                self.target_critic(x_2BD, train=True, rows=slice(rows, None)),
-                reward_B,
-                batch.discount_B * (1 - batch.terminated_B),
-                entropy_B,
+                after, reward_B / denominator, discount_B, entropy_B
             )
-        prediction = self.critic(x_2BD, train=True, rows=slice(rows))
         loss = self.critic.loss(prediction, target)
-        self._critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=self._critic_params)
-        self._step(self._critic_optimizer, self.updates)
+        self._optimizers["critic"].step(torch.autograd.grad(loss, self._critic_params))
         if self.settings.project_critic:
             project_(self.critic)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._target_params, self._online_params, self.settings.tau)
         return {
             "critic/loss": loss.detach(),
             "critic/value": self.critic.value(prediction.detach()).mean(),
             "critic/clipped_mass": clipped,
             "critic/max_entropy_bonus": entropy_B.abs().max(),
         }
-
-    def _step(self, optimizer: torch.optim.Adam, count: int) -> None:
-        rate = optimizer.param_groups[0]["lr"]
-        rate.fill_(self.learning_rate(count))
-        optimizer.step()
 
     def learning_rate(self, count: int) -> float:
         """Rate of the optimiser step after ``count`` steps of the same optimiser.
@@ -438,17 +478,12 @@ class FlashSAC(Agent):
         return settings.lr_end + (settings.lr_peak - settings.lr_end) * fall
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Norm invariants and gradient norms, 0-d on the device; computed only when called."""
+        """Norm invariants and mean gradients, 0-d on the device; computed only when called."""
         found: dict[str, Tensor] = {}
-        for name, network, params in (
-            ("actor", self.actor, self._actor_params),
-            ("critic", self.critic, self._critic_params),
-        ):
+        for name, network in (("actor", self.actor), ("critic", self.critic)):
             for kind, worst in norm_deviation(network).items():
                 found[f"{name}/{kind}_norm_deviation"] = worst
-            gradients = [param.grad for param in params if param.grad is not None]
-            if gradients:
-                found[f"{name}/grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+            found[f"{name}/mean_grad_norm"] = self._optimizers[name].mean_gradient_norm()
         return found
 
     # --- saving -----------------------------------------------------------------------------
@@ -461,8 +496,7 @@ class FlashSAC(Agent):
             "target_critic": self.target_critic.state_dict(),
             "log_alpha": self.log_alpha.detach(),
             "optimizers": {
-                name: optimizer.state_dict()["state"]
-                for name, optimizer in self._optimizers().items()
+                name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
             },
             "reward_scaler": self.reward_scaler.state_dict(),
             "noise": self.noise.state_dict(),
@@ -486,11 +520,8 @@ class FlashSAC(Agent):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        for name, optimizer in self._optimizers().items():
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(
-                {"state": copy.deepcopy(state["optimizers"][name]), "param_groups": groups}
-            )
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.noise.load_state_dict(state["noise"])
         self.generators.load_state_dict(state["generators"])
@@ -503,13 +534,6 @@ class FlashSAC(Agent):
         self._budget = counters["budget"]
         self._learning = counters["learning"]
         self._schedule_updates = counters["schedule_updates"]
-
-    def _optimizers(self) -> dict[str, torch.optim.Adam]:
-        return {
-            "actor": self._actor_optimizer,
-            "critic": self._critic_optimizer,
-            "temperature": self._alpha_optimizer,
-        }
 
 
 def concat(groups: Mapping[str, Tensor] | TensorDict, names: tuple[str, ...]) -> Tensor:

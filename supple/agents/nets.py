@@ -4,8 +4,9 @@ Every linear row has Euclidean norm 1, every batch norm's (scale, shift) has joi
 every RMS norm's gain has norm sqrt(d). ``project_`` restores that after each optimiser step, so the
 learning rate is the true angular step size for the whole run and no feature or logit can grow.
 
-Shapes: ``M`` rows, ``D`` features, ``H`` hidden width. Train or eval is an argument of each call,
-never a flag of the module: one update calls the same network in both modes.
+Shapes: ``M`` rows, ``E`` ensemble members, ``D`` features, ``H`` hidden width. Every parameter has
+a leading member axis, so an ensemble costs as many operations as one network. Train or eval is an
+argument of each call, never a flag of the module: one update calls the same network in both modes.
 
 Source: FlashSAC, arXiv:2604.04539, and Holiday-Robot/FlashSAC@87edc90 (layer.py). The numbers agree
 with recorded updates of that code (tests/parity).
@@ -26,28 +27,38 @@ EXPANSION = 4
 
 
 class UnitLinear(nn.Module):
-    """Linear map whose weight rows have norm 1; hidden layers carry no bias, heads a free one.
+    """Linear maps whose weight rows have norm 1; hidden layers carry no bias, heads a free one.
 
     Args:
         inputs: features in.
         outputs: features out.
-        generator: draws the orthogonal initial weight.
+        generator: draws the orthogonal initial weights.
+        members: E, independent maps side by side.
         bias: whether to add a learnable bias (starts at 0, never projected).
     """
 
     def __init__(
-        self, inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        generator: torch.Generator,
+        *,
+        members: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         device = generator.device
-        weight = torch.empty(outputs, inputs, device=device)
-        nn.init.orthogonal_(weight, generator=generator)
+        weight = torch.empty(members, outputs, inputs, device=device)
+        for member in weight:
+            nn.init.orthogonal_(member, generator=generator)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(members, outputs, device=device)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, inputs) -> (M, outputs)."""
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x_MED: Tensor) -> Tensor:
+        """(M, E, inputs) -> (M, E, outputs)."""
+        # One batched product reads and writes strided members: no copy on the way in.
+        out = torch.bmm(x_MED.transpose(0, 1), self.weight.mT).transpose(0, 1)
+        return out if self.bias is None else out + self.bias
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -57,40 +68,57 @@ class UnitLinear(nn.Module):
 
 
 class UnitBatchNorm(nn.Module):
-    """Batch norm whose scale and shift keep the joint norm sqrt(d).
+    """Batch norm whose scale and shift keep the joint norm sqrt(d), per member.
 
     Projecting the pair jointly makes the batch mean of the squared feature norm exactly ``d``,
     whatever was learned.
+
+    Args:
+        features: D.
+        device: where the parameters live.
+        members: E.
+        shared_input: all members read the same (M, 1, D): its statistics are taken once.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, features: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        features: int,
+        device: torch.device,
+        *,
+        members: int = 1,
+        shared_input: bool = False,
+    ) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(features, device=device))
-        self.shift = nn.Parameter(torch.zeros(features, device=device))
-        self.register_buffer("running_mean", torch.zeros(features, device=device))
-        self.register_buffer("running_var", torch.ones(features, device=device))
+        self.scale = nn.Parameter(torch.ones(members, features, device=device))
+        self.shift = nn.Parameter(torch.zeros(members, features, device=device))
+        statistics = (1 if shared_input else members, features)
+        self.register_buffer("running_mean", torch.zeros(statistics, device=device))
+        self.register_buffer("running_var", torch.ones(statistics, device=device))
 
-    def forward(self, x: Tensor, *, train: bool) -> Tensor:
-        """(M, D) -> (M, D); ``train`` uses and records batch statistics, M >= 2."""
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.scale,
-            self.shift,
+    def forward(self, x_MED: Tensor, *, train: bool) -> Tensor:
+        """(M, E, D) -> (M, E, D); ``train`` uses and records batch statistics, M >= 2."""
+        own_affine = self.running_mean.shape == self.scale.shape
+        # Members lie side by side as features, so that the native fused batch norm serves all.
+        out: Tensor = F.batch_norm(
+            x_MED.flatten(1),
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.scale.view(-1) if own_affine else None,
+            self.shift.view(-1) if own_affine else None,
             training=train,
             momentum=BATCH_NORM_MOMENTUM,
             eps=BATCH_NORM_EPS,
-        )
+        ).unflatten(1, self.running_mean.shape)
+        return out if own_affine else torch.addcmul(self.shift, out, self.scale)
 
     @torch.no_grad()
     def project_(self) -> None:
         """Scale (scale, shift) to the joint norm sqrt(D), in place."""
-        square = self.scale.square().sum() + self.shift.square().sum()
-        factor = math.sqrt(self.scale.numel()) / torch.sqrt(square + 1e-8)
+        square = self.scale.square().sum(-1, True) + self.shift.square().sum(-1, True)
+        factor = math.sqrt(self.scale.shape[-1]) / torch.sqrt(square + 1e-8)
         self.scale.mul_(factor)
         self.shift.mul_(factor)
 
@@ -98,38 +126,39 @@ class UnitBatchNorm(nn.Module):
 class UnitRMSNorm(nn.Module):
     """RMS norm whose gain keeps norm sqrt(d): bounds each single row, also unfamiliar ones."""
 
-    def __init__(self, features: int, device: torch.device) -> None:
+    def __init__(self, features: int, device: torch.device, *, members: int = 1) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(features, device=device))
+        self.scale = nn.Parameter(torch.ones(members, features, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, D) -> (M, D), the mean square taken in float32."""
-        mean_square = x.float().square().mean(dim=-1, keepdim=True)
-        return self.scale * (x * torch.rsqrt(mean_square + RMS_NORM_EPS))
+    def forward(self, x_MED: Tensor) -> Tensor:
+        """(M, E, D) -> (M, E, D), in float32."""
+        x_MED = x_MED.float()
+        mean_square = x_MED.square().mean(dim=-1, keepdim=True)
+        return self.scale * (x_MED * torch.rsqrt(mean_square + RMS_NORM_EPS))
 
     @torch.no_grad()
     def project_(self) -> None:
         """Scale the gain to norm sqrt(D), in place."""
-        square = self.scale.square().sum()
-        self.scale.mul_(math.sqrt(self.scale.numel()) / torch.sqrt(square + 1e-8))
+        square = self.scale.square().sum(-1, True)
+        self.scale.mul_(math.sqrt(self.scale.shape[-1]) / torch.sqrt(square + 1e-8))
 
 
 class ResidualBlock(nn.Module):
     """Two linear layers, each followed by batch norm and ReLU, added to the stream."""
 
-    def __init__(self, hidden: int, generator: torch.Generator) -> None:
+    def __init__(self, hidden: int, generator: torch.Generator, *, members: int = 1) -> None:
         super().__init__()
-        device = generator.device
-        self.linear1 = UnitLinear(hidden, EXPANSION * hidden, generator)
-        self.norm1 = UnitBatchNorm(EXPANSION * hidden, device)
-        self.linear2 = UnitLinear(EXPANSION * hidden, hidden, generator)
-        self.norm2 = UnitBatchNorm(hidden, device)
+        device, wide = generator.device, EXPANSION * hidden
+        self.linear1 = UnitLinear(hidden, wide, generator, members=members)
+        self.norm1 = UnitBatchNorm(wide, device, members=members)
+        self.linear2 = UnitLinear(wide, hidden, generator, members=members)
+        self.norm2 = UnitBatchNorm(hidden, device, members=members)
 
-    def forward(self, x: Tensor, *, train: bool) -> Tensor:
-        """(M, H) -> (M, H)."""
-        wide = torch.relu(self.norm1(self.linear1(x), train=train))
+    def forward(self, x_MEH: Tensor, *, train: bool) -> Tensor:
+        """(M, E, H) -> (M, E, H)."""
+        wide = torch.relu(self.norm1(self.linear1(x_MEH), train=train))
         # The second ReLU is the published design: each block adds a non-negative vector.
-        return x + torch.relu(self.norm2(self.linear2(wide), train=train))
+        return x_MEH + torch.relu(self.norm2(self.linear2(wide), train=train))
 
 
 class Trunk(nn.Module):
@@ -142,21 +171,33 @@ class Trunk(nn.Module):
         hidden: feature width H.
         blocks: residual blocks.
         generator: draws the initial weights.
+        members: E, independent trunks that read the same input.
     """
 
-    def __init__(self, inputs: int, hidden: int, blocks: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        blocks: int,
+        generator: torch.Generator,
+        *,
+        members: int = 1,
+    ) -> None:
         super().__init__()
-        self.input_norm = UnitBatchNorm(inputs, generator.device)
-        self.input_linear = UnitLinear(inputs, hidden, generator)
-        self.block = nn.ModuleList(ResidualBlock(hidden, generator) for _ in range(blocks))
-        self.output_norm = UnitRMSNorm(hidden, generator.device)
+        device = generator.device
+        self.input_norm = UnitBatchNorm(inputs, device, members=members, shared_input=True)
+        self.input_linear = UnitLinear(inputs, hidden, generator, members=members)
+        self.block = nn.ModuleList(
+            ResidualBlock(hidden, generator, members=members) for _ in range(blocks)
+        )
+        self.output_norm = UnitRMSNorm(hidden, device, members=members)
 
-    def forward(self, x: Tensor, *, train: bool) -> Tensor:
-        """(M, inputs) -> (M, H)."""
-        x = self.input_linear(self.input_norm(x, train=train))
+    def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """(M, inputs) -> (M, E, H)."""
+        x_MEH = self.input_linear(self.input_norm(x_MD.unsqueeze(1), train=train))
         for block in self.block:
-            x = block(x, train=train)
-        features: Tensor = self.output_norm(x)
+            x_MEH = block(x_MEH, train=train)
+        features: Tensor = self.output_norm(x_MEH)
         return features
 
 
@@ -181,10 +222,15 @@ def norm_deviation(network: nn.Module) -> dict[str, Tensor]:
                 rows = torch.linalg.vector_norm(module.weight, dim=-1)
                 worst["row"].append((rows - 1).abs().max())
             elif isinstance(module, UnitBatchNorm):
-                pair = torch.cat((module.scale, module.shift))
-                relative = torch.linalg.vector_norm(pair) / math.sqrt(module.scale.numel())
-                worst["batch_norm"].append((relative - 1).abs())
+                pair = torch.cat((module.scale, module.shift), dim=-1)
+                worst["batch_norm"].append(_relative_deviation(pair, module.scale.shape[-1]))
             elif isinstance(module, UnitRMSNorm):
-                gain = torch.linalg.vector_norm(module.scale)
-                worst["rms_norm"].append((gain / math.sqrt(module.scale.numel()) - 1).abs())
+                gain = module.scale
+                worst["rms_norm"].append(_relative_deviation(gain, gain.shape[-1]))
     return {kind: torch.stack(found).max() for kind, found in worst.items() if found}
+
+
+def _relative_deviation(gain: Tensor, features: int) -> Tensor:
+    norm = torch.linalg.vector_norm(gain, dim=-1)
+    deviation: Tensor = (norm / math.sqrt(features) - 1).abs().max()
+    return deviation

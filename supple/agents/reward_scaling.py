@@ -29,6 +29,8 @@ class RewardScalerSettings:
 class RewardScaler:
     """Running moments of the discounted reward sum, over ``N`` environments, on the device.
 
+    All state changes in place, so that a compiled or captured step may hold on to it.
+
     Args:
         num_envs: N.
         gamma: the environment's one-step discount.
@@ -67,7 +69,7 @@ class RewardScaler:
         keep = (~done).to(reward.dtype)
         carried = self._sum_N * keep if self.settings.reset == "before" else self._sum_N
         updated = torch.where(valid, self._gamma * carried + reward, self._sum_N)
-        self._peak = torch.maximum(self._peak, updated.abs().max())
+        self._peak.copy_(torch.maximum(self._peak, updated.abs().max()))
 
         # Parallel-variance merge over the valid rows. The pseudo-count of 1e-4 makes the initial
         # variance of 1 nearly weightless.
@@ -80,14 +82,14 @@ class RewardScaler:
         total = self._count + number
         share = number / total.clamp_min(1)
         spread = delta.square() * self._count * share
-        self._mean = self._mean + delta * share
         merged = (self._var * (self._count + 1e-4) + batch_var * number + spread) / total
-        self._var = torch.where(number > 0, merged, self._var)
-        self._count = total
+        self._mean.add_(delta * share)
+        self._var.copy_(torch.where(number > 0, merged, self._var))
+        self._count.copy_(total)
 
         if self.settings.reset == "after":
             updated = torch.where(done & valid, torch.zeros_like(updated), updated)
-        self._sum_N = updated
+        self._sum_N.copy_(updated)
 
     def denominator(self) -> Tensor:
         """What rewards are divided by, 0-d; 1 when scaling is off."""
@@ -97,7 +99,7 @@ class RewardScaler:
 
     def forget_episodes(self) -> None:
         """Every environment was reset: start new sums, keep the moments."""
-        self._sum_N = torch.zeros_like(self._sum_N)
+        self._sum_N.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only."""
@@ -111,9 +113,5 @@ class RewardScaler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value."""
-        device = self._peak.device
-        self._sum_N = state["sum"].to(device)
-        self._peak = state["peak"].to(device)
-        self._mean = state["mean"].to(device)
-        self._var = state["var"].to(device)
-        self._count = state["count"].to(device)
+        for name, own in self.state_dict().items():
+            own.copy_(state[name])

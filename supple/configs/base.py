@@ -18,6 +18,7 @@ import tyro
 from supple.agents.flashsac import FlashSACSettings
 from supple.envs import EnvSettings
 from supple.errors import InputError
+from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
 
 
@@ -74,6 +75,7 @@ class Settings:
     """The run's folder, exactly; empty makes runs/<task>/<agent>/<time>-seed<k>."""
     env: EnvSettings = field(default_factory=EnvSettings)
     agent: FlashSACSettings = field(default_factory=FlashSACSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     log: LogSettings = field(default_factory=LogSettings)

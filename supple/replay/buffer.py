@@ -16,8 +16,9 @@ is at 0).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -25,9 +26,48 @@ from torch import Tensor
 
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
+from supple.region import Compute, Region, T
 from supple.replay.nstep import Flags, Window, discounted_sum, follow
 from supple.replay.plan import OBS_DTYPES, ReplayPlan, ReplaySettings, plan_ring
-from supple.replay.sampling import draw, first_usable
+from supple.replay.sampling import CANDIDATES, UNIFORM, AgeBias, choose, first_usable
+
+
+class Minibatch(NamedTuple):
+    """Sampled transitions as plain tensors; ``Replay.sample`` gives them torchrl's names."""
+
+    observation: dict[str, Tensor]
+    """Each group (2B, D) float32: the first B rows current, the last B next."""
+    action: Tensor
+    reward: Tensor
+    """Discounted sum over the window, raw, (B,)."""
+    terminated: Tensor
+    """(B,) bool, of the window's last step."""
+    truncated: Tensor
+    discount: Tensor
+    """gamma^(steps summed), not yet masked by ``terminated``, (B,)."""
+    start: Tensor
+    """Ring row and environment of the window's first step, (B, 2)."""
+
+    def to_tensordict(self) -> TensorDict:
+        """The same in torchrl's spelling, as ``Replay.sample`` describes."""
+        now, then = {}, {}
+        for group, both in self.observation.items():
+            now[group], then[group] = both.chunk(2)
+        flags = {
+            "reward": self.reward,
+            "terminated": self.terminated,
+            "truncated": self.truncated,
+            "done": self.terminated | self.truncated,
+            "discount": self.discount,
+        }
+        after = {name: value.unsqueeze(-1) for name, value in flags.items()}
+        content = {
+            "observation": now,
+            "action": self.action,
+            "index": self.start,
+            "next": {"observation": then, **after},
+        }
+        return TensorDict(content, batch_size=[len(self.reward)])
 
 
 class Replay:
@@ -38,6 +78,7 @@ class Replay:
         settings: size and storage.
         extra_spec: further float32 columns, name to shape per environment.
         device: where it lives; the environment's by default.
+        compute: whether adding and sampling are compiled; eager by default.
 
     Raises:
         InputError: it does not fit the device's memory, or is too small; nothing was allocated.
@@ -50,6 +91,7 @@ class Replay:
         *,
         extra_spec: Mapping[str, tuple[int, ...]] | None = None,
         device: torch.device | str | None = None,
+        compute: Compute | None = None,
     ) -> None:
         self.spec = spec
         self.settings = settings or ReplaySettings()
@@ -67,23 +109,29 @@ class Replay:
             group: torch.zeros(stored, width, dtype=dtype, device=device)
             for group, width in spec.observation.items()
         }
-        self.columns: dict[str, Tensor] = {
-            "action": torch.zeros(rows, envs, spec.action.size, device=device)
+        cells = rows * envs
+        self._flat: dict[str, Tensor] = {
+            "action": torch.zeros(cells, spec.action.size, device=device)
             if isinstance(spec.action, Box)
-            else torch.zeros(rows, envs, dtype=torch.int64, device=device),
-            "reward": torch.zeros(rows, envs, device=device),
-            "terminated": torch.zeros(rows, envs, dtype=torch.bool, device=device),
-            "truncated": torch.zeros(rows, envs, dtype=torch.bool, device=device),
-            "valid": torch.zeros(rows, envs, dtype=torch.bool, device=device),
-            "step_in_episode": torch.zeros(rows, envs, dtype=torch.int32, device=device),
+            else torch.zeros(cells, dtype=torch.int64, device=device),
+            "reward": torch.zeros(cells, device=device),
+            "terminated": torch.zeros(cells, dtype=torch.bool, device=device),
+            "truncated": torch.zeros(cells, dtype=torch.bool, device=device),
+            "valid": torch.zeros(cells, dtype=torch.bool, device=device),
+            "step_in_episode": torch.zeros(cells, dtype=torch.int32, device=device),
             # Side-table row of the final observation, -1 where the row did not end.
-            "final_slot": torch.full((rows, envs), -1, dtype=torch.int32, device=device),
+            "final_slot": torch.full((cells,), -1, dtype=torch.int32, device=device),
         }
         self._extra = tuple(extra_spec)
         for name, shape in extra_spec.items():
-            self.columns[name] = torch.zeros(rows, envs, *shape, device=device)
+            self._flat[name] = torch.zeros(cells, *shape, device=device)
+        self.columns: dict[str, Tensor] = {
+            name: flat.unflatten(0, (rows, envs)) for name, flat in self._flat.items()
+        }
 
         self.vector_steps = 0
+        # The same number on the device: adding and sampling need nothing from the host.
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._env_index = torch.arange(envs, device=device)
         self._step_in_episode = torch.zeros(envs, dtype=torch.int32, device=device)
         # Flat ring row that owns each side-table row; the last entry belongs to the trash row.
@@ -92,6 +140,27 @@ class Replay:
         self._final_evicted = torch.zeros((), dtype=torch.int64, device=device)
         self._invalid_sampled = torch.zeros((), dtype=torch.int64, device=device)
         self._warned_evicted = False
+
+        self._compute = compute or Compute()
+        self._write_step = self._region(self._write)
+        self._draw_steps: dict[tuple[Any, ...], Region[Minibatch]] = {}
+
+    def _region(self, function: Callable[..., T]) -> Region[T]:
+        return Region(function, state=self._counters, compute=self._compute)
+
+    def _counters(self) -> list[Tensor]:
+        """What changes when a step is written or a batch is drawn, except the rows themselves.
+
+        With these restored, writing the same step again writes the same rows.
+        """
+        return [
+            self._steps,
+            self._step_in_episode,
+            self._final_owner,
+            self._final_head,
+            self._final_evicted,
+            self._invalid_sampled,
+        ]
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -117,26 +186,37 @@ class Replay:
         """
         extras = extras or {}
         self._check(obs, action, step, extras)
-        t = self.vector_steps % self.num_rows
-        for group in self.spec.observation:
-            ring = self.ring(group)
-            ring[t] = obs[group]
-            ring[t + 1] = step["observation"][group]
-        valid = step["valid"]
-        ended = (step["terminated"] | step["truncated"]) & valid
-        columns = self.columns
-        columns["action"][t] = action
-        for name in ("reward", "terminated", "truncated", "valid"):
-            columns[name][t] = step[name]
-        columns["step_in_episode"][t] = self._step_in_episode
-        columns["final_slot"][t] = -1
-        for name in self._extra:
-            columns[name][t] = extras[name]
-        self._step_in_episode = torch.where(ended, 0, self._step_in_episode + valid.int())
         # Without final observations the one after the reset stands in; agents refuse or accept it.
         final = step["final_observation"] if self.spec.has_final_obs else step["observation"]
-        self._keep_final(t, ended, final)
+        groups = self.spec.observation
+        self._write_step(
+            *(source[group] for source in (obs, step["observation"], final) for group in groups),
+            action,
+            *(step[name] for name in ("reward", *Flags._fields)),
+            *(extras[name] for name in self._extra),
+        )
         self.vector_steps += 1
+
+    def _write(self, *values: Tensor) -> dict[str, Tensor]:
+        groups, flat = len(self.storage), self._flat
+        cells = self._steps % self.num_rows * self.num_envs + self._env_index
+        for number, storage in enumerate(self.storage.values()):
+            storage.index_copy_(0, cells, values[number].to(storage.dtype))
+            after = values[groups + number]
+            storage.index_copy_(0, cells + self.num_envs, after.to(storage.dtype))
+        final = dict(zip(self.storage, values[2 * groups : 3 * groups], strict=True))
+        names = ("action", "reward", *Flags._fields, *self._extra)
+        step = dict(zip(names, values[3 * groups :], strict=True))
+        ended = (step["terminated"] | step["truncated"]) & step["valid"]
+        step["step_in_episode"] = self._step_in_episode
+        step["final_slot"] = torch.full_like(self._step_in_episode, -1)
+        for name, value in step.items():
+            flat[name].index_copy_(0, cells, value.to(flat[name].dtype))
+        running = self._step_in_episode + step["valid"].int()
+        self._step_in_episode.copy_(torch.where(ended, 0, running))
+        self._keep_final(cells, ended, final)
+        self._steps.add_(1)
+        return {}
 
     @torch.no_grad()
     def close_open_rows(self) -> None:
@@ -152,37 +232,43 @@ class Replay:
         ended = columns["terminated"][t] | columns["truncated"][t]
         cut = columns["valid"][t] & ~ended
         columns["truncated"][t] |= cut
-        self._keep_final(t, cut, {g: self.ring(g)[t + 1].clone() for g in self.spec.observation})
-        self._step_in_episode = torch.zeros_like(self._step_in_episode)
+        newest = {group: self.ring(group)[t + 1].clone() for group in self.spec.observation}
+        cells = t * self.num_envs + self._env_index
+        self._keep_final(cells, cut, newest)
+        self._step_in_episode.zero_()
 
     def adopt_prefilled(self, rows: int, owners: Tensor) -> None:
         """Account for rows written by ``prefill``; ``owners`` are the flat rows of its finals."""
         self.vector_steps = rows
+        self._steps.fill_(rows)
         self._final_owner[: len(owners)] = owners
-        self._final_head = torch.tensor(len(owners) % self.plan.final_rows, device=self.device)
+        self._final_head.fill_(len(owners) % self.plan.final_rows)
 
-    def _keep_final(self, t: int, ended: Tensor, final: Mapping[str, Tensor] | TensorDict) -> None:
-        """Put the final observations of the rows that ended into the side table."""
+    def _keep_final(self, cells: Tensor, ended: Tensor, final: Mapping[str, Tensor]) -> None:
+        """Put the final observations of the rows that ended into the side table.
+
+        Args:
+            cells: flat ring rows of one vector step, (N,).
+            ended: which of them ended, (N,) bool.
+            final: their final observations, groups of (N, D).
+        """
         table = self.plan.final_rows
         rank = ended.cumsum(0)
         slot = torch.where(ended, (self._final_head + rank - 1) % table, table)
-        own = t * self.num_envs + self._env_index
 
         # A reused slot takes the final observation from its former row, which is invalid then.
         former = self._final_owner[slot]
-        final_slot = self.columns["final_slot"].view(-1)
+        final_slot, valid = self._flat["final_slot"], self._flat["valid"]
         loses = ended & (former >= 0) & (final_slot[former.clamp_min(0)] == slot)
-        valid = self.columns["valid"].view(-1)
-        touched = torch.where(loses, former, own)
-        valid[touched] = valid[touched] & ~loses
-        self._final_evicted += loses.sum()
+        touched = torch.where(loses, former, cells)
+        valid.index_copy_(0, touched, valid[touched] & ~loses)
+        self._final_evicted.add_(loses.sum())
 
-        self._final_owner[slot] = torch.where(ended, own, -1)
-        current = self.columns["final_slot"][t]
-        self.columns["final_slot"][t] = torch.where(ended, slot.int(), current)
+        self._final_owner.index_copy_(0, slot, torch.where(ended, cells, -1))
+        final_slot.index_copy_(0, cells, torch.where(ended, slot.int(), final_slot[cells]))
         for group, storage in self.storage.items():
-            storage[self._final_start + slot] = final[group].to(storage.dtype)
-        self._final_head = (self._final_head + rank[-1]) % table
+            storage.index_copy_(0, self._final_start + slot, final[group].to(storage.dtype))
+        self._final_head.copy_((self._final_head + rank[-1]) % table)
 
     def _check(
         self, obs: TensorDict, action: Tensor, step: TensorDict, extras: Mapping[str, Tensor]
@@ -241,7 +327,7 @@ class Replay:
         return self._usable()[1] >= n_step
 
     @torch.no_grad()
-    def sample(
+    def draw(
         self,
         batch_size: int,
         *,
@@ -249,8 +335,9 @@ class Replay:
         n_step: int = 1,
         gamma: float = 0.99,
         exact_discount: bool = True,
-    ) -> TensorDict:
-        """Draw transitions uniformly, with n-step returns computed now.
+        age_bias: AgeBias = UNIFORM,
+    ) -> Minibatch:
+        """Draw transitions, with n-step returns computed now.
 
         Args:
             batch_size: B.
@@ -259,77 +346,86 @@ class Replay:
                 within n_step - 1 rows of the write head.
             gamma: one-step discount.
             exact_discount: bootstrap with gamma^(steps summed); False always uses gamma^n_step.
-
-        Returns:
-            TensorDict [B] in torchrl's spelling: ``observation``/group, ``action``, ``index``
-            (B, 2: row, environment) and under ``next``: ``observation``/group and, each (B, 1),
-            ``reward`` (raw sum), ``terminated``, ``truncated``, ``done``, ``discount`` (unmasked).
-            Observation and next observation of a group are the halves of one (2B, D) tensor.
+            age_bias: how much less often old rows are drawn; uniform by default.
 
         Raises:
             InputError: fewer than ``n_step`` rows are stored.
         """
-        oldest, rows = self._usable()
-        if rows < n_step:
+        if not self.can_sample(n_step):
             raise InputError(
-                f"cannot sample {n_step}-step windows from {rows} stored rows: add more steps first"
+                f"cannot sample {n_step}-step windows from {self._usable()[1]} stored rows:"
+                " add more steps first"
             )
-        t, env = draw(
-            batch_size,
+        options = (n_step, gamma, exact_discount, age_bias)
+        key = (batch_size, *options)
+        if key not in self._draw_steps:
+            self._draw_steps[key] = self._region(partial(self._draw, *options))
+        # 62-bit integers, not float32 uniforms: those reach only 2^24 different rows.
+        shape = (batch_size, CANDIDATES)
+        number = torch.randint(2**62, shape, generator=generator, device=self.device)
+        return self._draw_steps[key](number)
+
+    def sample(self, batch_size: int, *, generator: torch.Generator, **options: Any) -> TensorDict:
+        """``draw`` in torchrl's spelling.
+
+        Returns:
+            TensorDict [B]: ``observation``/group, ``action``, ``index`` (B, 2: row, environment)
+            and under ``next``: ``observation``/group and, each (B, 1), ``reward`` (raw sum),
+            ``terminated``, ``truncated``, ``done``, ``discount`` (unmasked). Observation and next
+            observation of a group are the halves of one (2B, D) tensor.
+        """
+        return self.draw(batch_size, generator=generator, **options).to_tensordict()
+
+    def _draw(
+        self, n_step: int, gamma: float, exact_discount: bool, age_bias: AgeBias, number: Tensor
+    ) -> Minibatch:
+        # ``_usable`` on the device.
+        head = self._steps % self.num_rows
+        wrapped = (self._steps > self.num_rows) & (head > 0)
+        oldest = torch.where(wrapped, (head + 1) % self.num_rows, 0)
+        stored = self._steps.clamp(max=self.num_rows) - wrapped.long()
+        t, env = choose(
+            number,
             oldest=oldest,
-            rows=rows - (n_step - 1),
+            rows=stored - (n_step - 1),
             num_rows=self.num_rows,
             num_envs=self.num_envs,
-            generator=generator,
+            age_bias=age_bias,
         )
         window = self._follow(t, env, n_step)
         slot, candidate, failed = first_usable(window.complete)
-        self._invalid_sampled += failed
+        self._invalid_sampled.add_(failed)
         chosen = Window(*(part[slot, candidate] for part in window))
         return self._gather(chosen, gamma=gamma, exact_discount=exact_discount)
 
     def _follow(self, t: Tensor, env: Tensor, n_step: int) -> Window:
-        flags = Flags(*(self.columns[name].view(-1) for name in Flags._fields))
+        flags = Flags(*(self._flat[name] for name in Flags._fields))
         return follow(t, env, flags, n_step=n_step, num_rows=self.num_rows, num_envs=self.num_envs)
 
-    def _gather(self, window: Window, *, gamma: float, exact_discount: bool) -> TensorDict:
+    def _gather(self, window: Window, *, gamma: float, exact_discount: bool) -> Minibatch:
         """The transitions that windows, [B, n], stand for."""
-        start, last = window.rows[:, 0], window.last
-        columns = {name: column.flatten(0, 1) for name, column in self.columns.items()}
-        final_slot = columns["final_slot"][last].long()
+        start, last, flat = window.rows[:, 0], window.last, self._flat
+        final_slot = flat["final_slot"][last].long()
         after = torch.where(final_slot >= 0, self._final_start + final_slot, last + self.num_envs)
         both = torch.cat((start, after))
-        batch = [len(start)]
-        now, then = {}, {}
-        for group, storage in self.storage.items():
-            now[group], then[group] = storage.index_select(0, both).float().chunk(2)
-        terminated, truncated = columns["terminated"][last], columns["truncated"][last]
-        reward = discounted_sum(columns["reward"], window, gamma)
+        reward = discounted_sum(flat["reward"], window, gamma)
         n_step = window.rows.shape[-1]
         discount = (
             gamma ** window.steps.to(reward.dtype)
             if exact_discount
             else torch.full_like(reward, gamma**n_step)
         )
-        index = torch.stack((start // self.num_envs, start % self.num_envs), dim=-1)
-        return TensorDict(
-            {
-                "observation": TensorDict(now, batch_size=batch),
-                "action": columns["action"][start],
-                "index": index,
-                "next": TensorDict(
-                    {
-                        "observation": TensorDict(then, batch_size=batch),
-                        "reward": reward.unsqueeze(-1),
-                        "terminated": terminated.unsqueeze(-1),
-                        "truncated": truncated.unsqueeze(-1),
-                        "done": (terminated | truncated).unsqueeze(-1),
-                        "discount": discount.unsqueeze(-1),
-                    },
-                    batch_size=batch,
-                ),
+        return Minibatch(
+            observation={
+                group: storage.index_select(0, both).float()
+                for group, storage in self.storage.items()
             },
-            batch_size=batch,
+            action=flat["action"].index_select(0, start),
+            reward=reward,
+            terminated=flat["terminated"][last],
+            truncated=flat["truncated"][last],
+            discount=discount,
+            start=torch.stack((start // self.num_envs, start % self.num_envs), dim=-1),
         )
 
     def window(self) -> TensorDict:
@@ -422,11 +518,15 @@ class Replay:
                     " --replay.final-fraction and --env.num-envs of the run"
                 )
         self.vector_steps = state["vector_steps"]
+        self._steps.fill_(self.vector_steps)
         self.columns["valid"].copy_(state["valid"])
-        self._final_owner.copy_(state["final_owner"])
-        self._step_in_episode = state["step_in_episode"].to(self.device, copy=True)
-        self._final_head = state["final_head"].to(self.device, copy=True)
-        self._final_evicted = state["final_evicted"].to(self.device, copy=True)
-        self._invalid_sampled = state["invalid_sampled"].to(self.device, copy=True)
+        for name in (
+            "step_in_episode",
+            "final_owner",
+            "final_head",
+            "final_evicted",
+            "invalid_sampled",
+        ):
+            getattr(self, f"_{name}").copy_(state[name])
         for group, value in state["newest_observation"].items():
             self.ring(group)[(self.vector_steps - 1) % self.num_rows + 1] = value.to(self.device)

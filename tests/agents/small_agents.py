@@ -8,6 +8,7 @@ from tensordict import TensorDict
 
 from supple.agents.flashsac import Batch, FlashSAC, FlashSACSettings
 from supple.envs.base import Box, EnvSpec
+from supple.replay import Minibatch
 
 OBSERVATIONS, ACTIONS, ROWS = 6, 3, 32
 NETWORKS = ("actor", "critic", "target_critic")
@@ -47,8 +48,8 @@ def generator(seed):
 
 def random_batch(agent, random, *, reward_scale=1.0, rows=ROWS, discount=0.99):
     """Correlated raw observations of uneven scale; a quarter of the rows terminated."""
-    actor_width = agent.actor.trunk.input_norm.scale.numel()
-    critic_width = agent.critic.members[0].trunk.input_norm.scale.numel() - ACTIONS
+    actor_width = agent.actor.trunk.input_norm.scale.shape[-1]
+    critic_width = agent.critic.trunk.input_norm.scale.shape[-1] - ACTIONS
     obs = torch.randn(2 * rows, critic_width, generator=random)
     obs = obs * torch.linspace(0.3, 5, critic_width) + torch.linspace(-2, 2, critic_width)
     return Batch(
@@ -99,9 +100,9 @@ class RandomReplay:
         self.asked = []
         self.columns = {
             "action": 2 * torch.rand(size, spec.action.size, generator=random) - 1,
-            "reward": torch.randn(size, 1, generator=random),
-            "terminated": torch.rand(size, 1, generator=random) < 0.1,
-            "discount": torch.rand(size, 1, generator=random),
+            "reward": torch.randn(size, generator=random),
+            "terminated": torch.rand(size, generator=random) < 0.1,
+            "discount": torch.rand(size, generator=random),
         }
         for name, width in spec.observation.items():
             self.columns[name] = torch.randn(size, width, generator=random)
@@ -111,20 +112,18 @@ class RandomReplay:
     def can_sample(self, n_step):
         return n_step <= self.longest_window
 
-    def sample(self, batch_size, *, generator, **options):
+    def draw(self, batch_size, *, generator, **options):
         index = torch.randint(len(self.columns["action"]), (batch_size,), generator=generator)
         row = {name: column[index] for name, column in self.columns.items()}
         self.asked.append({"batch_size": batch_size, "index": index, **options})
-        return TensorDict(
-            {
-                "observation": {name: row[name] for name in self.groups},
-                "action": row["action"],
-                "next": {
-                    "observation": {name: row[f"next {name}"] for name in self.groups},
-                    **{name: row[name] for name in ("reward", "terminated", "discount")},
-                },
-            },
-            batch_size=[batch_size],
+        return Minibatch(
+            observation={name: torch.cat((row[name], row[f"next {name}"])) for name in self.groups},
+            action=row["action"],
+            reward=row["reward"],
+            terminated=row["terminated"],
+            truncated=torch.zeros_like(row["terminated"]),
+            discount=row["discount"],
+            start=torch.stack((index, torch.zeros_like(index)), dim=-1),
         )
 
 
@@ -191,6 +190,25 @@ def spy_on_forwards(agent):
     return calls
 
 
+def spy_on_steps(agent, before_each=lambda name, gradients: None):
+    """Call ``before_each`` before every optimiser step; records the rates used."""
+    rates = {name: [] for name in agent._optimizers}
+
+    def watch(name, optimizer):
+        original = optimizer.step
+
+        def step(gradients):
+            rates[name].append(optimizer.rate.item())
+            before_each(name, gradients)
+            original(gradients)
+
+        optimizer.step = step
+
+    for name, optimizer in agent._optimizers.items():
+        watch(name, optimizer)
+    return rates
+
+
 def spy_on_target(agent):
     """Record the arguments of every Bellman target."""
     calls = []
@@ -210,6 +228,9 @@ def assert_same_bits(left, right, where="state"):
         assert left.keys() == right.keys(), where
         for key in left:
             assert_same_bits(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list):
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_same_bits(*pair, f"{where}[{number}]")
     elif isinstance(left, torch.Tensor):
         assert left.dtype == right.dtype, where
         assert torch.equal(left, right), where

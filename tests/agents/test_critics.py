@@ -174,15 +174,20 @@ def test_target_looks_at_every_member(members):
     torch.testing.assert_close(target, torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6, rtol=0)
 
 
+def part_of(value, member):
+    """What belongs to one member; statistics of the common input belong to all."""
+    return value if len(value) == 1 else value[member : member + 1]
+
+
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("train", [True, False])
 def test_ensemble_equals_independent_single_critics(build, train):
     ensemble = build(2)
-    assert not torch.equal(ensemble.members[0].value.weight, ensemble.members[1].value.weight)
+    assert not torch.equal(*ensemble.head.weight)
     singles = []
-    for member in ensemble.members:
+    for at in range(2):
         single = build(1)
-        single.members[0].load_state_dict(member.state_dict())
+        single.load_state_dict({key: part_of(v, at) for key, v in ensemble.state_dict().items()})
         singles.append(single)
     x = torch.randn(10, 4, generator=generator(5))
     prediction = ensemble(x, train=train)
@@ -196,18 +201,14 @@ def test_ensemble_equals_independent_single_critics(build, train):
         own = single.loss(alone, target)
         own.backward()
         total += own.item() / 2
-        for mine, theirs in zip(
-            ensemble.members[at].named_parameters(),
-            single.members[0].named_parameters(),
-            strict=True,
+        for (name, mine), theirs in zip(
+            ensemble.named_parameters(), single.parameters(), strict=True
         ):
             torch.testing.assert_close(
-                2 * mine[1].grad, theirs[1].grad, atol=1e-6, rtol=1e-5, msg=mine[0]
+                2 * part_of(mine.grad, at), theirs.grad, atol=1e-6, rtol=1e-5, msg=name
             )
-        for mine, theirs in zip(
-            ensemble.members[at].buffers(), single.members[0].buffers(), strict=True
-        ):
-            assert torch.equal(mine, theirs)
+        for mine, theirs in zip(ensemble.trunk.buffers(), single.trunk.buffers(), strict=True):
+            torch.testing.assert_close(part_of(mine, at), theirs, atol=1e-7, rtol=1e-6)
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
 
@@ -243,9 +244,8 @@ def test_cross_entropy_by_hand():
 def test_initial_categorical_predictions_come_from_logits_plus_bias():
     critic = categorical(num_atoms=3, value_max=1.0)
     with torch.no_grad():
-        for member in critic.members:
-            member.value.weight.zero_()
-            member.value.bias.copy_(torch.tensor([0.0, math.log(2), 0.0]))
+        critic.head.weight.zero_()
+        critic.head.bias.copy_(torch.tensor([0.0, math.log(2), 0.0]))
     prediction = critic(torch.randn(5, 4, generator=generator(7)), train=True)
     expected = torch.tensor([0.25, 0.5, 0.25]).log().expand(2, 5, 3)
     torch.testing.assert_close(prediction, expected)

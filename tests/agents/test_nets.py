@@ -22,7 +22,7 @@ def test_unit_batch_norm_by_hand():
     with torch.no_grad():
         norm.scale.fill_(2.0)
         norm.shift.fill_(0.5)
-    x = torch.tensor([[1.0], [3.0], [5.0]])  # mean 3, population variance 8/3, unbiased 4
+    x = torch.tensor([[[1.0]], [[3.0]], [[5.0]]])  # mean 3, population variance 8/3, unbiased 4
     expected = 2 * (x - 3) / math.sqrt(8 / 3 + 1e-5) + 0.5
     torch.testing.assert_close(norm(x, train=True), expected)
     assert norm.running_mean.item() == pytest.approx(0.01 * 3)
@@ -33,7 +33,7 @@ def test_eval_batch_norm_uses_the_running_statistics_and_leaves_them():
     norm = UnitBatchNorm(1, torch.device("cpu"))
     norm.running_mean.fill_(2.0)
     norm.running_var.fill_(9.0)
-    y = norm(torch.tensor([[5.0]]), train=False)
+    y = norm(torch.tensor([[[5.0]]]), train=False)
     assert y.item() == pytest.approx(3 / math.sqrt(9 + 1e-5))
     assert (norm.running_mean.item(), norm.running_var.item()) == (2.0, 9.0)
 
@@ -42,25 +42,31 @@ def test_unit_rms_norm_by_hand():
     norm = UnitRMSNorm(2, torch.device("cpu"))
     with torch.no_grad():
         norm.scale.copy_(torch.tensor([1.0, 3.0]))
-    y = norm(torch.tensor([[3.0, 4.0]]))
+    y = norm(torch.tensor([[[3.0, 4.0]]]))
     rms = math.sqrt(12.5 + 1e-6)
-    torch.testing.assert_close(y, torch.tensor([[3 / rms, 12 / rms]]))
+    torch.testing.assert_close(y, torch.tensor([[[3 / rms, 12 / rms]]]))
 
 
 def test_projection_by_hand():
-    linear = UnitLinear(2, 2, generator(0))
-    norm = UnitBatchNorm(2, torch.device("cpu"))
-    gain = UnitRMSNorm(2, torch.device("cpu"))
+    linear = UnitLinear(2, 2, generator(0), members=2)
+    norm = UnitBatchNorm(2, torch.device("cpu"), members=2)
+    gain = UnitRMSNorm(2, torch.device("cpu"), members=2)
+    other = linear.weight.detach()[1].clone()  # already has unit rows
     with torch.no_grad():
-        linear.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        norm.scale.copy_(torch.tensor([1.0, 5.0]))
-        norm.shift.copy_(torch.tensor([5.0, 7.0]))  # joint norm 10, wanted sqrt(2)
-        gain.scale.copy_(torch.tensor([3.0, 4.0]))
+        linear.weight[0] = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+        norm.scale[0] = torch.tensor([1.0, 5.0])
+        norm.shift[0] = torch.tensor([5.0, 7.0])  # joint norm 10, wanted sqrt(2)
+        gain.scale[0] = torch.tensor([3.0, 4.0])
     project_(torch.nn.ModuleList([linear, norm, gain]))
-    torch.testing.assert_close(linear.weight.data, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    torch.testing.assert_close(norm.scale.data, math.sqrt(2) * torch.tensor([0.1, 0.5]))
-    torch.testing.assert_close(norm.shift.data, math.sqrt(2) * torch.tensor([0.5, 0.7]))
-    torch.testing.assert_close(gain.scale.data, math.sqrt(2) * torch.tensor([0.6, 0.8]))
+    rows = torch.tensor([[0.6, 0.8], [0.0, 0.0]])
+    torch.testing.assert_close(linear.weight.data, torch.stack((rows, other)))
+    one, zero = torch.ones(2), torch.zeros(2)
+    for found, first, second in (
+        (norm.scale, math.sqrt(2) * torch.tensor([0.1, 0.5]), one),
+        (norm.shift, math.sqrt(2) * torch.tensor([0.5, 0.7]), zero),
+        (gain.scale, math.sqrt(2) * torch.tensor([0.6, 0.8]), one),
+    ):
+        torch.testing.assert_close(found.data, torch.stack((first, second)))
 
 
 def test_trunk_is_the_published_stack():
@@ -70,20 +76,20 @@ def test_trunk_is_the_published_stack():
     def standard(y):
         return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
 
-    h = standard(x) @ trunk.input_linear.weight.T
+    h = standard(x) @ trunk.input_linear.weight[0].T
     for block in trunk.block:
-        wide = standard(h @ block.linear1.weight.T).relu()
-        h = h + standard(wide @ block.linear2.weight.T).relu()
+        wide = standard(h @ block.linear1.weight[0].T).relu()
+        h = h + standard(wide @ block.linear2.weight[0].T).relu()
     expected = h / (h.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(trunk(x, train=True), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trunk(x, train=True)[:, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_initial_weights_are_orthogonal_and_differ_between_layers():
     trunk = small_trunk(generator(3))
-    wide, narrow = trunk.block[0].linear1.weight, trunk.block[0].linear2.weight
+    wide, narrow = trunk.block[0].linear1.weight[0], trunk.block[0].linear2.weight[0]
     torch.testing.assert_close(wide.T @ wide, torch.eye(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(narrow @ narrow.T, torch.eye(4), atol=1e-5, rtol=0)
-    assert not torch.equal(wide, trunk.block[1].linear1.weight)
+    assert not torch.equal(wide, trunk.block[1].linear1.weight[0])
 
 
 @pytest.mark.parametrize(("inputs", "actions", "expected"), [(310, 37, 314_678)])

@@ -37,18 +37,21 @@ class Recording:
 
 
 def our_names(recorded: dict[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
-    """The recording's `critic.block.0...` with a leading member axis -> our state dict's keys."""
+    """The recording's `critic.block.0...` -> our state dict's keys and leading member axis."""
     renamed = {}
     for key, value in recorded.items():
         owner, _, rest = key.partition(".")
         if owner != network:
             continue
         head = rest.split(".")[0] in HEADS
-        ours = rest.replace("value_logits", "value") if head else f"trunk.{rest}"
+        ours = rest.replace("value_logits", "head") if head else f"trunk.{rest}"
         if network == "actor":
-            renamed[ours] = value
-        else:
-            renamed |= {f"members.{e}.{ours}": value[e] for e in range(value.shape[0])}
+            value = value.unsqueeze(0)
+        elif "input_norm.running" in key:
+            # The reference keeps one copy per member of what is the same for all.
+            assert all(torch.equal(value[0], each) for each in value), key
+            value = value[:1]
+        renamed[ours] = value
     return renamed
 
 

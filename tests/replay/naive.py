@@ -257,7 +257,7 @@ def assert_same_windows(ring, naive, n_step, *, gamma=0.9, exact_discount=True):
     if not bool(keep.any()):
         return 0
     window = type(window)(*(part[keep] for part in window))
-    batch = ring._gather(window, gamma=gamma, exact_discount=exact_discount)
+    batch = ring._gather(window, gamma=gamma, exact_discount=exact_discount).to_tensordict()
     wanted = [item for item in expected if item is not None]
     assert torch.equal(batch["index"], torch.stack((t, env), dim=-1)[keep])
     assert_same_batch(batch, wanted)

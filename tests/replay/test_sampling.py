@@ -5,8 +5,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from supple.errors import InputError
-from supple.replay import Replay, ReplaySettings
-from supple.replay.sampling import CANDIDATES, draw, first_usable
+from supple.replay import AgeBias, Replay, ReplaySettings
+from supple.replay.sampling import CANDIDATES, UNIFORM, choose, first_usable
 from tests.replay.naive import Naive, Stream, assert_finite, feed, make_ring, make_spec
 
 
@@ -19,6 +19,18 @@ def filled(steps, *, num_envs=3, rows=7, seed=0, **stream_options):
     naive = Naive.like(ring)
     feed(Stream(seed=seed, spec=ring.spec, **stream_options), steps, ring, naive)
     return ring, naive
+
+
+def choices(batch_size, *, oldest, rows, num_rows, num_envs, age_bias=UNIFORM):
+    number = torch.randint(2**62, (batch_size, CANDIDATES), generator=generator())
+    return choose(
+        number,
+        oldest=torch.tensor(oldest),
+        rows=torch.tensor(rows),
+        num_rows=num_rows,
+        num_envs=num_envs,
+        age_bias=age_bias,
+    )
 
 
 def counts(ring, number=60_000, **options):
@@ -46,6 +58,43 @@ def test_starts_are_uniform_over_all_windows_that_stop_before_the_head(steps, n_
     assert chi_square_excess(seen[allowed]) < 5
 
 
+def age_weights(rows, bias):
+    """Mean of the weight over each whole step of age."""
+    edges = np.linspace(0, rows, rows * 1000 + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    return np.maximum(1 - middles / bias.decay, bias.floor).reshape(rows, 1000).mean(1)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 30])
+@pytest.mark.parametrize("bias", [AgeBias(10, 0.05), AgeBias(10, 0.5), AgeBias(1000, 0.05)])
+def test_age_bias_draws_rows_by_their_weight(rows, bias):
+    t, env = choices(50_000, oldest=25, rows=rows, num_rows=40, num_envs=3, age_bias=bias)
+    age = (24 + rows - t) % 40
+    seen = np.zeros((rows, 3))
+    np.add.at(seen, (age.flatten().numpy(), env.flatten().numpy()), 1)
+    weight = age_weights(rows, bias)
+    expected = np.repeat(weight / weight.sum() / 3, 3).reshape(rows, 3) * t.numel()
+    freedom = max(seen.size - 1, 1)
+    excess = ((seen - expected) ** 2 / expected).sum() - freedom
+    assert excess / np.sqrt(2 * freedom) < 5
+    assert rows == 1 or ((seen - seen.mean()) ** 2 / seen.mean()).sum() > excess + freedom
+
+
+def test_age_bias_with_floor_one_is_uniform_and_reaches_every_row():
+    t, _ = choices(20_000, oldest=3, rows=30, num_rows=40, num_envs=1, age_bias=AgeBias(10, 1.0))
+    assert chi_square_excess(torch.bincount((t - 3).flatten(), minlength=30).numpy()) < 5
+
+
+def test_the_ring_draws_new_rows_more_often_when_asked():
+    ring, _ = filled(12, end=0.0)
+    bias = AgeBias(5, 0.05)
+    rows = ring.draw(20_000, generator=generator(), age_bias=bias).start[:, 0]
+    age = (ring.vector_steps - 1 - rows) % ring.num_rows
+    seen = torch.bincount(age, minlength=6).numpy()
+    weight = age_weights(6, bias)
+    assert np.abs(seen / seen.sum() - weight / weight.sum()).max() < 0.01
+
+
 def test_a_skewed_draw_fails_the_uniformity_test():
     ring, _ = filled(7, end=0.0)
     seen = counts(ring)
@@ -65,7 +114,7 @@ def test_starts_are_uniform_over_the_valid_rows_when_some_are_not():
 
 
 def test_draws_reach_every_row_of_a_ring_larger_than_float32_can_number():
-    t, env = draw(4096, oldest=0, rows=2**26, num_rows=2**26, num_envs=3, generator=generator())
+    t, env = choices(4096, oldest=0, rows=2**26, num_rows=2**26, num_envs=3)
     flat = t * 3 + env
     assert (flat % 2).float().mean() == pytest.approx(0.5, abs=0.05)
     assert int(flat.max()) > 2**27
@@ -73,7 +122,7 @@ def test_draws_reach_every_row_of_a_ring_larger_than_float32_can_number():
 
 
 def test_draws_start_at_the_oldest_row_and_wrap():
-    t, env = draw(512, oldest=5, rows=4, num_rows=7, num_envs=2, generator=generator())
+    t, env = choices(512, oldest=5, rows=4, num_rows=7, num_envs=2)
     assert t.shape == env.shape == (512, CANDIDATES)
     assert set(t.flatten().tolist()) == {5, 6, 0, 1}
     assert set(env.flatten().tolist()) == {0, 1}

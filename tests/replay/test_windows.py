@@ -132,4 +132,4 @@ def test_a_reward_outside_the_episode_never_reaches_its_return():
         ring.add(obs, action, step)
     window = ring._follow(torch.tensor([0]), torch.tensor([0]), 3)
     assert window.complete.all()
-    assert_finite(ring._gather(window, gamma=0.9, exact_discount=True))
+    assert_finite(ring._gather(window, gamma=0.9, exact_discount=True).to_tensordict())

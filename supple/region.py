@@ -1,0 +1,183 @@
+"""Update steps as regions: functions of tensors that run eagerly, compiled or as a CUDA graph.
+
+A region reads and changes tensors it closes over (parameters, moments, running statistics) in
+place, takes tensors of fixed shapes, draws no random numbers and never reads a value back. So the
+whole step, gradients and optimiser included, is traced once into a single graph and compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from supple.errors import InputError
+
+T = TypeVar("T")
+
+
+COMPILE_FROM = 10_000
+"""Gradient steps from which compiling, about a minute, pays by itself."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Compute:
+    """How update steps run; the paths differ by rounding only."""
+
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products; statistics, projection, losses and optimiser stay float32."""
+    compile: bool = False
+    cuda_graphs: bool = False
+
+    def __str__(self) -> str:
+        mode = "compiled" if self.compile else "eager"
+        return f"{mode} {self.precision}" + (", CUDA graphs" if self.cuda_graphs else "")
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Where matrix products take the chosen precision."""
+        if self.precision != "bfloat16":
+            return contextlib.nullcontext()
+        # Weights change at every step: a cache would only keep stale copies alive.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class ComputeSettings:
+    """How update steps run; auto chooses for the machine and says so."""
+
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of the matrix products; the rest is float32. auto takes bfloat16 where the processor has
+    instructions for it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the update step; auto does so for runs long enough to repay a minute."""
+    cuda_graphs: bool = False
+    """Replay the update step as a captured CUDA graph."""
+
+    def resolve(self, device: torch.device, *, gradient_steps: float) -> Compute:
+        """The choice for one machine and run.
+
+        Raises:
+            InputError: something that the device cannot do was asked for.
+        """
+        if device.type != "cuda":
+            for flag, asked in (
+                ("--compute.precision tf32", self.precision == "tf32"),
+                ("--compute.cuda-graphs", self.cuda_graphs),
+            ):
+                if asked:
+                    raise InputError(f"{flag} needs a CUDA device, got {device}: drop the flag")
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(device) else "float32"
+        if self.compile == "auto":
+            compile_it = gradient_steps >= COMPILE_FROM and has_compiler(device)
+        else:
+            compile_it = self.compile == "on"
+        return Compute(precision=precision, compile=compile_it, cuda_graphs=self.cuda_graphs)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether what ``torch.compile`` needs for the device is installed."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", default)) is not None
+
+
+class Region(Generic[T]):
+    """One function of tensors, prepared at its first call.
+
+    Args:
+        function: takes tensors, returns tensors or a dict of them; always the same shapes.
+        state: every tensor that ``function`` changes in place.
+        compute: eager or compiled, with CUDA graphs or without. If compilation fails, it is
+            switched off there, with one warning that names the cause.
+    """
+
+    def __init__(
+        self, function: Callable[..., T], *, state: Callable[[], Sequence[Tensor]], compute: Compute
+    ) -> None:
+        self._function = function
+        self._state = state
+        self._compute = compute
+        self._run: Callable[..., T] | None = None
+
+    def __call__(self, *inputs: Tensor) -> T:
+        """Run the step."""
+        if self._run is None:
+            self._run = self._prepare(inputs)
+        return self._run(*inputs)
+
+    def _prepare(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
+        run = self._function
+        if self._compute.compile:
+            run = self._compiled(inputs)
+        if self._compute.cuda_graphs:
+            run = self._captured(run, inputs)
+        return run
+
+    def _compiled(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
+        with self._untouched_state():
+            try:
+                graph = make_fx(lambda *values: self._function(*values))(*inputs)
+                # Everything a guard could watch is fixed by construction.
+                unguarded: dict[str, str | int | bool | Callable[..., Any]] = {
+                    "guard_filter_fn": torch.compiler.skip_all_guards_unsafe
+                }
+                compiled = torch.compile(graph, dynamic=False, options=unguarded)
+                with torch.no_grad():
+                    compiled(*inputs)
+            except Exception as error:  # whatever a compiler may raise, training goes on
+                self._compute.compile = False
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
+                return self._function
+        return torch.no_grad()(compiled)
+
+    def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
+        static = [value.clone() for value in inputs]
+        with self._untouched_state():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run(*static)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = run(*static)
+
+        def replay(*values: Tensor) -> T:
+            torch._foreach_copy_(static, values)
+            graph.replay()
+            return outputs
+
+        return replay
+
+    @contextlib.contextmanager
+    def _untouched_state(self) -> Iterator[None]:
+        state = list(self._state())
+        before = [value.detach().clone() for value in state]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for value, saved in zip(state, before, strict=True):
+                    value.copy_(saved)
