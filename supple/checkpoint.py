@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -206,6 +207,14 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
             # Sorted, "step_5" comes before "step_5.old", which counts only where it is alone.
             found.setdefault(int(match[1]), path)
     return [found[step] for step in sorted(found)]
+
+
+def abandon_after(run_dir: Path, step: int) -> None:
+    """Put aside the checkpoints beyond ``step``, which a resume leaves behind; deletes nothing."""
+    for path in list_checkpoints(run_dir):
+        match = _FOLDER_NAME.fullmatch(path.name)
+        if match and int(match[1]) > step:
+            path.rename(path.with_name(f"abandoned-{path.name}-{time.time_ns()}"))
 
 
 def clean_leftovers(run_dir: Path) -> None:

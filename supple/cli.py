@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SimulatorError as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
-        return _fail("stopped at once; the last checkpoint is intact: supple resume DIR", FAILED)
+        return _fail("stopped", FAILED)
     except BrokenPipeError:
         return FAILED
     except OSError as error:
@@ -132,14 +132,19 @@ def resume(arguments: list[str]) -> int:
 def _train(run: Run) -> int:
     from supple.train import train as train_loop
 
-    with run.display, run:
-        train_loop(run)
-    if run.stopped:
-        print(f"stopped at {run.env_steps:,} env steps; continue: supple resume {run.folder}")
-    else:
+    try:
+        with run.display, run:
+            train_loop(run)
+    except KeyboardInterrupt:
+        return _fail(
+            f"stopped at once; the last checkpoint is intact: supple resume {run.folder}", FAILED
+        )
+    if run.complete:
         run.display.table("finished", run.summary())
+    else:
+        print(f"stopped at {run.env_steps:,} env steps; continue: supple resume {run.folder}")
     print(run.folder)
-    return RESUMABLE if run.stopped else DONE
+    return DONE if run.complete else RESUMABLE
 
 
 def train_settings(arguments: list[str]) -> Settings:
@@ -153,13 +158,14 @@ def train_settings(arguments: list[str]) -> Settings:
     first.add_argument("--agent", default="flashsac")
     first.add_argument("--preset", default="")
     options, rest = first.parse_known_args(arguments)
-    if options.task.startswith("-"):
-        options.task = ""
+    wants_help = "-h" in rest or "--help" in rest
+    if arguments and arguments[0].startswith("-") and not wants_help:
+        raise InputError(f"TASK comes first: supple train TASK [flags], got {arguments[0]} first")
     from supple.configs import default_settings
     from supple.configs.flags import parse_flags
     from supple.envs import check_task
 
-    if not options.task and "-h" not in rest and "--help" not in rest:
+    if not options.task and not wants_help:
         raise InputError(
             "supple train needs a TASK, for example gym/HalfCheetah-v5; see supple list"
         )
@@ -174,7 +180,7 @@ def evaluate(arguments: list[str]) -> int:
     parser = Parser(prog="supple eval", description="Deterministic episodes of a trained policy.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes' starts")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     options = _parse(parser, arguments)
     if options is None:
@@ -224,7 +230,7 @@ def play(arguments: list[str]) -> int:
     parser.add_argument(
         "--video", type=Path, help="the .mp4 to write; default: the run's videos folder"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the episode's start")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the episode's start")
     options = _parse(parser, arguments)
     if options is None:
         return DONE
@@ -274,6 +280,13 @@ def doctor(arguments: list[str]) -> int:
     from supple.doctor import check_environment, check_machine
 
     return check_environment(options.env) if options.env else check_machine()
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be >= 0, got {value}")
+    return value
 
 
 def _parse(parser: Parser, arguments: list[str]) -> argparse.Namespace | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,14 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from supple import machine
-from supple.checkpoint import list_checkpoints
-from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, Parser, train_settings
+from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
+from supple.configs.base import Settings, to_json
 from supple.display import Display
 from supple.errors import InputError
+from supple.files import replace_file
+from supple.intervals import half_width95
+from supple.launch import read_settings
 from supple.metrics import read_csv
 from supple.plots import comparison_png
 
-BOOTSTRAP_RESAMPLES = 2000
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
+OWN_FLAGS = ("--seed", "--run-dir", "--threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +113,42 @@ def plan(
     for text in variants or ["default:"]:
         name, colon, own_flags = text.partition(":")
         name = name.strip()
-        if not colon or not name or "/" in name or name in named:
+        if not colon or not VARIANT_NAME.fullmatch(name) or name in named:
             raise InputError(
-                f'--variant must be "NAME: FLAGS" with a name of its own, got "{text}"'
+                '--variant must be "NAME: FLAGS" with a name of its own of letters, digits, spaces'
+                f' and _.+-, got "{text}"'
             )
-        named[name] = shlex.split(own_flags)
+        try:
+            named[name] = shlex.split(own_flags)
+        except ValueError as error:
+            raise InputError(f'--variant "{text}": {error}') from error
     if len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
     jobs = []
     for name, flags in named.items():
+        for flag in (each.partition("=")[0] for each in (*common, *flags)):
+            if flag in OWN_FLAGS:
+                raise InputError(f"{flag} is set by supple compare for every run: leave it out")
         for seed in seeds:
             own = (task, *common, *flags, "--seed", str(seed))
-            train_settings(list(own))
-            jobs.append(Job(name, seed, out / name / f"seed{seed}", own))
+            job = Job(name, seed, out / name / f"seed{seed}", own)
+            _check_same(job, train_settings(list(own)))
+            jobs.append(job)
     return jobs
+
+
+def _check_same(job: Job, settings: Settings) -> None:
+    """Refuse to take an earlier run with other settings for this one."""
+    path = job.folder / "settings.json"
+    if not path.exists():
+        return
+    before, now = to_json(read_settings(job.folder)), to_json(settings)
+    for name in now:
+        if name not in ("run_dir", "threads") and before[name] != now[name]:
+            raise InputError(
+                f"{job.folder} was made with other settings ({name}: {before[name]}, now"
+                f" {now[name]}): choose another --out"
+            )
 
 
 def run_queue(jobs: Sequence[Job], at_once: int) -> int:
@@ -132,7 +161,8 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
     running: dict[Job, subprocess.Popen[bytes]] = {}
-    status = DONE
+    codes: set[int] = set()
+    stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -145,37 +175,46 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
                 if code is None:
                     continue
                 del running[job]
+                codes.add(code)
                 if code == DONE:
                     print(f"finished {job.name}", flush=True)
-                elif code == RESUMABLE:
-                    status = RESUMABLE
-                else:
-                    status = BAD_INPUT if code == BAD_INPUT else FAILED
+                elif code != RESUMABLE:
                     print(f"failed {job.name}: see {log_file(job)}", flush=True)
-            if status == RESUMABLE:
+            if RESUMABLE in codes:
                 waiting.clear()
     except KeyboardInterrupt:
-        # The runs received the same signal; each saves and stops by itself.
+        codes.add(RESUMABLE)
+    finally:
+        # Runs never outlive the queue: each saves and stops by itself on SIGTERM.
+        for process in running.values():
+            process.terminate()
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, stop)
+    if RESUMABLE in codes:
         print("stopped; run the same command again to continue", flush=True)
         return RESUMABLE
-    return status
+    return FAILED if codes - {DONE} else DONE
 
 
 def start(job: Job, *, threads: int) -> subprocess.Popen[bytes]:
     """Start or resume one run in a process of its own."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "supple.cli"]
-    if list_checkpoints(job.folder):
+    if (job.folder / "settings.json").exists():
         command += ["resume", str(job.folder)]
     else:
-        if job.folder.exists():  # died before its first checkpoint: nothing to continue from
-            job.folder.rename(job.folder.with_name(f"{job.folder.name}.died-{int(time.time())}"))
         command += ["train", *job.flags, "--run-dir", str(job.folder), "--threads", str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log_file(job).open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # A session of its own: a terminal's Ctrl-C reaches it once, through the queue.
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 def log_file(job: Job) -> Path:
@@ -189,29 +228,32 @@ def report(jobs: Sequence[Job], out: Path, *, title: str) -> None:
     rows: list[dict[str, str]] = []
     curves = {}
     for variant in variants:
-        finished = [job for job in jobs if job.variant == variant and job.result()]
+        planned = [job for job in jobs if job.variant == variant]
+        finished = [job for job in planned if job.result()]
         if not finished:
             continue
         results = [job.result() or {} for job in finished]
         returns = np.array([result["return_mean"] for result in results])
-        low, high = bootstrap_interval(returns)
+        low, high = interval95(returns)
+        steps = sorted({f"{result['env_steps']:.0f}" for result in results}, key=int)
         minutes = float(np.median([result["seconds"] for result in results])) / 60
         rows.append(
             {
                 "variant": variant,
-                "seeds": str(len(finished)),
+                "seeds": f"{len(finished)} of {len(planned)}",
                 "return mean": f"{returns.mean():.1f}",
                 "95 % interval": f"{low:.1f} to {high:.1f}" if len(returns) > 1 else "-",
                 "return median": f"{np.median(returns):.1f}",
-                "env steps": f"{results[0]['env_steps']:.0f}",
+                "env steps": " to ".join(dict.fromkeys((steps[0], steps[-1]))),
                 "minutes (median)": f"{minutes:.1f}",
             }
         )
         curves[variant] = curve(finished)
-    with (out / "compare.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(out / "compare.csv", table.getvalue().encode())
     comparison_png(curves, out / "compare.png", title=title)
     Display.print_rows(title, rows)
 
@@ -230,7 +272,7 @@ def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
         tables.append(found)
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     values = np.array([[table[step] for step in shared] for table in tables])
-    intervals = [bootstrap_interval(values[:, i]) for i in range(len(shared))]
+    intervals = [interval95(values[:, i]) for i in range(len(shared))]
     return {
         "steps": np.array(shared),
         "mean": values.mean(0),
@@ -239,8 +281,8 @@ def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
     }
 
 
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean over seeds; the value itself for one seed."""
-    draws = np.random.default_rng(0).choice(values, (BOOTSTRAP_RESAMPLES, len(values)))
-    low, high = np.percentile(draws.mean(1), [2.5, 97.5])
-    return float(low), float(high)
+def interval95(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over seeds, by Student's t; the value itself for one seed."""
+    mean = float(values.mean())
+    half = half_width95(float(values.std(ddof=1)), len(values)) if len(values) > 1 else 0.0
+    return mean - half, mean + half

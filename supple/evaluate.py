@@ -20,6 +20,7 @@ from supple.configs.base import Settings
 from supple.envs import make
 from supple.envs.base import Env
 from supple.errors import InputError, SimulatorError
+from supple.intervals import half_width95
 from supple.rng import derive_seed
 
 MAX_EPISODE_STEPS = 10_000
@@ -34,7 +35,7 @@ class Evaluation:
     return_std: float
     """Sample standard deviation over episodes (0 for a single one)."""
     return_ci95: float
-    """Half-width of the 95 % confidence interval of the mean (normal approximation)."""
+    """Half-width of the 95 % confidence interval of the mean (Student's t; 0 for one episode)."""
     length_mean: float
     episodes: int
     success_once: float | None = None
@@ -86,7 +87,7 @@ def evaluate(
     lengths: list[Tensor] = []
     once: list[Tensor] = []
     end: list[Tensor] = []
-    missing = episodes
+    missing, reported = episodes, False
     while missing > 0:
         obs = env.reset(seed)["observation"]
         seed = None
@@ -105,6 +106,7 @@ def evaluate(
             length += live
             success = step.get("success", None)
             if success is not None:
+                reported = True
                 succeeded |= live & success
                 last = torch.where(live, success, last)
             running &= ~(live & (step["terminated"] | step["truncated"]))
@@ -115,9 +117,8 @@ def evaluate(
                 break
         returns.append(total[:counted])
         lengths.append(length[:counted])
-        if success is not None:
-            once.append(succeeded[:counted])
-            end.append(last[:counted])
+        once.append(succeeded[:counted])
+        end.append(last[:counted])
         missing -= counted
     values = torch.cat(returns).cpu()
     if not bool(torch.isfinite(values).all()):
@@ -126,11 +127,11 @@ def evaluate(
     return Evaluation(
         return_mean=float(values.mean()),
         return_std=std,
-        return_ci95=1.96 * std / math.sqrt(episodes),
+        return_ci95=half_width95(std, episodes),
         length_mean=float(torch.cat(lengths).mean()),
         episodes=episodes,
-        success_once=float(torch.cat(once).double().mean()) if once else None,
-        success_end=float(torch.cat(end).double().mean()) if end else None,
+        success_once=float(torch.cat(once).double().mean()) if reported else None,
+        success_end=float(torch.cat(end).double().mean()) if reported else None,
     )
 
 
@@ -168,10 +169,6 @@ def record_video(
         env.render()
     except NotImplementedError as error:
         raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
     writer: Any
     with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
         left = max_seconds * fps
@@ -209,8 +206,16 @@ def film(
     Raises:
         InputError: the environment cannot draw, or ``path`` cannot be written.
     """
-    env = make_env(settings, num_envs=1, purpose="video", render=True)
     partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    if path.is_dir():
+        partial.unlink()
+        raise InputError(f"cannot write {path}: it is a folder; name an .mp4 file")
+    env = make_env(settings, num_envs=1, purpose="video", render=True)
     try:
         fps = 1 / env.spec.control_dt if env.spec.control_dt else 30
         found = record_video(

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
+
+from supple.errors import InputError
+
+LOCK = ".lock"
+"""Held by the process that writes a run's folder."""
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -49,3 +56,22 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def claim(folder: Path) -> IO[str]:
+    """Lock a run's folder for this process, until the returned file is closed or the process ends.
+
+    Raises:
+        InputError: another process is writing the run.
+        OSError: the folder cannot be written.
+    """
+    file = (folder / LOCK).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"{folder} is in use by another supple process: wait for it, or choose another"
+            " --run-dir"
+        ) from error
+    return file

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tensordict import TensorDict
@@ -16,17 +17,31 @@ from torch import Tensor
 
 from supple import checkpoint, machine
 from supple.agents import Agent, FlashSAC
-from supple.checkpoint import Checkpoint
+from supple.checkpoint import Checkpoint, list_checkpoints
 from supple.configs.base import Settings, from_json, to_json
 from supple.display import Display
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec
 from supple.errors import InputError
-from supple.files import replace_file
+from supple.files import claim, replace_file
+from supple.metrics import require_wandb
 from supple.replay import Replay, prefill
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
-from supple.run import REPLAY_FOLDER, Run
+from supple.run import REPLAY_FOLDER, RESULT, Run
+
+RUN_NAMES = (
+    "spec.json",
+    "versions.json",
+    "metrics.csv",
+    "metrics.jsonl",
+    "progress.png",
+    RESULT,
+    "checkpoints",
+    REPLAY_FOLDER,
+    "videos",
+)
+"""What a run writes into its folder, besides ``settings.json``."""
 
 
 def new_run(settings: Settings) -> Run:
@@ -35,18 +50,25 @@ def new_run(settings: Settings) -> Run:
     Raises:
         InputError: task, agent, memory or folder do not allow it; nothing was written then.
     """
+    if settings.log.wandb:
+        require_wandb(settings.log.wandb)
     env, agent, replay = build(settings)
     try:
-        if settings.replay.prefill:
-            prefill(replay, Path(settings.replay.prefill))
-            for step in replay.steps():
-                agent.observe(step)
-        folder = prepare_folder(settings, env.spec)
+        _prefill(settings, agent, replay)
+        folder, lock = prepare_folder(settings, env.spec)
+        display = Display(settings.env_steps, title=_title(settings))
+        run = Run(
+            settings,
+            folder=folder,
+            env=env,
+            agent=agent,
+            replay=replay,
+            display=display,
+            lock=lock,
+        )
     except BaseException:
         env.close()
         raise
-    display = Display(settings.env_steps, title=_title(settings))
-    run = Run(settings, folder=folder, env=env, agent=agent, replay=replay, display=display)
     display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
@@ -54,7 +76,7 @@ def new_run(settings: Settings) -> Run:
 
 
 def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
-    """A run that continues from its newest intact checkpoint.
+    """A run that continues from its newest intact checkpoint, or from scratch before its first.
 
     Args:
         folder: the run's folder.
@@ -64,25 +86,31 @@ def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
         InputError: no intact checkpoint, one that does not fit the run, or nothing left to do.
     """
     settings = read_settings(folder)
-    found, skipped = newest_resumable(folder)
+    lock = claim(folder)
+    found, skipped = newest_resumable(folder) if list_checkpoints(folder) else (None, [])
     if env_steps is not None:
         settings.env_steps = env_steps
-    done = found.header["env_steps"]
-    if done >= settings.env_steps:
+    done = found.header["env_steps"] if found else 0
+    if done >= settings.env_steps and (folder / RESULT).exists():
         raise InputError(
             f"{folder} has already trained {done:,} of {settings.env_steps:,} env steps: extend it"
             f" with --env-steps, more than {done}"
         )
     env, agent, replay = build(settings)
     try:
-        check_fits(found, settings, env.spec)
+        if found:
+            check_fits(found, settings, env.spec)
+            checkpoint.abandon_after(folder, done)
+        else:
+            _prefill(settings, agent, replay)
         display = Display(settings.env_steps, title=_title(settings))
         for reason in skipped:
             display.notice(f"skipped a damaged checkpoint: {reason}")
         if env_steps is not None:
             _write_json(folder / "settings.json", to_json(settings))
         checkpoint.clean_leftovers(folder)
-        return Run(
+        (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
+        run = Run(
             settings,
             folder=folder,
             env=env,
@@ -90,10 +118,22 @@ def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
             replay=replay,
             display=display,
             resumed=found,
+            lock=lock,
         )
+        if found is None:
+            run.start_again()
+            display.notice(f"{folder} has no checkpoint yet: starting again")
+        return run
     except BaseException:
         env.close()
         raise
+
+
+def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
+    if settings.replay.prefill:
+        prefill(replay, Path(settings.replay.prefill))
+        for step in replay.steps():
+            agent.observe(step)
 
 
 def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
@@ -106,7 +146,7 @@ def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
         InputError: there is none; names the newest one's damage.
     """
     skipped: list[str] = []
-    for path in reversed(checkpoint.list_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             found = checkpoint.load(path)
             verify_rows(folder / REPLAY_FOLDER, found.header["replay"])
@@ -138,6 +178,7 @@ def load_trained(path: Path) -> Trained:
     Raises:
         InputError: nothing there, damaged, or of another agent.
     """
+    path = path.resolve()
     if (path / "manifest.json").exists():
         found, folder = checkpoint.load(path), path.parent.parent
     else:
@@ -147,7 +188,12 @@ def load_trained(path: Path) -> Trained:
         for reason in skipped:
             print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
     settings = read_settings(folder)
-    spec = EnvSpec.from_json(_read_json(folder / "spec.json"))
+    try:
+        spec = EnvSpec.from_json(_read_json(folder / "spec.json"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'spec.json'} is damaged: {error!r}") from error
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     check_fits(found, settings, spec)
     agent = build_agent(settings, spec)
     agent.load_state_dict(found.state["agent"])
@@ -207,20 +253,21 @@ def default_folder(settings: Settings) -> Path:
     return Path("runs") / task / settings.agent_name / f"{stamp}-seed{settings.seed}"
 
 
-def prepare_folder(settings: Settings, spec: EnvSpec) -> Path:
-    """Create the run's folder and write settings, versions and spec.
+def prepare_folder(settings: Settings, spec: EnvSpec) -> tuple[Path, IO[str]]:
+    """Create the run's folder, lock it, and write settings, versions and spec.
 
     Raises:
-        InputError: it already holds a run, or cannot be written.
+        InputError: it already holds a run or files a run would write, or cannot be written.
     """
     folder = default_folder(settings)
-    if (folder / "settings.json").exists():
-        raise InputError(
-            f"{folder} already holds a run: continue it with supple resume {folder}, or choose"
-            " another --run-dir"
-        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if settings.run_dir:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _new_folder(folder)
+        _refuse_used(folder)
+        lock = claim(folder)
+        _refuse_used(folder)  # by another process, just before the lock was ours
         _write_json(folder / "spec.json", spec.to_json())
         _write_json(folder / "versions.json", machine.versions())
         _write_json(folder / "settings.json", to_json(settings))
@@ -228,7 +275,33 @@ def prepare_folder(settings: Settings, spec: EnvSpec) -> Path:
         raise InputError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
         ) from error
+    return folder, lock
+
+
+def _new_folder(folder: Path) -> Path:
+    """A folder of this name that nobody has yet: runs may start in the same second."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{number}")
+        else:
+            break
     return folder
+
+
+def _refuse_used(folder: Path) -> None:
+    if (folder / "settings.json").exists():
+        raise InputError(
+            f"{folder} already holds a run: continue it with supple resume {folder}, or choose"
+            " another --run-dir"
+        )
+    for name in RUN_NAMES:
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} holds {name}, which a run would write over: choose another --run-dir"
+            )
 
 
 def read_settings(folder: Path) -> Settings:
@@ -237,7 +310,11 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         InputError: ``folder`` holds no run, or its settings are damaged.
     """
-    return from_json(_read_json(folder / "settings.json"))
+    settings = from_json(_read_json(folder / "settings.json"))
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        print(f"supple: {folder} was made on {settings.device}: using the CPU", file=sys.stderr)
+        settings.device = "cpu"
+    return settings
 
 
 def _read_json(path: Path) -> dict[str, Any]:

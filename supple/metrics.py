@@ -229,6 +229,21 @@ class TensorBoardSink:
             self._writer = None
 
 
+def require_wandb(project: str) -> Any:
+    """The wandb module.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(
+            f"--log.wandb {project} needs the wandb package, which cannot be imported"
+            f" ({error}): pip install 'supple[wandb]', or leave --log.wandb out"
+        ) from error
+
+
 class WandbSink:
     """One Weights & Biases run, continued by its id.
 
@@ -237,13 +252,7 @@ class WandbSink:
     """
 
     def __init__(self, folder: Path, project: str) -> None:
-        try:
-            self._wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise InputError(
-                f"--log.wandb {project} needs the wandb package, which cannot be imported"
-                f" ({error}): pip install 'supple[wandb]', or leave --log.wandb out"
-            ) from error
+        self._wandb = require_wandb(project)
         self._folder = folder
         self._project = project
         self._run: Any = None

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tensordict import TensorDict
@@ -39,6 +39,8 @@ MAX_EVALUATION_ENVS = 10
 """Evaluation environments on CPU simulators; more would only cost memory."""
 REPLAY_FOLDER = "replay"
 """Where a run's folder keeps the replay rows; checkpoints name the files they need."""
+RESULT = "result.json"
+"""What a complete run came to; there is none before."""
 FINAL_VIDEO_SECONDS = 10.0
 """Simulated seconds filmed at the end of training; ``supple play`` films whole episodes [s]."""
 
@@ -54,6 +56,7 @@ class Run:
         replay: its ring.
         display: progress.
         resumed: the checkpoint to continue from.
+        lock: held on the folder; released at the end.
     """
 
     def __init__(
@@ -66,8 +69,10 @@ class Run:
         replay: Replay,
         display: Display,
         resumed: Checkpoint | None = None,
+        lock: IO[str] | None = None,
     ) -> None:
         self.settings = settings
+        self._lock = lock
         self.folder = folder
         self.env = env
         self.agent = agent
@@ -91,6 +96,9 @@ class Run:
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
         self._saved_at = -1
+        self._steps_before = 0  # env steps before the current iteration
+        self._steps_floor = 0
+        self._over = False
         self._eval_env: Env | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -110,14 +118,30 @@ class Run:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps so far: valid rows over all environments."""
-        return self._vector_steps * self.env.spec.num_envs - self._invalid_known
+        """Environment steps so far: valid rows over all environments.
+
+        Never falls: what a GPU simulator marked as not valid since the last synchronisation counts
+        until later steps make up for it.
+        """
+        steps = self._vector_steps * self.env.spec.num_envs - self._invalid_known
+        return max(steps, self._steps_floor)
+
+    @property
+    def complete(self) -> bool:
+        """Whether training came to its end, by steps or by time, rather than being stopped."""
+        return self._over
 
     def going(self) -> bool:
         """Whether to take another step."""
+        self._steps_before = self.env_steps
+        return not self.stopped and not self._is_over()
+
+    def _is_over(self) -> bool:
         limit = self.settings.max_minutes * 60
         timed_out = limit > 0 and time.monotonic() - self._started >= limit
-        return not self.stopped and not timed_out and self.env_steps < self.settings.env_steps
+        # Once over it stays over, so that the last iteration and ``finish`` agree.
+        self._over = self._over or timed_out or self.env_steps >= self.settings.env_steps
+        return self._over
 
     def count(self, step: TensorDict) -> None:
         """Account for one vector step.
@@ -154,8 +178,10 @@ class Run:
         return [*self._finite.tensors(), *self._episodes.state_dict().values(), self._invalid]
 
     def should_evaluate(self) -> bool:
-        """Once per ``eval.every`` environment steps."""
-        return self._due(self.settings.eval.every or self.settings.env_steps // 10)
+        """Once per ``eval.every`` environment steps, and at the end."""
+        return self._is_over() or self._due(
+            self.settings.eval.every or self.settings.env_steps // 10
+        )
 
     def should_log(self) -> bool:
         """Once per ``log.every`` environment steps, and with each evaluation."""
@@ -167,8 +193,7 @@ class Run:
         return self._due(self.settings.checkpoint.every or self.settings.env_steps // 10)
 
     def _due(self, every: int) -> bool:
-        before = self.env_steps - self.env.spec.num_envs * self.agent.horizon
-        return self.env_steps // max(every, 1) > before // max(every, 1)
+        return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
 
     def evaluate(self) -> Evaluation:
         """Deterministic episodes in environments of their own; disturbs no training state."""
@@ -237,24 +262,26 @@ class Run:
         return path
 
     def finish(self) -> None:
-        """After the loop: save; where training is complete also evaluate, film and sum up."""
-        complete = not self.stopped
-        if complete and self._evaluated_at != self.env_steps:
+        """After the loop: save; where training is complete also evaluate, sum up and film."""
+        self._synchronise()
+        if self._over and self._evaluated_at != self.env_steps:
+            # Stopped or killed between the last step and the end of its evaluation.
             self.evaluate()
-            self.log(TensorDict({}, batch_size=[]))
+            self._sinks.truncate_after(self.env_steps - 1)
+            self.log(TensorDict(self.agent.metrics, batch_size=[]))
+            self._saved_at = -1
         if self._saved_at != self.env_steps:
             self.save()
         self._plot()
-        if complete and self._evaluation:
-            seconds = self.seconds
-            if self.settings.eval.video:
-                self._film()
+        if self._over and self._evaluation:
             result = {
                 "env_steps": self.env_steps,
-                "seconds": seconds,
+                "seconds": self.seconds,
                 **dataclasses.asdict(self._evaluation),
             }
-            replace_file(self.folder / "result.json", json.dumps(result, indent=1).encode())
+            replace_file(self.folder / RESULT, json.dumps(result, indent=1).encode())
+            if self.settings.eval.video:
+                self._film()
 
     # --- the rest ---------------------------------------------------------------------------
 
@@ -273,6 +300,8 @@ class Run:
         self.env.close()
         if self._eval_env is not None:
             self._eval_env.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def seconds(self) -> float:
@@ -318,6 +347,7 @@ class Run:
 
     def _synchronise(self) -> None:
         self._finite.check()
+        self._steps_floor = self.env_steps
         self._invalid_known = int(self._invalid)
 
     def _timing(self) -> dict[str, float]:
@@ -346,8 +376,12 @@ class Run:
                 seed=self.settings.seed,
                 max_seconds=FINAL_VIDEO_SECONDS,
             )
-        except InputError as error:
+        except Exception as error:  # drawing must not cost the run its end
             self.display.notice(f"no video: {error}")
+
+    def start_again(self) -> None:
+        """Forget the rows of a run that ended before its first checkpoint."""
+        self._sinks.truncate_after(-1)
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, run = resumed.state, resumed.state["run"]
@@ -362,7 +396,7 @@ class Run:
         self._episodes.load_state_dict(run["episodes"])
         self._sinks.load_state_dict(run["sinks"])
         self._sinks.truncate_after(self.env_steps)
-        self._saved_at = self.env_steps
+        self._saved_at = self._steps_before = self.env_steps
         exact = self.env.spec.exact_resume
         changed = _difference(resumed.header["path"], execution_path(self.agent))
         if exact:

@@ -52,6 +52,16 @@ def one_line(capsys):
             '--variant must be "NAME: FLAGS"',
         ),
         (["compare", "toy/lqr", "--out", "cmp", "--seeds", "1", "1"], "--seeds must differ"),
+        (["compare", "toy/lqr", "--out", "cmp", "--variant", "..: "], "a name of its own"),
+        (["compare", "toy/lqr", "--out", "cmp", "--variant", "a: --x 'y"], "No closing quotation"),
+        (["compare", "toy/lqr", "--out", "cmp", "--", "--seed", "1"], "--seed is set by supple"),
+        (["train", "--env-steps", "60", "toy/lqr"], "TASK comes first"),
+        (["train", "toy/lqr", "--agent.utd", "inf"], "--agent.utd must be a finite number"),
+        (["train", "toy/lqr", "--agent.noise.exponent", "nan"], "--agent.noise.exponent must be"),
+        (["train", "toy/lqr", "--max-minutes", "inf"], "--max-minutes must be a finite number"),
+        (["train", "toy/lqr", "--compute.precision", "tf32", "--device", "cpu"], "needs a CUDA"),
+        (["eval", "somewhere", "--seed", "-1"], "must be >= 0, got -1"),
+        (["play", "somewhere", "--seed", "-1"], "must be >= 0, got -1"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(arguments, text, capsys, tmp_path, monkeypatch):
@@ -218,7 +228,7 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 of 4 runs are already finished" in printed
     table = (out / "compare.csv").read_text().splitlines()
-    assert [line.split(",")[:2] for line in table[1:]] == [["two", "2"], ["one", "2"]]
+    assert [line.split(",")[:2] for line in table[1:]] == [["two", "2 of 2"], ["one", "2 of 2"]]
     assert (out / "compare.png").stat().st_size > 5000
     subprocess.run(["rm", "-r", str(out / "one" / "seed1")], check=True)
     assert main(arguments) == DONE

@@ -6,6 +6,7 @@ such tensors, so the two gradient steps run there as the operators they come to.
 """
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def to(tensor, target):
 # Builds of torch without CUDA refuse some Python methods of a fake CUDA tensor, but none of the
 # operators behind them.
 CONVERSIONS = ("float", "double", "long", "int")
-BEHIND = {
+BEHIND: dict[str, Any] = {
     "__getitem__": getitem,
     "__invert__": aten.bitwise_not.default,
     "copy_": aten.copy_.default,
@@ -100,7 +101,7 @@ class Operators(TorchFunctionMode):
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    generators = {}
+    generators: dict[str, FakeGenerator] = {}
     monkeypatch.setattr(
         Generators, "__getitem__", lambda self, name: generators.setdefault(name, FakeGenerator())
     )
@@ -142,7 +143,8 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
     settings = small_settings(min_replay=8, utd=0.25, **changes)
     agent = FlashSAC(spec, settings, total_env_steps=1000)
     replay = Replay(spec, ReplaySettings(capacity=64, obs_dtype=obs_dtype))
-    agent._actor_step = agent._critic_step = lambda *inputs: {}
+    for step_name in ("_actor_step", "_critic_step"):
+        setattr(agent, step_name, lambda *inputs: {})
     obs = fake_step(spec)["observation"]
 
     def state():
@@ -204,7 +206,7 @@ def test_gradient_steps_stay_on_the_device(step, critic, precision):
     )
     function = getattr(agent, step)
     simpler = get_decompositions([aten.native_batch_norm, aten.native_batch_norm_backward])
-    graph = make_fx(lambda *values: function(*values), decomposition_table=simpler)(*inputs)
+    graph = make_fx(lambda *values: function(*values), decomposition_table=simpler)(*inputs)  # type: ignore[arg-type]
     outputs = run_on_fake_gpu(graph, inputs)
     assert outputs
     assert all(value.device == CUDA for value in outputs.values())

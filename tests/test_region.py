@@ -70,7 +70,7 @@ def test_bfloat16_products_leave_everything_else_in_float32():
     train(half, 20)
     for network in NETWORKS:
         assert all(v.dtype == torch.float32 for v in getattr(half, network).state_dict().values())
-    assert all(value.dtype == torch.float32 for value in half._actor_metrics.values())
+    assert all(value.dtype == torch.float32 for value in half.metrics.values())
     assert 1e-6 < furthest(half, eager) < 0.1
 
 

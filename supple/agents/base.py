@@ -32,6 +32,8 @@ class Agent(ABC):
     actor_groups: tuple[str, ...] = ("policy",)
     critic_groups: tuple[str, ...] = ("policy",)
     device: torch.device
+    metrics: Mapping[str, Tensor]
+    """0-d metrics of the newest update, on the device; empty before the first."""
     compute: Compute
     """How updates run: eager or compiled, and in which precision."""
 
@@ -56,7 +58,7 @@ class Agent(ABC):
         """Learn from the replay ring.
 
         Returns:
-            0-d metrics on the device; empty while there is too little data.
+            ``metrics``: of the newest gradient step, this call's or an earlier one's.
         """
 
     def diagnostics(self) -> dict[str, Tensor]:

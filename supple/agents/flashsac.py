@@ -26,7 +26,7 @@ from supple.agents.exploration import HeldNoise, NoiseSettings
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
 from supple.envs.base import Box, EnvSpec
-from supple.errors import InputError
+from supple.errors import InputError, require_finite
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
 from supple.replay import AgeBias, Replay
@@ -125,6 +125,7 @@ class FlashSACSettings:
             ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
+        require_finite(self, "--agent.")
         for name, holds, expected in rules:
             if not holds:
                 value: Any = self
@@ -245,7 +246,7 @@ class FlashSAC(Agent):
         self._actor_updates = 0
         self._budget = 0.0
         self._learning = False
-        self._actor_metrics: dict[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
 
     def _build_critic(self, inputs: int, generator: torch.Generator) -> Critic:
         settings = self.settings
@@ -327,11 +328,10 @@ class FlashSAC(Agent):
             if not self._learning:
                 return TensorDict({}, batch_size=[])
         self._budget += settings.utd * self._num_envs
-        metrics: dict[str, Tensor] = {}
         while self._budget >= 1:
             self._budget -= 1
-            metrics = self.learn(self._sample(replay), *self._draw_noise())
-        return TensorDict(metrics, batch_size=[])
+            self.learn(self._sample(replay), *self._draw_noise())
+        return TensorDict(self.metrics, batch_size=[])
 
     def _sample(self, replay: Replay) -> Batch:
         settings = self.settings
@@ -377,14 +377,15 @@ class FlashSAC(Agent):
             rate = self.learning_rate(self._actor_updates)
             optimizers["actor"].rate.fill_(rate)
             optimizers["temperature"].rate.fill_(rate)
-            self._actor_metrics = self._actor_step(
+            self.metrics |= self._actor_step(
                 batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, actor_noise_BA
             )
             self._actor_updates += 1
         optimizers["critic"].rate.fill_(self.learning_rate(self.updates))
-        metrics = self._critic_step(*batch, denominator, next_noise_BA)
+        self.metrics |= self._critic_step(*batch, denominator, next_noise_BA)
+        self.metrics["reward/denominator"] = denominator
         self.updates += 1
-        return {**self._actor_metrics, **metrics, "reward/denominator": denominator}
+        return dict(self.metrics)
 
     def _update_actor(
         self, actor_obs_2BD: Tensor, critic_obs_2BD: Tensor, action_BA: Tensor, noise_BA: Tensor
@@ -501,7 +502,7 @@ class FlashSAC(Agent):
             "reward_scaler": self.reward_scaler.state_dict(),
             "noise": self.noise.state_dict(),
             "generators": self.generators.state_dict(),
-            "actor_metrics": dict(self._actor_metrics),
+            "metrics": dict(self.metrics),
             "counters": {
                 "updates": self.updates,
                 "actor_updates": self._actor_updates,
@@ -525,9 +526,7 @@ class FlashSAC(Agent):
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.noise.load_state_dict(state["noise"])
         self.generators.load_state_dict(state["generators"])
-        self._actor_metrics = {
-            name: value.to(self.device) for name, value in state["actor_metrics"].items()
-        }
+        self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
         counters = state["counters"]
         self.updates = counters["updates"]
         self._actor_updates = counters["actor_updates"]

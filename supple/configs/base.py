@@ -17,7 +17,7 @@ import tyro
 
 from supple.agents.flashsac import FlashSACSettings
 from supple.envs import EnvSettings
-from supple.errors import InputError
+from supple.errors import InputError, require_finite
 from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
 
@@ -99,6 +99,7 @@ class Settings:
                 ">= 1",
             ),
         )
+        require_finite(self, "--")
         for flag, value, holds, expected in rules:
             if not holds:
                 raise InputError(f"{flag} must be {expected}, got {value}")

@@ -192,7 +192,7 @@ def spy_on_forwards(agent):
 
 def spy_on_steps(agent, before_each=lambda name, gradients: None):
     """Call ``before_each`` before every optimiser step; records the rates used."""
-    rates = {name: [] for name in agent._optimizers}
+    rates: dict[str, list[float]] = {name: [] for name in agent._optimizers}
 
     def watch(name, optimizer):
         original = optimizer.step

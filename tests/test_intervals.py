@@ -1,0 +1,16 @@
+import pytest
+
+from supple.intervals import half_width95, t975
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (31, 2.0395), (60, 2.0003)],
+)
+def test_quantiles_are_those_of_the_tables(freedom, quantile):
+    assert t975(freedom) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_half_width_by_hand():
+    assert half_width95(3.0, 9) == pytest.approx(2.3060)
+    assert half_width95(3.0, 1) == 0

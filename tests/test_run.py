@@ -1,0 +1,167 @@
+"""The edges of a run: its end, its folder, its schedule."""
+
+import json
+
+import pytest
+import torch
+
+from supple import launch
+from supple.cli import BAD_INPUT, DONE, main
+from supple.errors import InputError
+from supple.files import claim
+from supple.metrics import read_csv
+from supple.run import RESULT
+from tests.small_runs import FLAGS, finish, result, run_until, run_whole, small_settings
+
+
+def settings_of(tmp_path, **changes):
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def stop_in(run, method):
+    """As Ctrl-C during the last call of a method of the run."""
+    original = getattr(run, method)
+
+    def stopped(*arguments):
+        if run.env_steps >= run.settings.env_steps:
+            run.stopped = True
+        return original(*arguments)
+
+    setattr(run, method, stopped)
+
+
+@pytest.mark.parametrize("method", ["count", "evaluate", "save"])
+def test_a_run_stopped_while_it_ends_is_complete(tmp_path, method):
+    run = launch.new_run(settings_of(tmp_path))
+    stop_in(run, method)
+    finish(run)
+    assert run.complete
+    assert result(run.folder)["env_steps"] == 100
+
+
+def test_a_run_that_died_after_its_last_step_is_completed_by_resume(tmp_path):
+    run = run_whole(settings_of(tmp_path))
+    expected = result(run.folder)
+    (run.folder / RESULT).unlink()
+    again = finish(launch.resumed_run(run.folder))
+    assert result(run.folder)["return_mean"] == expected["return_mean"]
+    assert again.complete
+    steps = read_csv(run.folder / "metrics.csv")["step"]
+    assert len(steps) == len(set(steps))
+    with pytest.raises(InputError, match="already trained 100 of 100"):
+        launch.resumed_run(run.folder)
+
+
+def test_a_video_that_fails_costs_the_run_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("supple.run.film", fail)
+    settings = settings_of(tmp_path)
+    settings.eval.video = True
+    run = run_whole(settings)
+    assert run.complete
+    assert (run.folder / RESULT).exists()
+
+
+@pytest.mark.parametrize(("env_steps", "log_every"), [(100, 2), (105, 15), (104, 100)])
+def test_every_step_has_at_most_one_row_and_the_last_one_is_evaluated(
+    tmp_path, env_steps, log_every
+):
+    settings = settings_of(tmp_path, env_steps=env_steps)
+    settings.log.every = log_every
+    run = run_whole(settings)
+    columns = read_csv(run.folder / "metrics.csv")
+    assert len(columns["step"]) == len(set(columns["step"]))
+    assert columns["eval/return_mean"][-1] is not None
+    assert columns["critic/loss"][-1] is not None
+
+
+def test_rows_that_are_not_valid_repeat_no_evaluation(tmp_path):
+    settings = settings_of(tmp_path, env_steps=90)
+    settings.env.num_envs = 2
+    settings.eval.every = 20
+    settings.agent.n_step = 1  # no window of three avoids every third row
+    run = launch.new_run(settings)
+    original, at = run.env.step, []  # type: ignore[var-annotated]
+
+    def every_third_is_a_bridge(action):
+        step = original(action)
+        at.append(None)
+        if len(at) % 3 == 0:
+            step["valid"] = torch.zeros_like(step["valid"])
+        return step
+
+    run.env.step = every_third_is_a_bridge  # type: ignore[method-assign]
+    evaluated = []
+    evaluate = run.evaluate
+
+    def count_evaluations():
+        evaluated.append(run.env_steps)
+        return evaluate()
+
+    run.evaluate = count_evaluations  # type: ignore[method-assign]
+    finish(run)
+    assert evaluated == [20, 40, 60, 80, 90]
+
+
+def test_a_run_before_its_first_checkpoint_starts_again(tmp_path):
+    settings = settings_of(tmp_path)
+    with launch.new_run(settings) as run:
+        run.start()  # killed here
+    resumed = finish(launch.resumed_run(run.folder))
+    assert resumed.complete
+    steps = [step or 0.0 for step in read_csv(run.folder / "metrics.csv")["step"]]
+    assert steps == sorted(set(steps))
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    run = run_until(settings_of(tmp_path), 50)
+    with claim(run.folder), pytest.raises(InputError, match="in use by another supple process"):
+        launch.resumed_run(run.folder)
+    finish(launch.resumed_run(run.folder))
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    folders = []
+    for _ in range(3):
+        with launch.new_run(settings_of(tmp_path, run_dir="")) as run:
+            folders.append(run.folder.name)
+    assert folders == [f"20260101-000000-seed0{end}" for end in ("", "_2", "_3")]
+
+
+@pytest.mark.parametrize("name", ["spec.json", "metrics.csv", "videos"])
+def test_a_users_files_are_never_written_over(tmp_path, name):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds {name}, which a run would write over"):
+        launch.new_run(settings_of(tmp_path))
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_text() == "mine"
+
+
+def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(tmp_path):
+    settings = settings_of(tmp_path)
+    settings.checkpoint.every = 20
+    run = run_until(settings, 60)
+    newest = run.folder / "checkpoints" / "step_60"
+    (newest / "manifest.json").write_text("{")
+    finish(launch.resumed_run(run.folder))
+    names = {path.name for path in (run.folder / "checkpoints").iterdir() if path.is_dir()}
+    assert any(name.startswith("abandoned-step_60") for name in names)
+    assert launch.load_trained(run.folder).env_steps == 100
+
+
+def test_a_compare_with_other_settings_is_not_taken_for_the_earlier_one(tmp_path, capsys):
+    out = tmp_path / "cmp"
+    arguments = ["compare", "toy/lqr", "--seeds", "0", "--out", str(out), "--", *FLAGS]
+    assert main([*arguments, "--env-steps", "60"]) == DONE
+    assert main([*arguments, "--env-steps", "80"]) == BAD_INPUT
+    assert "made with other settings (env_steps: 60, now 80)" in capsys.readouterr().err
+    assert json.loads((out / "default" / "seed0" / RESULT).read_text())["env_steps"] == 60
