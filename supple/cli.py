@@ -28,6 +28,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple eval DIR                deterministic episodes: mean return and its interval
   supple play DIR                film an episode
   supple compare TASK            seeds and variants side by side: one table, one figure
+  supple bench update|replay     how fast this machine learns and samples, beside its ceiling
   supple list                    agents, presets, simulators and tasks
   supple doctor                  what is installed and works here; --env checks your simulator
 """
@@ -90,6 +91,7 @@ def dispatch(arguments: list[str]) -> int:
         "eval": evaluate,
         "play": play,
         "compare": compare,
+        "bench": bench,
         "list": list_,
         "doctor": doctor,
     }
@@ -252,6 +254,13 @@ def compare(arguments: list[str]) -> int:
     from supple.compare import main as compare_main
 
     return compare_main(arguments)
+
+
+def bench(arguments: list[str]) -> int:
+    """``supple bench update|replay|all``."""
+    from supple.bench import main as bench_main
+
+    return bench_main(arguments)
 
 
 def list_(arguments: list[str]) -> int:
