@@ -265,7 +265,7 @@ def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
     Eager: its compiled form, ``max-autotune`` on this torch, is for GPUs.
     """
     # Its types name JAX arrays; nothing else of its PyTorch agent needs JAX.
-    if importlib.util.find_spec("jax") is None:
+    if "jax" not in sys.modules and importlib.util.find_spec("jax") is None:
         jax, numpy = types.ModuleType("jax"), types.ModuleType("jax.numpy")
         numpy.ndarray = np.ndarray  # type: ignore[attr-defined]
         jax.numpy = numpy  # type: ignore[attr-defined]

@@ -123,12 +123,13 @@ def resume(arguments: list[str]) -> int:
     parser = Parser(prog="supple resume", description="Continue a run where it was stopped.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
     parser.add_argument("--env-steps", type=int, help="extend training to this many steps")
+    _add_device(parser)
     options = _parse(parser, arguments)
     if options is None:
         return DONE
     from supple import launch
 
-    return _train(launch.resumed_run(options.folder, options.env_steps))
+    return _train(launch.resumed_run(options.folder, options.env_steps, device=options.device))
 
 
 def _train(run: Run) -> int:
@@ -184,6 +185,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=_seed, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
+    _add_device(parser)
     options = _parse(parser, arguments)
     if options is None:
         return DONE
@@ -195,7 +197,7 @@ def evaluate(arguments: list[str]) -> int:
 
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
-    trained = launch.load_trained(options.folder)
+    trained = launch.load_trained(options.folder, device=options.device)
     env = make_env(
         trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
     )
@@ -233,13 +235,14 @@ def play(arguments: list[str]) -> int:
         "--video", type=Path, help="the .mp4 to write; default: the run's videos folder"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="of the episode's start")
+    _add_device(parser)
     options = _parse(parser, arguments)
     if options is None:
         return DONE
     from supple import launch
     from supple.evaluate import film
 
-    trained = launch.load_trained(options.folder)
+    trained = launch.load_trained(options.folder, device=options.device)
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix != ".mp4":
         raise InputError(f"--video must end in .mp4, got {video}")
@@ -289,6 +292,12 @@ def doctor(arguments: list[str]) -> int:
     from supple.doctor import check_environment, check_machine
 
     return check_environment(options.env) if options.env else check_machine()
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device", default="", help="default: the run's own, or cpu where that is missing"
+    )
 
 
 def _seed(text: str) -> int:

@@ -20,16 +20,20 @@ import numpy as np
 
 from supple import machine
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
-from supple.configs.base import Settings, to_json
+from supple.configs.base import Settings, flat
 from supple.display import Display
 from supple.errors import InputError
-from supple.files import replace_file
+from supple.files import claim, replace_file
 from supple.intervals import half_width95
 from supple.launch import read_settings
 from supple.metrics import read_csv
 from supple.plots import comparison_png
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
+COLUMNS = (
+    *("variant", "seeds", "return mean", "95 % interval", "return median", "env steps"),
+    "minutes (median)",
+)
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
 
 
@@ -94,10 +98,11 @@ def main(arguments: Sequence[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {options.out}: {error.strerror}") from error
-    status = run_queue(jobs, at_once)
-    if any(job.result() for job in jobs):
-        report(jobs, options.out, title=options.task)
-        print(options.out)
+    with claim(options.out):
+        status = run_queue(jobs, at_once)
+        if any(job.result() for job in jobs):
+            report(jobs, options.out, title=options.task)
+            print(options.out)
     return status
 
 
@@ -139,10 +144,10 @@ def plan(
 
 def _check_same(job: Job, settings: Settings) -> None:
     """Refuse to take an earlier run with other settings for this one."""
-    path = job.folder / "settings.json"
-    if not path.exists():
+    if not (job.folder / "settings.json").exists():
         return
-    before, now = to_json(read_settings(job.folder)), to_json(settings)
+    with claim(job.folder):  # a run that outlived a killed compare is refused now, not later
+        before, now = flat(read_settings(job.folder)), flat(settings)
     for name in now:
         if name not in ("run_dir", "threads") and before[name] != now[name]:
             raise InputError(
@@ -162,7 +167,11 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
     running: dict[Job, subprocess.Popen[bytes]] = {}
     codes: set[int] = set()
-    stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handlers = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup
+    }
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -190,7 +199,8 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
             process.terminate()
         for process in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, stop)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if RESUMABLE in codes:
         print("stopped; run the same command again to continue", flush=True)
         return RESUMABLE
@@ -230,27 +240,25 @@ def report(jobs: Sequence[Job], out: Path, *, title: str) -> None:
     for variant in variants:
         planned = [job for job in jobs if job.variant == variant]
         finished = [job for job in planned if job.result()]
+        rows.append(dict.fromkeys(COLUMNS, "-"))
+        rows[-1] |= {"variant": variant, "seeds": f"{len(finished)} of {len(planned)}"}
         if not finished:
             continue
         results = [job.result() or {} for job in finished]
         returns = np.array([result["return_mean"] for result in results])
         low, high = interval95(returns)
-        steps = sorted({f"{result['env_steps']:.0f}" for result in results}, key=int)
+        steps = sorted({int(result["env_steps"]) for result in results})
         minutes = float(np.median([result["seconds"] for result in results])) / 60
-        rows.append(
-            {
-                "variant": variant,
-                "seeds": f"{len(finished)} of {len(planned)}",
-                "return mean": f"{returns.mean():.1f}",
-                "95 % interval": f"{low:.1f} to {high:.1f}" if len(returns) > 1 else "-",
-                "return median": f"{np.median(returns):.1f}",
-                "env steps": " to ".join(dict.fromkeys((steps[0], steps[-1]))),
-                "minutes (median)": f"{minutes:.1f}",
-            }
-        )
+        rows[-1] |= {
+            "return mean": f"{returns.mean():.1f}",
+            "95 % interval": f"{low:.1f} to {high:.1f}" if len(returns) > 1 else "-",
+            "return median": f"{np.median(returns):.1f}",
+            "env steps": " to ".join(dict.fromkeys((str(steps[0]), str(steps[-1])))),
+            "minutes (median)": f"{minutes:.1f}",
+        }
         curves[variant] = curve(finished)
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(table, fieldnames=COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
     replace_file(out / "compare.csv", table.getvalue().encode())

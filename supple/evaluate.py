@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,28 +207,25 @@ def film(
     Raises:
         InputError: the environment cannot draw, or ``path`` cannot be written.
     """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name an .mp4 file")
     partial = path.with_name(f".partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-    if path.is_dir():
-        partial.unlink()
-        raise InputError(f"cannot write {path}: it is a folder; name an .mp4 file")
-    env = make_env(settings, num_envs=1, purpose="video", render=True)
     try:
-        fps = 1 / env.spec.control_dt if env.spec.control_dt else 30
-        found = record_video(
-            act,
-            env,
-            str(partial),
-            seed=derive_seed(seed, "video"),
-            fps=fps,
-            max_seconds=max_seconds,
-        )
+        with closing(make_env(settings, num_envs=1, purpose="video", render=True)) as env:
+            found = record_video(
+                act,
+                env,
+                str(partial),
+                seed=derive_seed(seed, "video"),
+                fps=1 / env.spec.control_dt if env.spec.control_dt else 30,
+                max_seconds=max_seconds,
+            )
         os.replace(partial, path)
     finally:
-        env.close()
         partial.unlink(missing_ok=True)
     return found

@@ -71,7 +71,6 @@ def claim(folder: Path) -> IO[str]:
     except OSError as error:
         file.close()
         raise InputError(
-            f"{folder} is in use by another supple process: wait for it, or choose another"
-            " --run-dir"
+            f"{folder} is in use by another supple process: wait for it, or choose another folder"
         ) from error
     return file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import sys
@@ -52,10 +54,12 @@ def new_run(settings: Settings) -> Run:
     """
     if settings.log.wandb:
         require_wandb(settings.log.wandb)
-    env, agent, replay = build(settings)
-    try:
+    with contextlib.ExitStack() as undo:
+        env, agent, replay = build(settings)
+        undo.callback(env.close)
         _prefill(settings, agent, replay)
         folder, lock = prepare_folder(settings, env.spec)
+        undo.callback(lock.close)
         display = Display(settings.env_steps, title=_title(settings))
         run = Run(
             settings,
@@ -66,48 +70,50 @@ def new_run(settings: Settings) -> Run:
             display=display,
             lock=lock,
         )
-    except BaseException:
-        env.close()
-        raise
+        undo.pop_all()
     display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
     return run
 
 
-def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
+def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "") -> Run:
     """A run that continues from its newest intact checkpoint, or from scratch before its first.
 
     Args:
         folder: the run's folder.
         env_steps: extend training to this many steps; the learning-rate schedule keeps its length.
+        device: continue there; by default on the run's own, or the CPU where that is missing.
 
     Raises:
         InputError: no intact checkpoint, one that does not fit the run, or nothing left to do.
     """
-    settings = read_settings(folder)
-    lock = claim(folder)
-    found, skipped = newest_resumable(folder) if list_checkpoints(folder) else (None, [])
+    recorded = read_settings(folder)
     if env_steps is not None:
-        settings.env_steps = env_steps
-    done = found.header["env_steps"] if found else 0
-    if done >= settings.env_steps and (folder / RESULT).exists():
-        raise InputError(
-            f"{folder} has already trained {done:,} of {settings.env_steps:,} env steps: extend it"
-            f" with --env-steps, more than {done}"
-        )
-    env, agent, replay = build(settings)
-    try:
+        recorded = dataclasses.replace(recorded, env_steps=env_steps)
+    with contextlib.ExitStack() as undo:
+        lock = undo.enter_context(claim(folder))
+        found, skipped = newest_resumable(folder) if list_checkpoints(folder) else (None, [])
+        done = found.header["env_steps"] if found else 0
+        if done >= recorded.env_steps and (folder / RESULT).exists():
+            raise InputError(
+                f"{folder} has already trained {done:,} of {recorded.env_steps:,} env steps:"
+                f" extend it with --env-steps, more than {done}"
+            )
+        settings = on_this_machine(recorded, device)
+        env, agent, replay = build(settings)
+        undo.callback(env.close)
         if found:
             check_fits(found, settings, env.spec)
             checkpoint.abandon_after(folder, done)
+            if env_steps is not None:
+                _write_json(folder / "settings.json", to_json(recorded))
         else:
             _prefill(settings, agent, replay)
+            _describe(folder, recorded, env.spec)
         display = Display(settings.env_steps, title=_title(settings))
         for reason in skipped:
             display.notice(f"skipped a damaged checkpoint: {reason}")
-        if env_steps is not None:
-            _write_json(folder / "settings.json", to_json(settings))
         checkpoint.clean_leftovers(folder)
         (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
         run = Run(
@@ -123,10 +129,8 @@ def resumed_run(folder: Path, env_steps: int | None = None) -> Run:
         if found is None:
             run.start_again()
             display.notice(f"{folder} has no checkpoint yet: starting again")
+        undo.pop_all()
         return run
-    except BaseException:
-        env.close()
-        raise
 
 
 def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
@@ -172,8 +176,12 @@ class Trained:
         return self.agent.act(obs, explore=False)[0]
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path, *, device: str = "") -> Trained:
     """The policy of a run's newest intact checkpoint, or of one checkpoint folder.
+
+    Args:
+        path: either of them.
+        device: where it acts; by default on the run's own, or the CPU where that is missing.
 
     Raises:
         InputError: nothing there, damaged, or of another agent.
@@ -187,11 +195,15 @@ def load_trained(path: Path) -> Trained:
         found, skipped = checkpoint.newest_intact(folder)
         for reason in skipped:
             print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
-    settings = read_settings(folder)
+    settings = on_this_machine(read_settings(folder), device)
+    record = _read_json(folder / "spec.json")
     try:
-        spec = EnvSpec.from_json(_read_json(folder / "spec.json"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'spec.json'} is damaged: {error!r}") from error
+        spec = EnvSpec.from_json(record)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / 'spec.json'} is damaged: expected the run's EnvSpec, got {error!r}; put"
+            " back the original file"
+        ) from error
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check_fits(found, settings, spec)
@@ -268,14 +280,19 @@ def prepare_folder(settings: Settings, spec: EnvSpec) -> tuple[Path, IO[str]]:
         _refuse_used(folder)
         lock = claim(folder)
         _refuse_used(folder)  # by another process, just before the lock was ours
-        _write_json(folder / "spec.json", spec.to_json())
-        _write_json(folder / "versions.json", machine.versions())
-        _write_json(folder / "settings.json", to_json(settings))
+        _describe(folder, settings, spec)
     except OSError as error:
         raise InputError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
         ) from error
     return folder, lock
+
+
+def _describe(folder: Path, settings: Settings, spec: EnvSpec) -> None:
+    """Write what the run is. Settings come first: a folder that holds them can be resumed."""
+    _write_json(folder / "settings.json", to_json(settings))
+    _write_json(folder / "spec.json", spec.to_json())
+    _write_json(folder / "versions.json", machine.versions())
 
 
 def _new_folder(folder: Path) -> Path:
@@ -310,11 +327,27 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         InputError: ``folder`` holds no run, or its settings are damaged.
     """
-    settings = from_json(_read_json(folder / "settings.json"))
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"supple: {folder} was made on {settings.device}: using the CPU", file=sys.stderr)
-        settings.device = "cpu"
-    return settings
+    return from_json(_read_json(folder / "settings.json"))
+
+
+def on_this_machine(settings: Settings, device: str = "") -> Settings:
+    """A run's settings on ``device``; by default on its own, or the CPU where that is missing.
+
+    Raises:
+        InputError: ``device`` is unknown or not here.
+    """
+    try:
+        found = machine.resolve_device(device or settings.device)
+    except InputError:
+        if device:
+            raise
+        print(f"supple: no {settings.device} here, using the CPU", file=sys.stderr)
+        found = torch.device("cpu")
+    compute = settings.compute
+    if found.type != "cuda":  # leave out what only CUDA can do
+        precision = "auto" if compute.precision == "tf32" else compute.precision
+        compute = dataclasses.replace(compute, precision=precision, cuda_graphs=False)
+    return dataclasses.replace(settings, device=str(found), compute=compute)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -52,8 +52,16 @@ class Generators:
         self._seed = state["seed"]
         streams = state["streams"]
         for name in self._generators.keys() | streams.keys():
-            generator = self[name]
             if name in streams:
-                generator.set_state(streams[name].cpu())
+                restore(self[name], streams[name])
             else:
-                generator.manual_seed(derive_seed(self._seed, name))
+                self[name].manual_seed(derive_seed(self._seed, name))
+
+
+def restore(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Continue a stream; another kind of device cannot, and begins one seeded by where it was."""
+    state = state.cpu()
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state)
+    else:
+        generator.manual_seed(derive_seed(0, state.numpy().tobytes().hex()))

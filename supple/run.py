@@ -280,7 +280,7 @@ class Run:
                 **dataclasses.asdict(self._evaluation),
             }
             replace_file(self.folder / RESULT, json.dumps(result, indent=1).encode())
-            if self.settings.eval.video:
+            if self.settings.eval.video and not self.stopped:
                 self._film()
 
     # --- the rest ---------------------------------------------------------------------------
@@ -395,6 +395,7 @@ class Run:
         self._seconds_before = run["seconds"]
         self._episodes.load_state_dict(run["episodes"])
         self._sinks.load_state_dict(run["sinks"])
+        self._steps_floor = resumed.header["env_steps"]
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self.env_steps
         exact = self.env.spec.exact_resume

@@ -1,17 +1,14 @@
 """The edges of a run: its end, its folder, its schedule."""
 
-import json
-
 import pytest
 import torch
 
 from supple import launch
-from supple.cli import BAD_INPUT, DONE, main
 from supple.errors import InputError
 from supple.files import claim
 from supple.metrics import read_csv
 from supple.run import RESULT
-from tests.small_runs import FLAGS, finish, result, run_until, run_whole, small_settings
+from tests.small_runs import finish, result, run_until, run_whole, small_settings
 
 
 def settings_of(tmp_path, **changes):
@@ -158,10 +155,37 @@ def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(tmp_path):
     assert launch.load_trained(run.folder).env_steps == 100
 
 
-def test_a_compare_with_other_settings_is_not_taken_for_the_earlier_one(tmp_path, capsys):
-    out = tmp_path / "cmp"
-    arguments = ["compare", "toy/lqr", "--seeds", "0", "--out", str(out), "--", *FLAGS]
-    assert main([*arguments, "--env-steps", "60"]) == DONE
-    assert main([*arguments, "--env-steps", "80"]) == BAD_INPUT
-    assert "made with other settings (env_steps: 60, now 80)" in capsys.readouterr().err
-    assert json.loads((out / "default" / "seed0" / RESULT).read_text())["env_steps"] == 60
+def test_a_folder_with_nothing_but_settings_starts_again(tmp_path):
+    with launch.new_run(settings_of(tmp_path)) as run:
+        pass
+    for name in ("spec.json", "versions.json"):  # killed between the first file and the second
+        (run.folder / name).unlink()
+    finish(launch.resumed_run(run.folder))
+    assert launch.load_trained(run.folder).env_steps == 100
+
+
+def test_steps_never_fall_back_when_rows_turn_out_not_valid(tmp_path):
+    """As on a GPU, where rows that are not valid are only known at a synchronisation."""
+    run = run_until(settings_of(tmp_path), 50)
+    run._invalid += 10
+    run._synchronise()
+    assert run.env_steps == 50
+    run.stopped = False
+    run.save()
+    again = launch.resumed_run(run.folder)
+    with again.display, again:
+        again.start()
+        assert again.env_steps == 50
+    assert read_csv(run.folder / "metrics.csv")["step"][-1] == 50
+
+
+def test_a_run_stopped_at_its_end_is_not_filmed(tmp_path, monkeypatch):
+    filmed = []
+    monkeypatch.setattr("supple.run.film", lambda *_, **__: filmed.append(1))
+    settings = settings_of(tmp_path)
+    settings.eval.video = True
+    run = launch.new_run(settings)
+    stop_in(run, "evaluate")
+    finish(run)
+    assert (run.folder / RESULT).exists()
+    assert not filmed

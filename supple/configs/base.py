@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -88,6 +88,12 @@ class Settings:
             ("--seed", self.seed, self.seed >= 0, ">= 0"),
             ("--threads", self.threads, self.threads >= 0, ">= 0"),
             ("--max-minutes", self.max_minutes, self.max_minutes >= 0, ">= 0"),
+            (
+                "--agent.noise.exponent",
+                self.agent.noise.exponent,
+                self.agent.noise.exponent > 0,
+                "> 0",
+            ),
             ("--eval.every", self.eval.every, self.eval.every >= 0, ">= 0"),
             ("--eval.episodes", self.eval.episodes, self.eval.episodes >= 1, ">= 1"),
             ("--log.every", self.log.every, self.log.every >= 0, ">= 0"),
@@ -142,6 +148,8 @@ def gpu(settings: Settings) -> None:
     settings.env_steps = 50_000_896
     settings.env.num_envs = 1024
     settings.replay.capacity = 10_000_000
+    # Episodes of a hundred steps and more: five in a hundred rows would only cost memory.
+    settings.replay.final_fraction = 0.01
     settings.eval.episodes = 1024
     agent = settings.agent
     agent.batch_size = 2048
@@ -175,6 +183,19 @@ PRESETS: dict[str, Callable[[Settings], None]] = {
 def to_json(settings: Settings) -> dict[str, Any]:
     """Nested plain values; ``from_json`` reads them back."""
     return dataclasses.asdict(settings)
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every value under its dotted name, for example ``agent.gamma``."""
+
+    def walk(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in record.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(walk(to_json(settings), ""))
 
 
 def from_json(record: Mapping[str, Any]) -> Settings:

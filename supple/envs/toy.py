@@ -26,7 +26,7 @@ from torch import Tensor
 from supple.envs.base import Box, Env, EnvSpec, reset_result, step_result
 from supple.envs.toy_lqr import LQR_A, LQR_B, LQR_Q, LQR_R, riccati
 from supple.errors import InputError
-from supple.rng import derive_seed
+from supple.rng import derive_seed, restore
 
 State = dict[str, Tensor]
 """A toy's whole simulation: named tensors, each with the environments as first axis."""
@@ -124,7 +124,7 @@ class ToyEnv(Env):
                 )
         device = self.spec.device
         self._state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
-        self._generator.set_state(state["generator"].cpu())
+        restore(self._generator, state["generator"])
 
     def _check(self, action: Tensor) -> None:
         if not self._state:

@@ -1,0 +1,121 @@
+"""The queue of ``supple compare``: how it ends, and what its table says."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from supple import compare, launch
+from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
+from supple.compare import Job, interval95, plan, report, run_queue
+from supple.configs import default_settings
+from supple.errors import InputError
+from supple.files import claim
+from tests.small_runs import small_settings
+
+
+def jobs_in(folder, count):
+    return [Job("a", seed, folder / "a" / f"seed{seed}", ()) for seed in range(count)]
+
+
+def replace_runs(monkeypatch, *programs):
+    """Children that run these Python programs, one a job, instead of training; returns them."""
+    children = []
+
+    def start(job, *, threads):
+        program = programs[job.seed]
+        if isinstance(program, Exception):
+            raise program
+        command = [sys.executable, "-S", "-c", program]
+        children.append(subprocess.Popen(command, start_new_session=True))
+        return children[-1]
+
+    monkeypatch.setattr(compare, "start", start)
+    return children
+
+
+SLEEPS = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [((0, 0), DONE), ((2, 0), FAILED), ((1, 0), FAILED), ((1, 3), RESUMABLE), ((3, 1), RESUMABLE)],
+)
+def test_the_worst_run_decides_the_exit_status(tmp_path, monkeypatch, codes, status):
+    replace_runs(monkeypatch, *(f"import os; os._exit({code})" for code in codes))
+    assert run_queue(jobs_in(tmp_path, 2), 2) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_killed_queue_takes_its_runs_with_it(tmp_path, monkeypatch, number):
+    children = replace_runs(monkeypatch, SLEEPS, SLEEPS)
+    before = signal.getsignal(number)
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    assert run_queue(jobs_in(tmp_path, 2), 2) == RESUMABLE
+    assert [child.poll() is None for child in children] == [False, False]
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_that_cannot_start_leaves_no_other_behind(tmp_path, monkeypatch):
+    children = replace_runs(monkeypatch, SLEEPS, OSError("no more processes"))
+    with pytest.raises(OSError, match="no more processes"):
+        run_queue(jobs_in(tmp_path, 2), 2)
+    assert children[0].poll() is not None
+
+
+def finished(job, *, env_steps, return_mean):
+    job.folder.mkdir(parents=True)
+    record = {"env_steps": env_steps, "return_mean": return_mean, "seconds": 60}
+    (job.folder / "result.json").write_text(json.dumps(record))
+    (job.folder / "metrics.csv").write_text(f"step,eval/return_mean\n50,{return_mean}\n")
+
+
+def test_the_table_counts_the_seeds_that_are_missing(tmp_path):
+    jobs = jobs_in(tmp_path, 3)
+    finished(jobs[0], env_steps=100, return_mean=1.0)
+    finished(jobs[2], env_steps=90, return_mean=2.0)
+    report([*jobs, Job("b", 0, tmp_path / "b" / "seed0", ())], tmp_path, title="t")
+    first, second = csv.DictReader((tmp_path / "compare.csv").open())
+    assert (first["seeds"], first["env steps"]) == ("2 of 3", "90 to 100")
+    assert first["95 % interval"] == "-4.9 to 7.9"  # 1.5 ± 12.706 · 0.7071 / √2
+    assert (second["variant"], second["seeds"], second["return mean"]) == ("b", "0 of 1", "-")
+
+
+def test_the_interval_over_seeds_is_students():
+    low, high = interval95(np.array([1.0, 2.0, 3.0]))
+    assert (high - low) / 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+    assert interval95(np.array([4.0])) == (4.0, 4.0)
+
+
+def test_a_folder_that_another_compare_uses_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_queue", lambda jobs, at_once: DONE)
+    with claim(tmp_path):
+        assert main(["compare", "toy/lqr", "--out", str(tmp_path), "--seeds", "0"]) == BAD_INPUT
+    assert "in use by another supple process" in capsys.readouterr().err
+
+
+def test_a_run_that_is_still_going_is_refused_before_any_starts(tmp_path):
+    folder = tmp_path / "default" / "seed0"
+    folder.mkdir(parents=True)
+    text = launch.as_text(small_settings("toy/lqr", folder, env_steps=100))
+    (folder / "settings.json").write_text(text)
+    with claim(folder), pytest.raises(InputError, match="in use by another supple process"):
+        plan("toy/lqr", [0], [], [], tmp_path)
+
+
+def test_the_first_setting_that_differs_is_named(tmp_path):
+    folder = tmp_path / "default" / "seed0"
+    folder.mkdir(parents=True)
+    settings = default_settings("toy/lqr", preset="laptop")
+    settings.threads, settings.run_dir, settings.agent.gamma = 7, "elsewhere", 0.5
+    (folder / "settings.json").write_text(launch.as_text(settings))
+    laptop = ["--preset", "laptop"]
+    plan("toy/lqr", [0], [], [*laptop, "--agent.gamma", "0.5"], tmp_path)
+    with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.98\)"):
+        plan("toy/lqr", [0], [], laptop, tmp_path)
