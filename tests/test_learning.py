@@ -27,7 +27,8 @@ def learn(env, *, steps, seed, **changes):
         **changes,
     )
     agent = FlashSAC(env.spec, settings, total_env_steps=steps * env.spec.num_envs, seed=seed)
-    replay = Replay(env.spec, ReplaySettings(capacity=20_000))
+    # The bandit's every row ends, so every row keeps its final observation.
+    replay = Replay(env.spec, ReplaySettings(capacity=20_000, final_fraction=1.0))
     obs = env.reset(derive_seed(seed, "env"))["observation"]
     for _ in range(steps):
         action, extras = agent.act(obs, explore=True)

@@ -5,10 +5,7 @@ from supple.agents.flashsac import FlashSAC
 from supple.errors import InputError
 from supple.region import COMPILE_FROM, Compute, ComputeSettings, Region
 from tests.agents.small_agents import (
-    NETWORKS,
     assert_same_bits,
-    buffers_of,
-    parameters_of,
     small_agent,
     small_settings,
     small_spec,
@@ -23,55 +20,6 @@ SMALL = {"actor_hidden": 8, "critic_hidden": 8, "critic_blocks": 1, "actor_block
 def agent_with(compute, **changes):
     settings = small_settings(**SMALL, num_atoms=5, **changes)
     return FlashSAC(small_spec(), settings, total_env_steps=2000, compute=compute)
-
-
-def furthest(one, other):
-    """Largest difference of any parameter or statistic, relative to its scale."""
-    worst = 0.0
-    for name in NETWORKS:
-        for values in (parameters_of, buffers_of):
-            left, right = values(getattr(one, name)), values(getattr(other, name))
-            for key, value in left.items():
-                scale = value.abs().max().clamp_min(1)
-                worst = max(worst, ((value - right[key]).abs().max() / scale).item())
-    return worst
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    agent = agent_with(Compute(compile=True))
-    before = snapshot(agent)
-    train(agent, 6)
-    assert agent.compute.compile  # nothing failed
-    return agent, before
-
-
-@pytest.mark.slow
-def test_compiled_updates_are_the_eager_ones(compiled):
-    agent, _ = compiled
-    eager = train(agent_with(Compute()), 6)
-    assert furthest(agent, eager) < 1e-5
-    assert furthest(agent, train(agent_with(Compute()), 7)) > 1e-4
-
-
-@pytest.mark.slow
-def test_compiled_updates_continue_a_loaded_state_with_the_same_bits(compiled):
-    agent, before = compiled
-    after = snapshot(agent)
-    agent.load_state_dict(before)
-    assert_same_bits(snapshot(agent), before)
-    train(agent, 6)
-    assert_same_bits(snapshot(agent), after)
-
-
-def test_bfloat16_products_leave_everything_else_in_float32():
-    eager, half = agent_with(Compute()), agent_with(Compute(precision="bfloat16"))
-    train(eager, 20)
-    train(half, 20)
-    for network in NETWORKS:
-        assert all(v.dtype == torch.float32 for v in getattr(half, network).state_dict().values())
-    assert all(value.dtype == torch.float32 for value in half.metrics.values())
-    assert 1e-6 < furthest(half, eager) < 0.1
 
 
 def refuse(*_, **__):

@@ -84,6 +84,10 @@ def first_usable(usable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     candidate = usable.int().argmax(-1)
     found = usable.any(-1)
     slot = torch.arange(len(usable), device=usable.device)
-    donor = torch.where(found, slot, found.int().argmax())
+    # Slots without a usable candidate take turns among those that have one.
+    rank = found.long().cumsum(0)
+    turn = slot % rank[-1].clamp_min(1)
+    lender = torch.searchsorted(rank, turn + 1).clamp(max=len(usable) - 1)
+    donor = torch.where(found, slot, lender)
     failed = (~found[donor]).sum()
     return donor, candidate[donor], failed

@@ -135,12 +135,21 @@ def train(agent, updates, *, seed=3, reward_scale=1.0, after_each=lambda: None):
     return agent
 
 
+def by_member(named):
+    """Copies, each ensemble member's part under its own name."""
+    return {
+        f"{name}[{member}]": part
+        for name, value in named
+        for member, part in enumerate(value.detach().clone())
+    }
+
+
 def parameters_of(network):
-    return {name: value.detach().clone() for name, value in network.named_parameters()}
+    return by_member(network.named_parameters())
 
 
 def buffers_of(network):
-    return {name: value.clone() for name, value in network.named_buffers()}
+    return by_member(network.named_buffers())
 
 
 def changed(before, after):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from supple.agents.adam import Adam
+from supple.agents.adam import EPS, Adam
 
 SHAPES = [(3, 5, 4), (7,), (1,)]
 
@@ -58,8 +58,26 @@ def test_steps_are_those_of_torch(steps):
 
 @pytest.mark.parametrize("wrong", [{"betas": (0.9, 0.99)}, {"betas": (0.91, 0.999)}, {"eps": 1e-5}])
 def test_another_adam_is_told_apart(wrong):
+    """Negative control: the comparison above fails for every other Adam."""
     other = torchs(60, torch.float64, **wrong)
-    assert error(ours(60), other) > 2 * error(torchs(60, torch.float32), other) / 10 + 1e-6
+    assert error(ours(60), other) > 2 * error(torchs(60, torch.float32, **wrong), other) + 1e-7
+
+
+def first_move(count_dtype=None):
+    """Largest relative error of the first step from 0, where its own digits are seen."""
+    found = (torch.tensor([1e-6, -0.3, 7.0, 1e4]),)
+    adam = Adam([torch.zeros(4)])
+    adam.count = adam.count.to(count_dtype or adam.count.dtype)
+    adam.rate.fill_(3e-4)
+    adam.step(found)
+    rate, exact = adam.rate.double(), found[0].double()
+    expected = -rate * exact / (exact.abs() + EPS)
+    return (adam.params[0].double() / expected - 1).abs().max().item()
+
+
+def test_first_step_is_exact_to_float32():
+    assert first_move() < 1e-6
+    assert first_move(torch.float32) > 5e-6  # negative control: the counter's precision matters
 
 
 def test_saved_and_loaded_it_continues_with_the_same_bits_in_the_same_tensors():

@@ -209,6 +209,7 @@ def test_ensemble_equals_independent_single_critics(build, train):
             )
         for mine, theirs in zip(ensemble.trunk.buffers(), single.trunk.buffers(), strict=True):
             torch.testing.assert_close(part_of(mine, at), theirs, atol=1e-7, rtol=1e-6)
+            assert train or torch.equal(part_of(mine, at), theirs)
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
 

@@ -105,15 +105,16 @@ def test_i1_every_row_has_norm_one_after_each_update(history):
 def test_i2_every_batch_norm_pair_has_norm_sqrt_d_after_each_update(history):
     for name in ("actor", "critic"):
         for norm in instances(getattr(history.agent, name), UnitBatchNorm):
-            square = norm.scale.detach().square().sum() + norm.shift.detach().square().sum()
-            assert abs(square.sqrt().item() / math.sqrt(norm.scale.numel()) - 1) <= 1e-5
+            for pair in torch.cat((norm.scale, norm.shift), dim=-1).detach():  # each member's
+                assert abs(pair.norm() / math.sqrt(norm.scale.shape[-1]) - 1) <= 1e-5
     assert max(found["batch_norm"] for found in history.deviation) <= 1e-5
 
 
 def test_i3_every_rms_gain_has_norm_sqrt_d_after_each_update(history):
     for name in ("actor", "critic"):
         for norm in instances(getattr(history.agent, name), UnitRMSNorm):
-            assert abs(norm.scale.detach().norm() / math.sqrt(norm.scale.numel()) - 1) <= 1e-5
+            for gain in norm.scale.detach():  # each member's
+                assert abs(gain.norm() / math.sqrt(len(gain)) - 1) <= 1e-5
     assert max(found["rms_norm"] for found in history.deviation) <= 1e-5
 
 
@@ -132,9 +133,9 @@ def test_i5_batch_norm_output_has_mean_squared_norm_d(agent, batch, x):
             width = norm.scale.shape[-1]
             square = output.square().sum(dim=-1).mean(dim=0)  # per member
             assert (square <= width * (1 + 1e-4)).all()
-            if inputs.var(dim=0).min() > 0.2:
-                equal += len(square)
-                assert (square >= width * (1 - 1e-4)).all()
+            alive = (inputs.var(dim=0).amin(dim=-1) > 0.2).expand(len(square))
+            equal += int(alive.sum())
+            assert (square[alive] >= width * (1 - 1e-4)).all()
     assert equal >= 4
 
 
@@ -253,10 +254,10 @@ def test_i11_block_gradients_are_orthogonal_to_their_rows(agent, batch, x):
         ]
         gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
         for layer, gradient in zip(layers, gradients, strict=True):
-            size = gradient.norm(dim=-1)
-            alive = size > 1e-4 * size.max()
+            size = gradient.norm(dim=-1)  # per member and row
+            alive = size > 1e-4 * size.amax(dim=-1, keepdim=True)
             cosine = (gradient * layer.weight).sum(dim=-1)[alive] / size[alive]
-            assert alive.sum() > alive.numel() / 2
+            assert (alive.sum(dim=-1) > alive.shape[-1] / 2).all()
             assert cosine.abs().max() <= 1e-3
 
 
@@ -267,8 +268,8 @@ def test_i11_doubling_a_block_row_changes_no_output(agent, batch, x):
         with torch.no_grad():
             for block in instances(network, ResidualBlock):
                 for layer in (block.linear1, block.linear2):
-                    row = int(torch.randint(layer.weight.shape[1], (), generator=random))
-                    layer.weight[:, row] *= 2
+                    for weight in layer.weight:  # each member's
+                        weight[torch.randint(len(weight), (), generator=random)] *= 2
         after = torch.stack([*network(rows, train=True)])
         assert (after - before).abs().max() <= 1e-3
 

@@ -137,6 +137,15 @@ def test_the_first_usable_candidate_is_taken_and_empty_slots_borrow():
     assert int(failed) == 0
 
 
+def test_empty_slots_take_turns_among_the_others():
+    usable = torch.zeros(60, CANDIDATES, dtype=torch.bool)
+    usable[[5, 17, 40], 1] = True
+    slot, candidate, failed = first_usable(usable)
+    assert sorted(torch.bincount(slot, minlength=60)[[5, 17, 40]].tolist()) == [19, 20, 21]
+    assert set(candidate.tolist()) == {1}
+    assert int(failed) == 0
+
+
 def test_without_any_usable_candidate_every_slot_counts_as_failed():
     _, _, failed = first_usable(torch.zeros(5, CANDIDATES, dtype=torch.bool))
     assert int(failed) == 5
