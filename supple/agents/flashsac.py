@@ -218,7 +218,6 @@ class FlashSAC(Agent):
 
         self._actor_params = list(self.actor.parameters())
         self._critic_params = list(self.critic.parameters())
-        self._online_params: list[Tensor] = list(self._critic_params)
         self._target_params: list[Tensor] = list(self.target_critic.parameters())
         self._optimizers = {
             "actor": Adam(self._actor_params),
@@ -453,7 +452,8 @@ class FlashSAC(Agent):
         if self.settings.project_critic:
             project_(self.critic)
         with torch.no_grad():
-            torch._foreach_lerp_(self._target_params, self._online_params, self.settings.tau)
+            online = self._optimizers["critic"].params
+            torch._foreach_lerp_(self._target_params, online, self.settings.tau)
         return {
             "critic/loss": loss.detach(),
             "critic/value": self.critic.value(prediction.detach()).mean(),
