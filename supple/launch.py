@@ -60,11 +60,20 @@ def new_run(settings: Settings) -> Run:
         _prefill(settings, agent, replay)
         folder, lock = prepare_folder(settings, env.spec)
         undo.callback(lock.close)
-        run = _run(settings, folder, (env, agent, replay), lock)
+        display = Display(settings.env_steps, title=_title(settings))
+        run = Run(
+            settings,
+            folder=folder,
+            env=env,
+            agent=agent,
+            replay=replay,
+            display=display,
+            lock=lock,
+        )
         undo.pop_all()
-    run.display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
-    run.display.notice(str(replay.plan))
-    run.display.notice(f"update: {agent.compute}")
+    display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
+    display.notice(str(replay.plan))
+    display.notice(f"update: {agent.compute}")
     return run
 
 
@@ -102,41 +111,26 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         else:
             _prefill(settings, agent, replay)
             _describe(folder, recorded, env.spec)
+        display = Display(settings.env_steps, title=_title(settings))
+        for reason in skipped:
+            display.notice(f"skipped a damaged checkpoint: {reason}")
         checkpoint.clean_leftovers(folder)
         (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
-        run = _run(settings, folder, (env, agent, replay), lock, resumed=found)
-        for reason in skipped:
-            run.display.notice(f"skipped a damaged checkpoint: {reason}")
+        run = Run(
+            settings,
+            folder=folder,
+            env=env,
+            agent=agent,
+            replay=replay,
+            display=display,
+            resumed=found,
+            lock=lock,
+        )
         if found is None:
             run.start_again()
-            run.display.notice(f"{folder} has no checkpoint yet: starting again")
+            display.notice(f"{folder} has no checkpoint yet: starting again")
         undo.pop_all()
         return run
-
-
-def _run(
-    settings: Settings,
-    folder: Path,
-    parts: tuple[Env, Agent, Replay],
-    lock: IO[str],
-    *,
-    resumed: Checkpoint | None = None,
-) -> Run:
-    env, agent, replay = parts
-    display = Display(
-        settings.env_steps,
-        title=f"{settings.task} · {settings.agent_name} · seed {settings.seed}",
-    )
-    return Run(
-        settings,
-        folder=folder,
-        env=env,
-        agent=agent,
-        replay=replay,
-        display=display,
-        resumed=resumed,
-        lock=lock,
-    )
 
 
 def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
@@ -386,6 +380,10 @@ def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
                 f"{found.path} was made with {name} {got}, {spec.task_id} has {expected}:"
                 " put back this run's own checkpoint"
             )
+
+
+def _title(settings: Settings) -> str:
+    return f"{settings.task} · {settings.agent_name} · seed {settings.seed}"
 
 
 def as_text(settings: Settings) -> str:

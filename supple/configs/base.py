@@ -88,6 +88,12 @@ class Settings:
             ("--seed", self.seed, self.seed >= 0, ">= 0"),
             ("--threads", self.threads, self.threads >= 0, ">= 0"),
             ("--max-minutes", self.max_minutes, self.max_minutes >= 0, ">= 0"),
+            (
+                "--agent.noise.exponent",
+                self.agent.noise.exponent,
+                self.agent.noise.exponent > 0,
+                "> 0",
+            ),
             ("--eval.every", self.eval.every, self.eval.every >= 0, ">= 0"),
             ("--eval.episodes", self.eval.episodes, self.eval.episodes >= 1, ">= 1"),
             ("--log.every", self.log.every, self.log.every >= 0, ">= 0"),
