@@ -148,7 +148,7 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
     obs = fake_step(spec)["observation"]
 
     def state():
-        found = [*agent._tensors(), *replay._counters(), *replay._flat.values()]
+        found = [*agent._tensors(), *replay._counters(), *replay.columns.values()]
         return [
             (id(value), value.shape, value.device) for value in [*found, *replay.storage.values()]
         ]

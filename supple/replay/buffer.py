@@ -27,9 +27,13 @@ from torch import Tensor
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
 from supple.region import Compute, Region, T
-from supple.replay.nstep import Flags, Window, discounted_sum, follow
+from supple.replay import records
+from supple.replay.nstep import Window, follow
 from supple.replay.plan import OBS_DTYPES, ReplayPlan, ReplaySettings, plan_ring
-from supple.replay.sampling import CANDIDATES, UNIFORM, AgeBias, choose, first_usable
+from supple.replay.sampling import UNIFORM, AgeBias, choose, first_usable, uniform_shape
+
+STEP_FIELDS = ("reward", "terminated", "truncated", "valid")
+"""What a step brings besides observations, (N,) each."""
 
 
 class Minibatch(NamedTuple):
@@ -46,9 +50,9 @@ class Minibatch(NamedTuple):
     discount: Tensor
     """gamma^(steps summed), not yet masked by ``terminated``, (B,)."""
     start: Tensor
-    """Ring row and environment of the window's first step, (B, 2)."""
+    """Flat ring row of the window's first step, row * N + environment, (B,)."""
 
-    def to_tensordict(self) -> TensorDict:
+    def to_tensordict(self, num_envs: int) -> TensorDict:
         """The same in torchrl's spelling, as ``Replay.sample`` describes."""
         now, then = {}, {}
         for group, both in self.observation.items():
@@ -64,10 +68,22 @@ class Minibatch(NamedTuple):
         content = {
             "observation": now,
             "action": self.action,
-            "index": self.start,
+            "index": torch.stack((self.start // num_envs, self.start % num_envs), dim=-1),
             "next": {"observation": then, **after},
         }
         return TensorDict(content, batch_size=[len(self.reward)])
+
+
+class Selection(NamedTuple):
+    """Which rows a minibatch takes, and what their records say."""
+
+    start: Tensor
+    both: Tensor
+    """Storage rows of the observations and of the next ones, (2B,)."""
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    discount: Tensor
 
 
 class Replay:
@@ -110,23 +126,19 @@ class Replay:
             for group, width in spec.observation.items()
         }
         cells = rows * envs
+        self._records = records.empty(cells, device)
+        # Columns a record has no word for, flat over time and environments.
         self._flat: dict[str, Tensor] = {
             "action": torch.zeros(cells, spec.action.size, device=device)
             if isinstance(spec.action, Box)
             else torch.zeros(cells, dtype=torch.int64, device=device),
-            "reward": torch.zeros(cells, device=device),
-            "terminated": torch.zeros(cells, dtype=torch.bool, device=device),
-            "truncated": torch.zeros(cells, dtype=torch.bool, device=device),
-            "valid": torch.zeros(cells, dtype=torch.bool, device=device),
-            "step_in_episode": torch.zeros(cells, dtype=torch.int32, device=device),
-            # Side-table row of the final observation, -1 where the row did not end.
-            "final_slot": torch.full((cells,), -1, dtype=torch.int32, device=device),
         }
         self._extra = tuple(extra_spec)
         for name, shape in extra_spec.items():
             self._flat[name] = torch.zeros(cells, *shape, device=device)
         self.columns: dict[str, Tensor] = {
-            name: flat.unflatten(0, (rows, envs)) for name, flat in self._flat.items()
+            name: flat.unflatten(0, (rows, envs))
+            for name, flat in (self._flat | records.columns(self._records)).items()
         }
 
         self.vector_steps = 0
@@ -143,7 +155,7 @@ class Replay:
 
         self._compute = compute or Compute()
         self._write_step = self._region(self._write)
-        self._draw_steps: dict[tuple[Any, ...], Region[Minibatch]] = {}
+        self._select_steps: dict[tuple[Any, ...], Region[Selection]] = {}
 
     def _region(self, function: Callable[..., T]) -> Region[T]:
         return Region(function, state=self._counters, compute=self._compute)
@@ -192,26 +204,30 @@ class Replay:
         self._write_step(
             *(source[group] for source in (obs, step["observation"], final) for group in groups),
             action,
-            *(step[name] for name in ("reward", *Flags._fields)),
+            *(step[name] for name in STEP_FIELDS),
             *(extras[name] for name in self._extra),
         )
         self.vector_steps += 1
 
     def _write(self, *values: Tensor) -> dict[str, Tensor]:
-        groups, flat = len(self.storage), self._flat
+        groups = len(self.storage)
         cells = self._steps % self.num_rows * self.num_envs + self._env_index
         for number, storage in enumerate(self.storage.values()):
             storage.index_copy_(0, cells, values[number].to(storage.dtype))
             after = values[groups + number]
             storage.index_copy_(0, cells + self.num_envs, after.to(storage.dtype))
         final = dict(zip(self.storage, values[2 * groups : 3 * groups], strict=True))
-        names = ("action", "reward", *Flags._fields, *self._extra)
-        step = dict(zip(names, values[3 * groups :], strict=True))
+        step = dict(zip(STEP_FIELDS, values[3 * groups + 1 :], strict=False))
+        own = (values[3 * groups], *values[3 * groups + 1 + len(STEP_FIELDS) :])
+        for flat, value in zip(self._flat.values(), own, strict=True):
+            flat.index_copy_(0, cells, value.to(flat.dtype))
+        record = records.pack(
+            **step,
+            step_in_episode=self._step_in_episode,
+            final_slot=torch.full_like(self._step_in_episode, -1),
+        )
+        self._records.index_copy_(0, cells, record)
         ended = (step["terminated"] | step["truncated"]) & step["valid"]
-        step["step_in_episode"] = self._step_in_episode
-        step["final_slot"] = torch.full_like(self._step_in_episode, -1)
-        for name, value in step.items():
-            flat[name].index_copy_(0, cells, value.to(flat[name].dtype))
         running = self._step_in_episode + step["valid"].int()
         self._step_in_episode.copy_(torch.where(ended, 0, running))
         self._keep_final(cells, ended, final)
@@ -258,14 +274,18 @@ class Replay:
 
         # A reused slot takes the final observation from its former row, which is invalid then.
         former = self._final_owner[slot]
-        final_slot, valid = self._flat["final_slot"], self._flat["valid"]
-        loses = ended & (former >= 0) & (final_slot[former.clamp_min(0)] == slot)
-        touched = torch.where(loses, former, cells)
-        valid.index_copy_(0, touched, valid[touched] & ~loses)
+        words = self._records.view(-1)
+        own_slot = former.clamp_min(0) * records.WORDS + records.FINAL_SLOT
+        loses = ended & (former >= 0) & (words.index_select(0, own_slot) == slot)
+        touched = torch.where(loses, former, cells) * records.WORDS + records.FLAGS
+        flags = words.index_select(0, touched)
+        words.index_copy_(0, touched, torch.where(loses, flags & ~records.VALID, flags))
         self._final_evicted.add_(loses.sum())
 
         self._final_owner.index_copy_(0, slot, torch.where(ended, cells, -1))
-        final_slot.index_copy_(0, cells, torch.where(ended, slot.int(), final_slot[cells]))
+        own_slot = cells * records.WORDS + records.FINAL_SLOT
+        kept = words.index_select(0, own_slot)
+        words.index_copy_(0, own_slot, torch.where(ended, slot.int(), kept))
         for group, storage in self.storage.items():
             storage.index_copy_(0, self._final_start + slot, final[group].to(storage.dtype))
         self._final_head.copy_((self._final_head + rank[-1]) % table)
@@ -280,7 +300,7 @@ class Replay:
             )
         envs = self.num_envs
         given = [("action", action, tuple(self.columns["action"].shape[1:]))]
-        given += [(name, step[name], (envs,)) for name in ("reward", *Flags._fields)]
+        given += [(name, step[name], (envs,)) for name in STEP_FIELDS]
         given += [(name, extras[name], tuple(self.columns[name].shape[1:])) for name in self._extra]
         for group, width in self.spec.observation.items():
             given.append((f"observation group {group}", obs[group], (envs, width)))
@@ -358,12 +378,11 @@ class Replay:
             )
         options = (n_step, gamma, exact_discount, age_bias)
         key = (batch_size, *options)
-        if key not in self._draw_steps:
-            self._draw_steps[key] = self._region(partial(self._draw, *options))
-        # 62-bit integers, not float32 uniforms: those reach only 2^24 different rows.
-        shape = (batch_size, CANDIDATES)
-        number = torch.randint(2**62, shape, generator=generator, device=self.device)
-        return self._draw_steps[key](number)
+        if key not in self._select_steps:
+            self._select_steps[key] = self._region(partial(self._select, *key))
+        shape = uniform_shape(batch_size, age_bias)
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=self.device)
+        return self._gather(self._select_steps[key](uniform))
 
     def sample(self, batch_size: int, *, generator: torch.Generator, **options: Any) -> TensorDict:
         """``draw`` in torchrl's spelling.
@@ -374,58 +393,68 @@ class Replay:
             ``terminated``, ``truncated``, ``done``, ``discount`` (unmasked). Observation and next
             observation of a group are the halves of one (2B, D) tensor.
         """
-        return self.draw(batch_size, generator=generator, **options).to_tensordict()
+        return self.draw(batch_size, generator=generator, **options).to_tensordict(self.num_envs)
 
-    def _draw(
-        self, n_step: int, gamma: float, exact_discount: bool, age_bias: AgeBias, number: Tensor
-    ) -> Minibatch:
+    def _select(
+        self,
+        batch_size: int,
+        n_step: int,
+        gamma: float,
+        exact_discount: bool,
+        age_bias: AgeBias,
+        uniform: Tensor,
+    ) -> Selection:
         # ``_usable`` on the device.
         head = self._steps % self.num_rows
         wrapped = (self._steps > self.num_rows) & (head > 0)
         oldest = torch.where(wrapped, (head + 1) % self.num_rows, 0)
         stored = self._steps.clamp(max=self.num_rows) - wrapped.long()
-        t, env = choose(
-            number,
+        candidates = choose(
+            uniform,
             oldest=oldest,
             rows=stored - (n_step - 1),
             num_rows=self.num_rows,
             num_envs=self.num_envs,
             age_bias=age_bias,
         )
-        window = self._follow(t, env, n_step)
-        slot, candidate, failed = first_usable(window.complete)
+        windows = self._follow(candidates, n_step, gamma)
+        pick, failed = first_usable(windows.complete, batch_size)
         self._invalid_sampled.add_(failed)
-        chosen = Window(*(part[slot, candidate] for part in window))
-        return self._gather(chosen, gamma=gamma, exact_discount=exact_discount)
+        chosen = Window(*(part.index_select(0, pick) for part in windows))
+        power = chosen.steps.float() if exact_discount else torch.full_like(chosen.reward, n_step)
+        return self._selection(chosen, gamma**power)
 
-    def _follow(self, t: Tensor, env: Tensor, n_step: int) -> Window:
-        flags = Flags(*(self._flat[name] for name in Flags._fields))
-        return follow(t, env, flags, n_step=n_step, num_rows=self.num_rows, num_envs=self.num_envs)
+    def _follow(self, start: Tensor, n_step: int, gamma: float) -> Window:
+        return follow(start, self._records, n_step=n_step, num_envs=self.num_envs, gamma=gamma)
 
-    def _gather(self, window: Window, *, gamma: float, exact_discount: bool) -> Minibatch:
-        """The transitions that windows, [B, n], stand for."""
-        start, last, flat = window.rows[:, 0], window.last, self._flat
-        final_slot = flat["final_slot"][last].long()
-        after = torch.where(final_slot >= 0, self._final_start + final_slot, last + self.num_envs)
-        both = torch.cat((start, after))
-        reward = discounted_sum(flat["reward"], window, gamma)
-        n_step = window.rows.shape[-1]
-        discount = (
-            gamma ** window.steps.to(reward.dtype)
-            if exact_discount
-            else torch.full_like(reward, gamma**n_step)
+    def _selection(self, window: Window, discount: Tensor) -> Selection:
+        """What windows, (B,), stand for."""
+        final_slot = window.final_slot.long()
+        in_ring = window.last + self.num_envs
+        after = torch.where(final_slot >= 0, self._final_start + final_slot, in_ring)
+        return Selection(
+            start=window.start,
+            both=torch.cat((window.start, after)),
+            reward=window.reward,
+            terminated=(window.flags & records.TERMINATED) != 0,
+            truncated=(window.flags & records.TRUNCATED) != 0,
+            discount=discount,
         )
+
+    def _gather(self, selection: Selection) -> Minibatch:
+        # Outside the compiled region: plain row copies are faster than what a compiler makes here.
+        start, both, reward, terminated, truncated, discount = selection
         return Minibatch(
             observation={
                 group: storage.index_select(0, both).float()
                 for group, storage in self.storage.items()
             },
-            action=flat["action"].index_select(0, start),
+            action=self._flat["action"].index_select(0, start),
             reward=reward,
-            terminated=flat["terminated"][last],
-            truncated=flat["truncated"][last],
+            terminated=terminated,
+            truncated=truncated,
             discount=discount,
-            start=torch.stack((start // self.num_envs, start % self.num_envs), dim=-1),
+            start=start,
         )
 
     def window(self) -> TensorDict:
@@ -452,9 +481,8 @@ class Replay:
         oldest, rows = self._usable()
         for offset in range(rows):
             t = (oldest + offset) % self.num_rows
-            names = ("reward", "terminated", "truncated", "valid")
             yield TensorDict(
-                {name: self.columns[name][t] for name in names}, batch_size=[self.num_envs]
+                {name: self.columns[name][t] for name in STEP_FIELDS}, batch_size=[self.num_envs]
             )
 
     def metrics(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """n-step windows over a time-major ring, computed when sampling.
 
-Shapes: ``T`` ring rows, ``N`` environments, ``n`` window length; index tensors may have any shape
-``[...]``. Flat row indices are ``t * N + env``.
+Shapes: ``T`` ring rows, ``N`` environments, ``n`` window length, ``P`` windows. Flat row indices
+are ``t * N + env``.
 """
 
 from __future__ import annotations
@@ -11,55 +11,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Flags(NamedTuple):
-    """What happened in each row, flat over time and environments."""
-
-    terminated: Tensor
-    truncated: Tensor
-    valid: Tensor
+from supple.replay.records import FINAL_SLOT, FLAGS, REWARD, TERMINATED, TRUNCATED, VALID
 
 
 class Window(NamedTuple):
-    """The steps that follow a start row, up to ``n`` or to the episode's end."""
+    """What follows a start row, up to ``n`` steps or to the episode's end; (P,) each."""
 
-    rows: Tensor
-    """Flat index of every step, [..., n]; those after the episode's end belong to others."""
-    live: Tensor
-    """Whether each step belongs to the window, [..., n] bool."""
-    complete: Tensor
-    """Whether every live step is valid, [...] bool."""
+    start: Tensor
+    """Flat index of the first step."""
     last: Tensor
-    """Flat index of the last live step, [...]."""
+    """Flat index of the last step, of the same episode."""
     steps: Tensor
-    """Number of live steps, 1 to n, [...] int64."""
+    """How many there are, 1 to n, int64."""
+    complete: Tensor
+    """Whether all of them are valid, bool."""
+    reward: Tensor
+    """Discounted sum of the rewards."""
+    flags: Tensor
+    """Word ``FLAGS`` of the last step's record."""
+    final_slot: Tensor
+    """Side-table row of the observation after the last step, -1 where it is in the ring."""
 
 
-def follow(
-    t: Tensor, env: Tensor, flags: Flags, *, n_step: int, num_rows: int, num_envs: int
-) -> Window:
+def follow(start: Tensor, records: Tensor, *, n_step: int, num_envs: int, gamma: float) -> Window:
     """Walk ``n_step`` rows forward from each start row, stopping at the end of its episode.
 
     The caller starts no window within ``n_step - 1`` rows of the write head.
+
+    Args:
+        start: flat ring rows, (P,).
+        records: of all rows (``replay/records.py``).
+        n_step: n.
+        num_envs: N.
+        gamma: one-step discount.
     """
-    offset = torch.arange(n_step, device=t.device)
-    rows = (t.unsqueeze(-1) + offset) % num_rows * num_envs + env.unsqueeze(-1)
-    if n_step == 1:
-        live = torch.ones_like(rows, dtype=torch.bool)
-    else:
-        ended = flags.terminated[rows] | flags.truncated[rows]
-        before = ended.cumsum(-1) - ended.long()  # ends strictly before each step
-        live = before == 0
-    steps = live.sum(-1)
-    last = rows.gather(-1, steps.unsqueeze(-1) - 1).squeeze(-1)
-    complete = (flags.valid[rows] | ~live).all(-1)
-    return Window(rows, live, complete, last, steps)
-
-
-def discounted_sum(reward: Tensor, window: Window, gamma: float) -> Tensor:
-    """Sum of gamma^m * reward over the live steps, [...]."""
-    n_step = window.rows.shape[-1]
-    if n_step == 1:
-        return reward[window.rows[..., 0]]
-    power = gamma ** torch.arange(n_step, device=reward.device, dtype=reward.dtype)
-    return (torch.where(window.live, reward[window.rows], 0.0) * power).sum(-1)
+    cells = len(records)
+    step = torch.arange(n_step, device=start.device).unsqueeze(-1)
+    row_nP = start + step * num_envs
+    row_nP = torch.where(row_nP >= cells, row_nP - cells, row_nP)
+    record_nPW = records.index_select(0, row_nP.view(-1)).view(n_step, len(start), -1)
+    flags_nP = record_nPW[..., FLAGS]
+    ended_nP = (flags_nP & (TERMINATED | TRUNCATED)) != 0
+    live_nP = ended_nP.cumsum(0) - ended_nP.long() == 0  # no end strictly before
+    complete = ((flags_nP & VALID) != 0).logical_or_(~live_nP).all(0)
+    steps = live_nP.sum(0)
+    last = (steps - 1).unsqueeze(0)
+    power = gamma ** step.float()
+    # Rows after the end may hold anything, NaN too.
+    reward_nP = torch.where(live_nP, record_nPW[..., REWARD].view(torch.float32), 0.0)
+    return Window(
+        start=start,
+        last=row_nP.gather(0, last)[0],
+        steps=steps,
+        complete=complete,
+        reward=(reward_nP * power).sum(0),
+        flags=flags_nP.gather(0, last)[0],
+        final_slot=record_nPW[..., FINAL_SLOT].gather(0, last)[0],
+    )

@@ -13,6 +13,7 @@ import torch
 
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
+from supple.replay import records
 
 OBS_DTYPES = {
     "float32": torch.float32,
@@ -102,10 +103,9 @@ def plan_ring(
     action = 4 * spec.action.size if isinstance(spec.action, Box) else 8
     extra = sum(4 * math.prod(shape) for shape in extra_spec.values())
     cells = rows * envs
-    # Per cell: reward 4, three flags, step in episode 4, side-table slot 4.
     parts = {
         "observations": (rows + 1) * envs * width * item,
-        "actions and rewards": cells * (action + 15),
+        "actions and rewards": cells * (action + records.BYTES),
         "final observations": (final_rows + 1) * (width * item + 8),
     }
     if extra:

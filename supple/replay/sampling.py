@@ -1,7 +1,7 @@
 """Which rows are drawn, without a host synchronisation.
 
-A few candidates are drawn per slot and the first usable one is taken: shapes stay static and
-nothing is read back, however many rows are invalid.
+More candidates are drawn than the batch needs and the first usable ones are taken: shapes stay
+static and nothing is read back, however many rows are invalid.
 
 Source: age-biased replay is WarpSAC's, arXiv:2608.24479; uniform sampling is FlashSAC's.
 """
@@ -12,9 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-CANDIDATES = 4
-"""Draws per slot. Slots whose candidates are all unusable borrow another slot's pick."""
 
 
 class AgeBias(NamedTuple):
@@ -29,19 +26,29 @@ class AgeBias(NamedTuple):
 UNIFORM = AgeBias()
 
 
+def pool_size(batch_size: int) -> int:
+    """Candidates to draw for a batch: enough that a third of the rows may be unusable."""
+    return batch_size + max(batch_size // 2, 64)
+
+
+def uniform_shape(batch_size: int, age_bias: AgeBias) -> tuple[int, int]:
+    """Random numbers that ``choose`` needs: one per candidate, with an age bias two."""
+    return 2 if age_bias.decay else 1, pool_size(batch_size)
+
+
 def choose(
-    number: Tensor,
+    uniform: Tensor,
     *,
     oldest: Tensor,
     rows: Tensor,
     num_rows: int,
     num_envs: int,
     age_bias: AgeBias = UNIFORM,
-) -> tuple[Tensor, Tensor]:
-    """Turn random numbers into start rows over ``rows`` consecutive ring rows.
+) -> Tensor:
+    """Turn random numbers into candidates over ``rows`` consecutive ring rows.
 
     Args:
-        number: uniform integers below 2^62, any shape.
+        uniform: float64 in [0, 1), of ``uniform_shape``. float32 would reach 2^24 rows.
         oldest: ring row of the oldest candidate, 0-d.
         rows: how many ring rows may start a window, 0-d.
         num_rows: T.
@@ -49,16 +56,15 @@ def choose(
         age_bias: weights by age.
 
     Returns:
-        Ring row and environment, int64, of the shape of ``number``.
+        Flat ring rows, (P,) int64.
     """
-    env = number % num_envs
-    number = torch.div(number, num_envs, rounding_mode="floor")
     if age_bias.decay == 0:
-        offset = number % rows
+        offset = (uniform[0] * (rows * num_envs)).long()
     else:
-        uniform = number.double() * (num_envs / 2**62)
-        offset = rows - 1 - _biased_age(uniform, rows, age_bias)
-    return (offset + oldest) % num_rows, env
+        t = rows - 1 - _biased_age(uniform[0], rows, age_bias)
+        offset = t * num_envs + (uniform[1] * num_envs).long()
+    cell, cells = oldest * num_envs + offset, num_rows * num_envs
+    return torch.where(cell >= cells, cell - cells, cell)
 
 
 def _biased_age(uniform: Tensor, rows: Tensor, bias: AgeBias) -> Tensor:
@@ -71,23 +77,19 @@ def _biased_age(uniform: Tensor, rows: Tensor, bias: AgeBias) -> Tensor:
     return age.long().clamp_min(0).minimum(rows - 1)
 
 
-def first_usable(usable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose one candidate per slot.
+def first_usable(usable: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Choose the first usable candidates; where they are too few, they take turns.
 
     Args:
-        usable: (B, CANDIDATES) bool.
+        usable: (P,) bool.
+        batch_size: B.
 
     Returns:
-        The slot to take from and the candidate in it, each (B,) int64, and how many slots had to
-        be filled with an unusable row, 0-d: not zero only when no slot had a usable one.
+        Numbers of the candidates, (B,) int64, and how many of them are unusable, 0-d: not zero only
+        when all are.
     """
-    candidate = usable.int().argmax(-1)
-    found = usable.any(-1)
-    slot = torch.arange(len(usable), device=usable.device)
-    # Slots without a usable candidate take turns among those that have one.
-    rank = found.long().cumsum(0)
-    turn = slot % rank[-1].clamp_min(1)
-    lender = torch.searchsorted(rank, turn + 1).clamp(max=len(usable) - 1)
-    donor = torch.where(found, slot, lender)
-    failed = (~found[donor]).sum()
-    return donor, candidate[donor], failed
+    rank = usable.long().cumsum(0)
+    found = rank[-1]
+    turn = torch.arange(batch_size, device=usable.device) % found.clamp_min(1)
+    pick = torch.searchsorted(rank, turn + 1).clamp(max=len(usable) - 1)
+    return pick, torch.where(found > 0, 0, batch_size)

@@ -250,14 +250,16 @@ def assert_same_windows(ring, naive, n_step, *, gamma=0.9, exact_discount=True):
         return 0
     t = torch.tensor([step % ring.num_rows for step, _ in starts])
     env = torch.tensor([env for _, env in starts])
-    window = ring._follow(t, env, n_step)
+    window = ring._follow(t * ring.num_envs + env, n_step, gamma)
     expected = [naive.window(*start, n_step, gamma, exact_discount) for start in starts]
     assert window.complete.tolist() == [item is not None for item in expected]
     keep = window.complete
     if not bool(keep.any()):
         return 0
     window = type(window)(*(part[keep] for part in window))
-    batch = ring._gather(window, gamma=gamma, exact_discount=exact_discount).to_tensordict()
+    power = window.steps.float() if exact_discount else torch.full_like(window.reward, n_step)
+    drawn = ring._gather(ring._selection(window, gamma**power))
+    batch = drawn.to_tensordict(ring.num_envs)
     wanted = [item for item in expected if item is not None]
     assert torch.equal(batch["index"], torch.stack((t, env), dim=-1)[keep])
     assert_same_batch(batch, wanted)

@@ -18,7 +18,7 @@ def test_planned_bytes_are_those_allocated(obs_dtype, action, extra_spec):
     spec = make_spec(5, action=action)
     ring = make_ring(5, 40, spec=spec, extra_spec=extra_spec, obs_dtype=obs_dtype)
     tensors = [value for value in vars(ring).values() if isinstance(value, torch.Tensor)]
-    tensors += [*ring.storage.values(), *ring.columns.values()]
+    tensors += [*ring.storage.values(), *ring._flat.values()]
     allocated = sum(tensor.nbytes for tensor in tensors)
     few_per_env = 5 * (8 + 4) + 4 * 8
     assert allocated - ring.plan.total_bytes == few_per_env
@@ -27,8 +27,8 @@ def test_planned_bytes_are_those_allocated(obs_dtype, action, extra_spec):
 def test_plan_text_names_rows_environments_and_parts():
     plan = plan_ring(make_spec(4), ReplaySettings(capacity=4_099), {"value": ()})
     assert str(plan) == (
-        "replay: 4,096 transitions (1,024 rows x 4 environments), 193.7 KiB:"
-        " observations 80.1 KiB, actions and rewards 92.0 KiB,"
+        "replay: 4,096 transitions (1,024 rows x 4 environments), 197.7 KiB:"
+        " observations 80.1 KiB, actions and rewards 96.0 KiB,"
         " final observations 5.6 KiB, agent's columns 16.0 KiB"
     )
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from supple.errors import InputError
 from supple.replay import AgeBias, Replay, ReplaySettings
-from supple.replay.sampling import CANDIDATES, UNIFORM, choose, first_usable
+from supple.replay.sampling import UNIFORM, choose, first_usable, uniform_shape
 from tests.replay.naive import Naive, Stream, assert_finite, feed, make_ring, make_spec
 
 
@@ -22,15 +22,16 @@ def filled(steps, *, num_envs=3, rows=7, seed=0, **stream_options):
 
 
 def choices(batch_size, *, oldest, rows, num_rows, num_envs, age_bias=UNIFORM):
-    number = torch.randint(2**62, (batch_size, CANDIDATES), generator=generator())
-    return choose(
-        number,
+    shape = uniform_shape(batch_size, age_bias)
+    start = choose(
+        torch.rand(shape, dtype=torch.float64, generator=generator()),
         oldest=torch.tensor(oldest),
         rows=torch.tensor(rows),
         num_rows=num_rows,
         num_envs=num_envs,
         age_bias=age_bias,
     )
+    return start // num_envs, start % num_envs
 
 
 def counts(ring, number=60_000, **options):
@@ -88,7 +89,7 @@ def test_age_bias_with_floor_one_is_uniform_and_reaches_every_row():
 def test_the_ring_draws_new_rows_more_often_when_asked():
     ring, _ = filled(12, end=0.0)
     bias = AgeBias(5, 0.05)
-    rows = ring.draw(20_000, generator=generator(), age_bias=bias).start[:, 0]
+    rows = ring.draw(20_000, generator=generator(), age_bias=bias).start // ring.num_envs
     age = (ring.vector_steps - 1 - rows) % ring.num_rows
     seen = torch.bincount(age, minlength=6).numpy()
     weight = age_weights(6, bias)
@@ -123,31 +124,29 @@ def test_draws_reach_every_row_of_a_ring_larger_than_float32_can_number():
 
 def test_draws_start_at_the_oldest_row_and_wrap():
     t, env = choices(512, oldest=5, rows=4, num_rows=7, num_envs=2)
-    assert t.shape == env.shape == (512, CANDIDATES)
+    assert t.shape == env.shape == (512 + 256,)
     assert set(t.flatten().tolist()) == {5, 6, 0, 1}
     assert set(env.flatten().tolist()) == {0, 1}
 
 
-def test_the_first_usable_candidate_is_taken_and_empty_slots_borrow():
-    usable = torch.zeros(4, CANDIDATES, dtype=torch.bool)
-    usable[1, 2] = usable[1, 3] = usable[3, 0] = True
-    slot, candidate, failed = first_usable(usable)
-    assert slot.tolist() == [1, 1, 1, 3]
-    assert candidate.tolist() == [2, 2, 2, 0]
+def test_the_first_usable_candidates_are_taken_in_order():
+    usable = torch.tensor([False, True, True, False, True, True])
+    pick, failed = first_usable(usable, 3)
+    assert pick.tolist() == [1, 2, 4]
     assert int(failed) == 0
 
 
-def test_empty_slots_take_turns_among_the_others():
-    usable = torch.zeros(60, CANDIDATES, dtype=torch.bool)
-    usable[[5, 17, 40], 1] = True
-    slot, candidate, failed = first_usable(usable)
-    assert sorted(torch.bincount(slot, minlength=60)[[5, 17, 40]].tolist()) == [19, 20, 21]
-    assert set(candidate.tolist()) == {1}
+def test_too_few_usable_candidates_take_turns():
+    usable = torch.zeros(90, dtype=torch.bool)
+    usable[[5, 17, 40]] = True
+    pick, failed = first_usable(usable, 60)
+    assert torch.bincount(pick, minlength=90)[[5, 17, 40]].tolist() == [20, 20, 20]
     assert int(failed) == 0
 
 
 def test_without_any_usable_candidate_every_slot_counts_as_failed():
-    _, _, failed = first_usable(torch.zeros(5, CANDIDATES, dtype=torch.bool))
+    pick, failed = first_usable(torch.zeros(70, dtype=torch.bool), 5)
+    assert int(pick.max()) < 70
     assert int(failed) == 5
 
 
