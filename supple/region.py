@@ -19,7 +19,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from supple.errors import InputError
 
@@ -136,20 +138,14 @@ class Region(Generic[T]):
     def _compiled(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         with self._untouched_state():
             try:
-                graph = make_fx(lambda *values: self._function(*values))(*inputs)
-                # Everything a guard could watch is fixed by construction.
-                unguarded: dict[str, str | int | bool | Callable[..., Any]] = {
-                    "guard_filter_fn": torch.compiler.skip_all_guards_unsafe
-                }
-                compiled = torch.compile(graph, dynamic=False, options=unguarded)
-                with torch.no_grad():
-                    compiled(*inputs)
+                run = compile_graph(self._function, inputs)
+                run(*inputs)
             except Exception as error:  # whatever a compiler may raise, training goes on
                 self._compute.compile = False
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
                 return self._function
-        return torch.no_grad()(compiled)
+        return run
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]
@@ -181,3 +177,45 @@ class Region(Generic[T]):
             with torch.no_grad():
                 for value, saved in zip(state, before, strict=True):
                     value.copy_(saved)
+
+
+def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
+    """Trace a function, gradients included, and compile the graph for these shapes.
+
+    Tensors that the function closes over become inputs of the graph, changed in place. No guard
+    watches them: that they stay the same tensors is the caller's promise.
+    """
+    structure: list[pytree.TreeSpec] = []
+
+    def flat(*values: Tensor) -> tuple[Any, ...]:
+        outputs, found = pytree.tree_flatten(function(*values))
+        structure[:] = [found]
+        return tuple(outputs)
+
+    graph = make_fx(flat)(*inputs)
+    held = _lift_attributes(graph)
+    with torch.no_grad():
+        artifact = torch._inductor.standalone_compile(graph, [*held, *inputs])
+
+    @torch.no_grad()
+    def run(*values: Tensor) -> T:
+        found: T = pytree.tree_unflatten(artifact(*held, *values), structure[0])
+        return found
+
+    return run
+
+
+def _lift_attributes(graph: GraphModule) -> list[Tensor]:
+    """Turn tensors that a graph holds into its first inputs, in this order."""
+    held: dict[str, tuple[Tensor, Node]] = {}
+    start = next(iter(graph.graph.nodes))
+    for node in graph.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if name not in held:
+            with graph.graph.inserting_before(start):
+                value: Tensor = getattr(graph, name)
+                held[name] = value.detach(), graph.graph.placeholder(f"held_{len(held)}")
+        node.replace_all_uses_with(held[name][1])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return [value for value, _ in held.values()]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from supple.agents import FlashSACSettings
-from supple.bench import Shape, interleaved, matrix_products
+from supple.bench.table import Shape, interleaved
+from supple.bench.update import matrix_products
 from supple.cli import BAD_INPUT, DONE, main
 
 
@@ -32,13 +33,13 @@ def test_products_are_those_the_update_calls():
     from torch.utils.flop_counter import FlopCounterMode
 
     from supple.agents import FlashSAC
-    from supple.bench import _filled
+    from supple.bench.table import filled_ring
     from supple.region import Compute
 
     shape = Shape(17, 6, 32)
     settings = FlashSACSettings(batch_size=32, min_replay=1, actor_hidden=16, critic_hidden=24)
     agent = FlashSAC(shape.spec(), settings, total_env_steps=1000)
-    replay = _filled(shape.spec(), Compute())
+    replay = filled_ring(shape.spec(), Compute())
     with FlopCounterMode(display=False) as counter:
         agent.update(replay)
         agent.update(replay)

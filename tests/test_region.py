@@ -27,7 +27,7 @@ def refuse(*_, **__):
 
 
 def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monkeypatch):
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr("torch._inductor.standalone_compile", refuse)
     agent = agent_with(Compute(compile=True))
     with pytest.warns(UserWarning, match="going on in eager: no compiler here$") as caught:
         train(agent, 3)
@@ -39,11 +39,11 @@ def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monke
 def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(monkeypatch):
     calls = []
 
-    def compiler(graph, **_):
+    def compiler(graph, inputs):
         calls.append(graph)
         return graph
 
-    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
     counter = torch.zeros(())
 
     def count(amount):

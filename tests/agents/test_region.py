@@ -114,26 +114,22 @@ def test_another_compiled_agent_continues_a_loaded_state_with_the_same_bits(comp
 def untraced(monkeypatch):
     """Runs steps as often as compiling them would, in a tenth of the time."""
 
-    def trace(step):
-        def traced(*inputs):
-            step(*inputs)
-            mode = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
-            return mode(step)  # a graph keeps the mode it was traced in
+    def trace(step, inputs):
+        step(*inputs)
+        mode = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
+        return mode(step)  # a graph keeps the mode it was traced in
 
-        return traced
-
-    monkeypatch.setattr("supple.region.make_fx", trace)
-    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr("supple.region.compile_graph", trace)
 
 
 def test_traced_steps_have_the_same_bits_as_eager_ones(monkeypatch):
     graphs = []
 
-    def compiler(graph, **_):
+    def compiler(graph, inputs):
         graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
     ours, theirs = (
         lived(agent_with(compute, actor_blocks=0), steps=2)
         for compute in (Compute(compile=True), Compute())
@@ -192,14 +188,14 @@ def test_state_that_preparing_forgot_would_be_noticed(untraced, monkeypatch, nam
 
 
 def test_a_compiled_step_that_fails_half_way_leaves_no_trace(untraced, monkeypatch):
-    def failing(step, **_):
+    def failing(step, inputs):
         def run(*inputs):
             step(*inputs)
             raise RuntimeError("no compiler here")
 
         return run
 
-    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr("supple.region.compile_graph", failing)
     agent = agent_with(Compute(compile=True))
     with pytest.warns(UserWarning, match="going on in eager: no compiler here$") as caught:
         ours = lived(agent)
@@ -209,13 +205,13 @@ def test_a_compiled_step_that_fails_half_way_leaves_no_trace(untraced, monkeypat
 
 
 def test_an_interrupt_while_compiling_leaves_no_trace(untraced, monkeypatch):
-    def interrupted(step, **_):
+    def interrupted(step, inputs):
         raise KeyboardInterrupt
 
     agent = agent_with(Compute(compile=True))
     before = snapshot(agent)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(torch, "compile", interrupted)
+        patch.setattr("supple.region.compile_graph", interrupted)
         learned(agent, [0])
     assert_same_bits(snapshot(agent), before)
     assert_same_bits(learned(agent), learned(agent_with()))

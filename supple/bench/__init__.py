@@ -1,0 +1,75 @@
+"""``supple bench``: how fast updates, replay and the loop are, beside what the machine could do.
+
+Every variant of one table is timed in turn, round by round, so that a noisy neighbour hits all of
+them; medians and their ratios are what to read. The ceiling of an update is its own matrix
+products, run alone in the same rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from supple import machine
+from supple.bench.loop import bench_loop
+from supple.bench.replay import bench_replay
+from supple.bench.table import Shape, parse_size, report
+from supple.bench.update import bench_update
+from supple.cli import DONE, Parser
+from supple.errors import InputError
+
+SIZES = ("17x6", "376x17", "310x37")
+MODES = ("eager", "compiled")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``supple bench``; returns the exit status."""
+    parser = Parser(
+        prog="supple bench",
+        description="Times gradient steps, replay sampling and the whole training loop, and appends"
+        " rows to OUT/bench_update.csv, bench_replay.csv and bench_loop.csv. Flags of supple train"
+        " for the loop come after --.",
+    )
+    parser.add_argument("what", choices=("update", "replay", "loop", "all"))
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048], metavar="B")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument(
+        "--reference", type=Path, help="a checkout of the official FlashSAC to time in between"
+    )
+    parser.add_argument("--task", default="gym/HalfCheetah-v5", help="what the loop trains on")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = list(arguments)
+    at = given.index("--") if "--" in given else len(given)
+    try:
+        options = parser.parse_args(given[:at])
+    except SystemExit:
+        return DONE
+    options.flags = given[at + 1 :]
+    for flag, value in (("--rounds", options.rounds), ("--threads", options.threads)):
+        if value < 1:
+            raise InputError(f"{flag} must be >= 1, got {value}")
+    sizes = [parse_size(text) for text in options.sizes]
+    if options.reference and not (options.reference / "flash_rl").is_dir():
+        raise InputError(f"--reference {options.reference}: no flash_rl folder in it")
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    machine.keep_freed_memory()
+    command = "supple bench " + " ".join(arguments)
+    for obs, act in sizes:
+        for batch_size in options.batch_sizes:
+            shape = Shape(obs, act, batch_size)
+            if options.what in ("update", "all"):
+                rows = bench_update(shape, options)
+                report(f"update {shape}", rows, options.out / "bench_update.csv", command)
+            if options.what in ("replay", "all"):
+                rows = bench_replay(shape, options)
+                report(f"replay {shape}", rows, options.out / "bench_replay.csv", command)
+    if options.what in ("loop", "all"):
+        found = bench_loop(options)
+        report(f"loop, {options.task}", found, options.out / "bench_loop.csv", command)
+    return DONE

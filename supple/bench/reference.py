@@ -1,0 +1,111 @@
+"""The official implementation, from a checkout the user has."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from supple.agents import FlashSACSettings
+from supple.bench.table import RING_ROWS, Shape
+from supple.errors import InputError
+
+
+def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
+    """Two updates of a checkout of Holiday-Robot/FlashSAC with its CPU-simulator settings.
+
+    Eager: its compiled form, ``max-autotune`` on this torch, is for GPUs.
+    """
+    # Its types name JAX arrays; nothing else of its PyTorch agent needs JAX.
+    if "jax" not in sys.modules and importlib.util.find_spec("jax") is None:
+        jax, numpy = types.ModuleType("jax"), types.ModuleType("jax.numpy")
+        numpy.ndarray = np.ndarray  # type: ignore[attr-defined]
+        jax.numpy = numpy  # type: ignore[attr-defined]
+        sys.modules |= {"jax": jax, "jax.numpy": numpy}
+    sys.path.insert(0, str(checkout))
+    try:
+        official = importlib.import_module("flash_rl.agents.flashSAC.agent")
+    except ImportError as error:
+        raise InputError(f"--reference {checkout} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(str(checkout))
+    from gymnasium.spaces import Box as Space
+
+    ours = FlashSACSettings()
+    config = official.FlashSACConfig(
+        seed=0,
+        normalize_reward=True,
+        normalized_G_max=ours.value_max,
+        asymmetric_observation=False,
+        device_type="cpu",
+        buffer_max_length=RING_ROWS,
+        buffer_min_length=1,
+        buffer_device_type="cpu",
+        sample_batch_size=shape.batch_size,
+        learning_rate_init=ours.lr_init,
+        learning_rate_peak=ours.lr_peak,
+        learning_rate_end=ours.lr_end,
+        learning_rate_warmup_rate=0.0,
+        learning_rate_warmup_step=1,
+        learning_rate_decay_rate=1.0,
+        learning_rate_decay_step=10**6,
+        actor_num_blocks=ours.actor_blocks,
+        actor_hidden_dim=ours.actor_hidden,
+        actor_bc_alpha=0.0,
+        actor_noise_zeta_mu=2.0,
+        actor_noise_zeta_max=16,
+        actor_update_period=ours.actor_period,
+        critic_num_blocks=ours.critic_blocks,
+        critic_hidden_dim=ours.critic_hidden,
+        critic_num_bins=ours.num_atoms,
+        critic_min_v=-ours.value_max,
+        critic_max_v=ours.value_max,
+        critic_target_update_tau=ours.tau,
+        temp_initial_value=ours.initial_temperature,
+        temp_target_sigma=ours.target_std,
+        temp_target_entropy=0.0,
+        gamma=ours.gamma,
+        n_step=1,
+        use_compile=False,
+        compile_mode="default",
+        use_amp=False,
+        load_optimizer=False,
+        load_reward_normalizer=False,
+    )
+    obs_space = Space(-np.inf, np.inf, (1, shape.obs), np.float32)
+    agent = official.FlashSACAgent(obs_space, Space(-1, 1, (1, shape.act), np.float32), {}, config)
+    random = np.random.default_rng(0)
+    rows = RING_ROWS
+    agent.process_transition(
+        {
+            "observation": random.normal(size=(rows, shape.obs)).astype(np.float32),
+            "next_observation": random.normal(size=(rows, shape.obs)).astype(np.float32),
+            "action": random.uniform(-1, 1, (rows, shape.act)).astype(np.float32),
+            "reward": random.normal(size=rows).astype(np.float32),
+            "terminated": np.zeros(rows, np.float32),
+            "truncated": np.zeros(rows, np.float32),
+        }
+    )
+
+    def step() -> None:
+        agent.update()
+        agent.update()
+
+    return step
+
+
+def in_bfloat16(step: Callable[[], object]) -> None:
+    """Run with oneDNN's switch that takes float32 products in bfloat16."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        step()
+    finally:
+        matmul.fp32_precision = before

@@ -1,0 +1,122 @@
+"""What all benchmarks share: sizes, interleaved timing, tables and rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from supple import machine
+from supple.display import Display
+from supple.envs.base import Box, EnvSpec
+from supple.errors import InputError
+from supple.region import Compute
+from supple.replay import Replay, ReplaySettings
+
+RING_ROWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of one table."""
+
+    obs: int
+    act: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.obs}x{self.act}, batch {self.batch_size}"
+
+    def spec(self) -> EnvSpec:
+        """An environment of these sizes."""
+        return EnvSpec(
+            task_id=f"bench/{self.obs}x{self.act}",
+            num_envs=1,
+            observation={"policy": self.obs},
+            action=Box(low=(-1.0,) * self.act, high=(1.0,) * self.act),
+            device=torch.device("cpu"),
+        )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Observation and action width from ``376x17``."""
+    obs, cross, act = text.partition("x")
+    if not (cross and obs.isdigit() and act.isdigit() and int(obs) and int(act)):
+        raise InputError(f"--sizes must look like 376x17, got {text}")
+    return int(obs), int(act)
+
+
+def interleaved(
+    variants: dict[str, Callable[[], object]], rounds: int, *, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every round; each round starts with another one."""
+    names = list(variants)
+    for name in names:
+        for _ in range(warm_up):
+            variants[name]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            begin = time.perf_counter()
+            variants[name]()
+            found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def filled_ring(spec: EnvSpec, compute: Compute, settings: ReplaySettings | None = None) -> Replay:
+    """A full ring of random transitions of one endless episode."""
+    replay = Replay(spec, settings or ReplaySettings(capacity=RING_ROWS), compute=compute)
+    random = torch.Generator().manual_seed(0)
+    for storage in replay.storage.values():
+        storage.copy_(torch.randn(storage.shape, generator=random))
+    replay.columns["action"].uniform_(-1, 1, generator=random)
+    replay.columns["reward"].normal_(generator=random)
+    replay.columns["valid"].fill_(True)
+    replay.adopt_prefilled(replay.num_rows, torch.zeros(0, dtype=torch.int64))
+    return replay
+
+
+def row(shape: Shape, name: str, seconds: Sequence[float], *, updates: int) -> dict[str, Any]:
+    """Quantiles of one variant's timings, and how many ``updates`` a second that is."""
+    low, middle, high = np.percentile(seconds, [20, 50, 80])
+    return {
+        "variant": name,
+        "obs": shape.obs,
+        "act": shape.act,
+        "batch": shape.batch_size,
+        "p20 ms": f"{low * 1e3:.3f}",
+        "p50 ms": f"{middle * 1e3:.3f}",
+        "p80 ms": f"{high * 1e3:.3f}",
+        "per second": f"{updates / middle:.1f}",
+    }
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> None:
+    """Print a table, and append its rows with where and how they were measured."""
+    hidden = ("obs", "act", "batch")
+    shown = [{k: str(v) for k, v in row.items() if k not in hidden} for row in rows]
+    Display.print_rows(title, shown)
+    found = machine.versions()
+    where = {
+        "date": time.strftime("%Y-%m-%d"),
+        "threads": torch.get_num_threads(),
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "machine": found["processor"],
+        "versions": f"supple {found['supple']}, torch {found['torch']}",
+        "commit": found["commit"],
+        "command": command,
+    }
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *where])
+        if new:
+            writer.writeheader()
+        writer.writerows([row | where for row in rows])

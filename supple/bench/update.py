@@ -1,0 +1,129 @@
+"""Gradient steps beside their own matrix products, run alone in the same rounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supple.agents import FlashSAC, FlashSACSettings
+from supple.agents.nets import EXPANSION
+from supple.bench.reference import in_bfloat16, reference_updates
+from supple.bench.table import Shape, filled_ring, interleaved, row
+from supple.region import Compute, has_bfloat16
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Two gradient steps, one with an actor step, sampling included; the default networks."""
+    settings = FlashSACSettings(batch_size=shape.batch_size, min_replay=1)
+    precisions: list[Literal["float32", "bfloat16"]] = ["float32"]
+    if has_bfloat16(torch.device("cpu")):
+        precisions.append("bfloat16")
+    products = matrix_products(settings, shape)
+    flops = sum(2 * e * m * k * n for e, m, k, n in products)
+    variants: dict[str, Callable[[], object]] = {}
+    ceiling: dict[str, str] = {}
+    for precision in precisions:
+        for mode in options.modes:
+            compute = Compute(precision=precision, compile=mode == "compiled")
+            variants[f"supple {mode} {precision}"] = _our_updates(shape, settings, compute)
+        ceiling[precision] = f"matrix products {precision}"
+        variants[ceiling[precision]] = _products(products, DTYPES[precision])
+    if options.reference:
+        step = reference_updates(options.reference, shape)
+        variants["official eager float32"] = step
+        if "bfloat16" in precisions:
+            variants["official eager bfloat16"] = lambda: in_bfloat16(step)
+    seconds = interleaved(variants, options.rounds)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    rows = []
+    for name, values in seconds.items():
+        kind = name.split()[-1]
+        found = row(shape, name, [value / 2 for value in values], updates=1)
+        found["GFLOP/s"] = f"{flops / medians[name] / 1e9:.0f}"
+        found["of ceiling"] = f"{medians[ceiling[kind]] / medians[name]:.2f}"
+        official = medians.get("official eager float32")
+        found["x official float32"] = f"{official / medians[name]:.2f}" if official else ""
+        rows.append(found)
+    return rows
+
+
+def _our_updates(
+    shape: Shape, settings: FlashSACSettings, compute: Compute
+) -> Callable[[], object]:
+    spec = shape.spec()
+    agent = FlashSAC(spec, settings, total_env_steps=10**6, compute=compute)
+    replay = filled_ring(spec, compute)
+
+    def step() -> None:
+        agent.update(replay)
+        agent.update(replay)
+
+    return step
+
+
+def matrix_products(settings: FlashSACSettings, shape: Shape) -> list[tuple[int, int, int, int]]:
+    """Every matrix product of two gradient steps, one of them with an actor step: (E, M, K, N)."""
+    rows, both = shape.batch_size, 2 * shape.batch_size
+
+    def trunk(inputs: int, hidden: int, blocks: int) -> list[tuple[int, int]]:
+        wide = EXPANSION * hidden
+        return [(inputs, hidden)] + [(hidden, wide), (wide, hidden)] * blocks
+
+    def forward(e: int, m: int, layers: Sequence[tuple[int, int]]) -> list[Any]:
+        return [(e, m, k, n) for k, n in layers]
+
+    def to_weights(e: int, m: int, layers: Sequence[tuple[int, int]]) -> list[Any]:
+        return [(e, k, m, n) for k, n in layers]
+
+    def to_inputs(e: int, m: int, layers: Sequence[tuple[int, int]]) -> list[Any]:
+        return [(e, m, n, k) for k, n in layers]
+
+    members, outputs = settings.num_critics, settings.num_atoms
+    critic = trunk(shape.obs + shape.act, settings.critic_hidden, settings.critic_blocks)
+    head = [(settings.critic_hidden, outputs)]
+    actor = trunk(shape.obs, settings.actor_hidden, settings.actor_blocks)
+    heads = [(settings.actor_hidden, shape.act)] * 2
+    critic_step = (
+        forward(1, rows, actor)
+        + forward(1, rows, heads)
+        + 2 * (forward(members, both, critic) + forward(members, rows, head))
+        + to_weights(members, rows, head)
+        + to_inputs(members, rows, head)
+        + to_weights(members, both, critic)
+        + to_inputs(members, both, critic[1:])
+    )
+    actor_step = (
+        forward(1, both, actor)
+        + forward(1, rows, heads)
+        + forward(members, rows, critic + head)
+        + to_inputs(members, rows, critic + head)
+        + to_weights(1, rows, heads)
+        + to_inputs(1, rows, heads)
+        + to_weights(1, both, actor)
+        + to_inputs(1, both, actor[1:])
+    )
+    return 2 * critic_step + actor_step
+
+
+def _products(
+    shapes: Sequence[tuple[int, int, int, int]], dtype: torch.dtype
+) -> Callable[[], object]:
+    def factors(e: int, m: int, k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        left, right = torch.randn(e, m, k), torch.randn(e, k, n)
+        return left.to(dtype), right.to(dtype), torch.empty(e, m, n, dtype=dtype)
+
+    known = {shape: factors(*shape) for shape in shapes}
+
+    def run() -> None:
+        for shape in shapes:
+            left, right, out = known[shape]
+            torch.bmm(left, right, out=out)
+
+    return run
