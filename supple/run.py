@@ -185,7 +185,7 @@ class Run:
 
     def should_log(self) -> bool:
         """Once per ``log.every`` environment steps, and with each evaluation."""
-        every = self.settings.log.every or self.settings.env_steps // 400
+        every = self.settings.log.every or self.settings.env_steps // 200
         return self._due(every) or self._evaluated_at == self.env_steps
 
     def should_save(self) -> bool:
@@ -208,7 +208,7 @@ class Run:
         self._evaluated_at = self.env_steps
         return self._evaluation
 
-    def log(self, metrics: TensorDict) -> None:
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write one metric row, refresh the display and, now and then, the curve."""
         self._synchronise()
         with warnings.catch_warnings(record=True) as found:
@@ -216,7 +216,7 @@ class Run:
             self.replay.check()
         for warning in found:
             self.display.notice(str(warning.message))
-        device_values = dict(metrics.items()) | self.agent.diagnostics() | self.replay.metrics()
+        device_values = dict(metrics) | self.agent.diagnostics() | self.replay.metrics()
         row = _to_host(device_values)
         row |= self._episodes.report()
         if self._evaluation and self._evaluated_at == self.env_steps:
@@ -268,7 +268,7 @@ class Run:
             # Stopped or killed between the last step and the end of its evaluation.
             self.evaluate()
             self._sinks.truncate_after(self.env_steps - 1)
-            self.log(TensorDict(self.agent.metrics, batch_size=[]))
+            self.log(self.agent.metrics)
             self._saved_at = -1
         if self._saved_at != self.env_steps:
             self.save()

@@ -54,11 +54,12 @@ class Agent(ABC):
         """Update running statistics from one environment step (``envs/base.py``), warm-up too."""
 
     @abstractmethod
-    def update(self, replay: Replay) -> TensorDict:
+    def update(self, replay: Replay) -> Mapping[str, Tensor]:
         """Learn from the replay ring.
 
         Returns:
-            ``metrics``: of the newest gradient step, this call's or an earlier one's.
+            ``metrics``: of the newest gradient step, this call's or an earlier one's; the next
+            one may write over them.
         """
 
     def diagnostics(self) -> dict[str, Tensor]:

@@ -317,7 +317,7 @@ class FlashSAC(Agent):
 
     # --- learning ---------------------------------------------------------------------------
 
-    def update(self, replay: Replay) -> TensorDict:
+    def update(self, replay: Replay) -> Mapping[str, Tensor]:
         """Take as many gradient steps as ``utd`` grants for one vector step."""
         settings = self.settings
         if not self._learning:
@@ -325,12 +325,12 @@ class FlashSAC(Agent):
                 settings.n_step
             )
             if not self._learning:
-                return TensorDict({}, batch_size=[])
+                return {}
         self._budget += settings.utd * self._num_envs
         while self._budget >= 1:
             self._budget -= 1
             self.learn(self._sample(replay), *self._draw_noise())
-        return TensorDict(self.metrics, batch_size=[])
+        return self.metrics
 
     def _sample(self, replay: Replay) -> Batch:
         settings = self.settings
@@ -358,7 +358,7 @@ class FlashSAC(Agent):
 
     def learn(
         self, batch: Batch, actor_noise_BA: Tensor, next_noise_BA: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> Mapping[str, Tensor]:
         """One gradient step: actor and temperature (every ``actor_period``), critic, target.
 
         Args:
@@ -384,7 +384,7 @@ class FlashSAC(Agent):
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
-        return dict(self.metrics)
+        return self.metrics
 
     def _update_actor(
         self, actor_obs_2BD: Tensor, critic_obs_2BD: Tensor, action_BA: Tensor, noise_BA: Tensor

@@ -39,7 +39,7 @@ class LogSettings:
     """Metric rows and checkpoints."""
 
     every: int = 0
-    """Environment steps between metric rows; 0 is a 400th of the run."""
+    """Environment steps between metric rows; 0 is a 200th of the run."""
     wandb: str = ""
     """Weights & Biases project; empty is off."""
 
