@@ -199,8 +199,7 @@ class Run:
         """Deterministic episodes in environments of their own; disturbs no training state."""
         settings = self.settings
         if self._eval_env is None:
-            count = min(settings.eval.episodes, self._evaluation_envs())
-            self._eval_env = make_env(settings, num_envs=count, purpose="evaluation")
+            self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
         self._evaluation = evaluate(
             self._act, self._eval_env, episodes=settings.eval.episodes, seed=seed
@@ -341,9 +340,11 @@ class Run:
     def _updates(self) -> int:
         return int(getattr(self.agent, "updates", 0))
 
-    def _evaluation_envs(self) -> int:
+    def _make_eval_env(self) -> Env:
         on_gpu = self.env.spec.device.type == "cuda"
-        return self.env.spec.num_envs if on_gpu else MAX_EVALUATION_ENVS
+        most = self.env.spec.num_envs if on_gpu else MAX_EVALUATION_ENVS
+        count = min(self.settings.eval.episodes, most)
+        return make_env(self.settings, num_envs=count, purpose="evaluation")
 
     def _synchronise(self) -> None:
         self._finite.check()

@@ -1,14 +1,19 @@
 import csv
+import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from supple.agents import FlashSACSettings
+from supple.bench.loop import INSIDE, Stopwatch
+from supple.bench.peers import update_peers
 from supple.bench.table import Shape, interleaved
-from supple.bench.update import matrix_products
+from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
+from tests.small_runs import FLAGS
 
 
 def test_every_variant_is_timed_in_every_round_in_turn():
@@ -48,18 +53,88 @@ def test_products_are_those_the_update_calls():
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_replay_is_timed_and_written_down(tmp_path, capsys):
-    arguments = ["bench", "replay", "--sizes", "3x1", "--batch-sizes", "8", "--rounds", "1"]
+@pytest.fixture
+def bench(tmp_path):
     threads = torch.get_num_threads()
-    try:
-        assert main([*arguments, "--out", str(tmp_path), "--modes", "eager"]) == DONE
-    finally:
-        torch.set_num_threads(threads)
-    rows = list(csv.DictReader((tmp_path / "bench_replay.csv").open()))
+
+    def run(what, *arguments):
+        own = ["--out", str(tmp_path), "--threads", "1"]
+        assert main(["bench", what, *own, *arguments]) == DONE
+        return list(csv.DictReader((tmp_path / f"bench_{what}.csv").open()))
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+SMALL = ["--sizes", "3x1", "--batch-sizes", "8", "--rounds", "1", "--modes", "eager", "--peers"]
+
+
+def test_updates_are_timed_beside_their_ceiling_and_peers(bench):
+    rows = {row["variant"]: row for row in bench("update", *SMALL)}
+    assert float(rows["matrix products float32"]["of ceiling"]) == 1
+    assert float(rows["supple eager float32"]["of ceiling"]) > 0
+    plain = rows["CleanRL-style SAC float32"]
+    assert plain["x official float32"] == ""  # other work per update
+
+
+def test_work_of_a_peer_is_counted():
+    obs, act, batch, hidden = 5, 2, 8, 256
+    actor = obs * hidden + hidden**2 + hidden * 2 * act
+    critic = (obs + act) * hidden + hidden**2 + hidden
+    targets = actor + 2 * critic
+    regression = 2 * (critic + critic + critic - (obs + act) * hidden)
+    # Single-file implementations differentiate the critics' weights here too, and drop that.
+    policy = actor + 2 * (critic + critic + critic) + actor + actor - obs * hidden
+    step = update_peers(Shape(obs, act, batch))["CleanRL-style SAC float32"]
+    assert counted_flops(step) == 2 * batch * (targets + regression + policy)
+
+
+def test_the_loop_is_timed_part_by_part(bench):
+    rows = bench("loop", "--task", "toy/lqr", "--", *FLAGS, "--env-steps", "300")
+    seconds = {row["part"]: float(row["seconds"]) for row in rows}
+    calls = {row["part"]: int(row["calls"]) for row in rows}
+    assert {row["updates"] for row in rows} == {"131"}
+    assert calls["simulator step"] == calls["acting"] == calls["storing"] == 150
+    assert calls["gradient step"] == calls["sampling"] == 131
+    assert calls["metric rows"] == 150
+    assert calls["evaluation"] == 9
+    counted = seconds.pop("all but final evaluation and video and compiling")
+    outside = seconds.pop("outside simulator and gradient steps")
+    del seconds["final evaluation and video"], seconds["compiling"]
+    assert sum(seconds.values()) == pytest.approx(counted, abs=0.1)
+    assert outside == pytest.approx(counted - sum(seconds[name] for name in INSIDE), abs=0.1)
+
+
+def test_a_part_does_not_count_the_parts_inside_it():
+    watch = Stopwatch()
+    with watch.part("outer"):
+        time.sleep(0.02)
+        with watch.part("inner"):
+            time.sleep(0.05)
+    assert 0.02 <= watch.seconds["outer"][0] < 0.045
+    assert watch.seconds["inner"][0] >= 0.05
+
+
+def test_what_happens_in_an_evaluation_is_the_evaluations_but_for_the_simulator():
+    watch = Stopwatch()
+    with watch.part("evaluation"), watch.part("acting"):
+        time.sleep(0.02)
+    with watch.part("evaluation"), watch.part("evaluation's simulator step"):
+        time.sleep(0.02)
+    assert "acting" not in watch.seconds
+    assert watch.seconds["evaluation"][0] >= 0.02 > watch.seconds["evaluation"][1]
+
+
+def test_replay_is_timed_and_written_down(bench, capsys):
+    rows = bench("replay", *SMALL)
     assert [row["variant"] for row in rows] == [
         "supple eager float32",
         "supple eager bfloat16",
         "index_select float32",
+        "copy of neighbouring rows float32",
+        "CleanRL-style arrays, n = 1",
+        "torchrl TensorDict, multi-step",
+        *(["Stable-Baselines3 n-step"] if find_spec("stable_baselines3") else []),
     ]
     assert all(float(row["p50 ms"]) > 0 for row in rows)
     assert "supple eager float32" in capsys.readouterr().out

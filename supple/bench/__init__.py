@@ -41,6 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--reference", type=Path, help="a checkout of the official FlashSAC to time in between"
     )
+    parser.add_argument(
+        "--peers", action="store_true", help="time other libraries, those that are installed, too"
+    )
     parser.add_argument("--task", default="gym/HalfCheetah-v5", help="what the loop trains on")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = list(arguments)

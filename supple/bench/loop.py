@@ -16,12 +16,15 @@ import numpy as np
 from supple import launch
 from supple.agents import FlashSAC
 from supple.cli import train_settings
+from supple.envs.base import Env
 from supple.run import Run
 from supple.train import train
 
-INSIDE = ("simulator step", "gradient step", "sampling")
+EVALUATION, EVALUATION_STEP = "evaluation", "evaluation's simulator step"
+FINAL = "final evaluation and video"
+INSIDE = ("simulator step", "gradient step", "sampling", EVALUATION_STEP)
 """Parts that are the work itself: a gradient step includes drawing its minibatch."""
-EXCLUDED = ("final evaluation and video", "compiling")
+EXCLUDED = (FINAL, "compiling")
 """Parts a short run would count too heavily: once per run, once per machine."""
 OTHER = "everything else"
 MANY_CALLS, SURELY_COMPILING = 100, 0.5
@@ -44,8 +47,9 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time the block; inside an evaluation everything is the evaluation's."""
-        if self._open and "evaluation" in self._open[-1].name:
+        """Time the block. What an evaluation does is the evaluation's, but for the simulator."""
+        inside = self._open[-1].name if self._open else ""
+        if inside in (EVALUATION, FINAL) and name not in (EVALUATION_STEP, FINAL):
             yield
             return
         frame = _Frame(name)
@@ -93,7 +97,14 @@ def _watch(watch: Stopwatch, run: Run) -> None:
     assert isinstance(agent, FlashSAC)
 
     def evaluation() -> str:
-        return "final evaluation and video" if run.complete else "evaluation"
+        return FINAL if run.complete else EVALUATION
+
+    def make_eval_env() -> Env:
+        env = made()
+        watch.watch(env, "step", lambda: FINAL if run.complete else EVALUATION_STEP)
+        return env
+
+    made, run._make_eval_env = run._make_eval_env, make_eval_env  # type: ignore[method-assign]
 
     for owner, method, name in (
         (run.env, "step", "simulator step"),

@@ -20,7 +20,7 @@ from supple.errors import InputError
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
 
-RING_ROWS = 20_000
+RING_ROWS = 100_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from supple.agents import FlashSAC, FlashSACSettings
 from supple.agents.nets import EXPANSION
+from supple.bench.peers import update_peers
 from supple.bench.reference import in_bfloat16, reference_updates
 from supple.bench.table import Shape, filled_ring, interleaved, row
 from supple.region import Compute, has_bfloat16
@@ -40,18 +43,43 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
         variants["official eager float32"] = step
         if "bfloat16" in precisions:
             variants["official eager bfloat16"] = lambda: in_bfloat16(step)
+    work = dict.fromkeys(variants, flops / 2)  # of one update; a call makes ``updates``
+    updates = dict.fromkeys(variants, 2)
+    if options.peers:
+        for name, step in update_peers(shape).items():
+            variants[name], work[name], updates[name] = step, counted_flops(step), 1
     seconds = interleaved(variants, options.rounds)
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    rate = {n: work[n] * updates[n] / float(np.median(seconds[n])) for n in variants}
     rows = []
     for name, values in seconds.items():
-        kind = name.split()[-1]
-        found = row(shape, name, [value / 2 for value in values], updates=1)
-        found["GFLOP/s"] = f"{flops / medians[name] / 1e9:.0f}"
-        found["of ceiling"] = f"{medians[ceiling[kind]] / medians[name]:.2f}"
-        official = medians.get("official eager float32")
-        found["x official float32"] = f"{official / medians[name]:.2f}" if official else ""
+        found = row(shape, name, [value / updates[name] for value in values], updates=1)
+        found["GFLOP/s"] = f"{rate[name] / 1e9:.0f}"
+        found["of ceiling"] = f"{rate[name] / rate[ceiling[name.split()[-1]]]:.2f}"
+        official = rate.get("official eager float32")
+        is_other_work = updates[name] != 2
+        ratio = f"{rate[name] / official:.2f}" if official and not is_other_work else ""
+        found["x official float32"] = ratio
         rows.append(found)
     return rows
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Floating-point operations of matrix products. torch's own counter refuses some modules."""
+
+    total: float = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def counted_flops(step: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products in one call."""
+    with _FlopCounter() as counter:
+        step()
+    return float(counter.total)
 
 
 def _our_updates(
