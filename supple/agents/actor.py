@@ -47,8 +47,8 @@ class Actor(nn.Module):
             rows: heads for the first ``rows`` rows only; batch statistics still see all M.
         """
         features = self.trunk(obs_MD, train=train)[:rows]
-        mean: Tensor = self.mean(features).squeeze(1).float()
-        raw: Tensor = self.log_std(features).squeeze(1).float()
+        mean: Tensor = self.mean(features).squeeze(1)
+        raw: Tensor = self.log_std(features).squeeze(1)
         log_std = LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (1 + torch.tanh(raw))
         return mean, log_std
 

@@ -48,7 +48,7 @@ class Critic(nn.Module, ABC):
     def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:
         """Raw head outputs, (E, rows, outputs), in float32."""
         out: Tensor = self.head(self.trunk(x_MD, train=train)[rows])
-        return out.transpose(0, 1).float()
+        return out.transpose(0, 1)
 
     @abstractmethod
     def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:

@@ -56,9 +56,15 @@ class UnitLinear(nn.Module):
 
     def forward(self, x_MED: Tensor) -> Tensor:
         """(M, E, inputs) -> (M, E, outputs)."""
+        if self.bias is None:
+            return self._product(x_MED)
+        # Heads stay float32: logits and means rounded to eight bits cost return, not time.
+        with torch.autocast(x_MED.device.type, enabled=False):
+            return self._product(x_MED) + self.bias
+
+    def _product(self, x_MED: Tensor) -> Tensor:
         # One batched product reads and writes strided members: no copy on the way in.
-        out = torch.bmm(x_MED.transpose(0, 1), self.weight.mT).transpose(0, 1)
-        return out if self.bias is None else out + self.bias
+        return torch.bmm(x_MED.transpose(0, 1), self.weight.mT).transpose(0, 1)
 
     @torch.no_grad()
     def project_(self) -> None:
