@@ -243,6 +243,11 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
     env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))
     try:
         agent = build_agent(settings, env.spec)
+        if settings.overlap and agent.horizon > 1:
+            raise InputError(
+                f"--overlap learns between two steps, {settings.agent_name} only every"
+                f" {agent.horizon}: drop the flag"
+            )
         replay = Replay(
             env.spec,
             settings.replay,

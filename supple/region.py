@@ -157,7 +157,8 @@ class Region(Generic[T]):
                     run(*static)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # The simulator may be using the GPU from its own thread (--overlap).
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outputs = run(*static)
 
         def replay(*values: Tensor) -> T:

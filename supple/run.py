@@ -11,7 +11,9 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
@@ -101,6 +103,9 @@ class Run:
         self._over = False
         self._eval_env: Env | None = None
         self._handlers: dict[int, Any] = {}
+        self.overlaps = settings.overlap
+        self._simulator = ThreadPoolExecutor(1, "simulator") if settings.overlap else None
+        self._stepped: Callable[[], TensorDict]
 
     # --- the loop's side --------------------------------------------------------------------
 
@@ -142,6 +147,21 @@ class Run:
         # Once over it stays over, so that the last iteration and ``finish`` agree.
         self._over = self._over or timed_out or self.env_steps >= self.settings.env_steps
         return self._over
+
+    def begin_step(self, action: Tensor) -> None:
+        """Start one vector step, on a thread of its own where the settings ask for overlap."""
+        if self._simulator:
+            self._stepped = self._simulator.submit(self.env.step, action).result
+        else:
+            self._stepped = partial(self.env.step, action)
+
+    def end_step(self) -> TensorDict:
+        """What the begun step returned.
+
+        Raises:
+            Exception: whatever the simulator raised.
+        """
+        return self._stepped()
 
     def count(self, step: TensorDict) -> None:
         """Account for one vector step.
@@ -296,6 +316,8 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._sinks.close()
+        if self._simulator:
+            self._simulator.shutdown()
         self.env.close()
         if self._eval_env is not None:
             self._eval_env.close()

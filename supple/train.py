@@ -7,17 +7,21 @@ from supple.run import Run
 
 def train(run: Run) -> None:
     """Collect and learn until the run has its environment steps or is asked to stop."""
-    env, agent, replay = run.env, run.agent, run.replay
+    agent, replay = run.agent, run.replay
     obs = run.start()  # env.reset(), or the resumed state
     while run.going():
         for _ in range(agent.horizon):
             action, extras = agent.act(obs, explore=True)  # (N, A)
-            step = env.step(action)
+            run.begin_step(action)
+            if run.overlaps:  # learn from the rows so far while the simulator is busy
+                metrics = agent.update(replay)
+            step = run.end_step()
             run.count(step)
             agent.observe(step)
             replay.add(obs, action, step, extras)
             obs = step["observation"]
-        metrics = agent.update(replay)  # 0-d device tensors
+        if not run.overlaps:
+            metrics = agent.update(replay)  # 0-d device tensors
         if run.should_evaluate():
             run.evaluate()
         if run.should_log():

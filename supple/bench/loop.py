@@ -107,7 +107,7 @@ def _watch(watch: Stopwatch, run: Run) -> None:
     made, run._make_eval_env = run._make_eval_env, make_eval_env  # type: ignore[method-assign]
 
     for owner, method, name in (
-        (run.env, "step", "simulator step"),
+        (run, "end_step", "simulator step"),
         (agent, "act", "acting"),
         (agent, "observe", "reward statistics"),
         (agent, "update", "update budget"),

@@ -71,6 +71,9 @@ class Settings:
     """CPU threads for tensors; 0 is torch's own choice: every core, or OMP_NUM_THREADS."""
     max_minutes: float = 0.0
     """Stop training, as if finished, after this much wall-clock of this process; 0 is no limit."""
+    overlap: bool = False
+    """Learn while the simulator steps, on a thread of its own; each update then misses the newest
+    vector step. For simulators that take a good part of the time."""
     run_dir: str = ""
     """The run's folder, exactly; empty makes runs/<task>/<agent>/<time>-seed<k>."""
     env: EnvSettings = field(default_factory=EnvSettings)

@@ -1,0 +1,91 @@
+"""Learning while the simulator steps."""
+
+import threading
+
+import pytest
+
+from supple import launch
+from supple.agents import FlashSAC
+from supple.errors import InputError
+from supple.train import train
+from tests.small_runs import (
+    assert_same,
+    deterministic_rows,
+    finish,
+    newest_state,
+    run_until,
+    run_whole,
+    small_settings,
+)
+
+
+def overlapping(task, folder, *, env_steps, **agent):
+    settings = small_settings(task, folder, env_steps=env_steps, **agent)
+    settings.overlap = True
+    return settings
+
+
+@pytest.mark.parametrize("task", ["toy/lqr", "gym/Pendulum-v1"])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_whole(overlapping(task, whole, env_steps=600, n_step=3))
+    run_until(overlapping(task, parts, env_steps=600, n_step=3), 266)
+    finish(launch.resumed_run(parts))
+    assert deterministic_rows(whole) == deterministic_rows(parts)
+    assert_same(newest_state(whole)[1], newest_state(parts)[1])
+
+
+def test_updates_learn_from_the_rows_before_the_step_they_overlap(tmp_path):
+    seen = {}
+    for overlap in (False, True):
+        settings = small_settings("toy/lqr", tmp_path / str(overlap), env_steps=100)
+        settings.overlap = overlap
+        run = launch.new_run(settings)
+        sizes: list[int] = []
+        update = run.agent.update
+
+        def noting(replay, sizes=sizes, update=update):
+            sizes.append(replay.vector_steps)
+            return update(replay)
+
+        run.agent.update = noting  # type: ignore[method-assign]
+        finish(run)
+        seen[overlap] = sizes
+    assert seen == {False: list(range(1, 51)), True: list(range(50))}
+
+
+def test_the_simulator_steps_while_the_agent_learns(tmp_path):
+    """Each waits for the other to have begun: one after the other they would wait for ever."""
+    run = launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=20))
+    both = threading.Barrier(2, timeout=30)
+    step, update = run.env.step, run.agent.update
+
+    def stepping(action):
+        both.wait()
+        return step(action)
+
+    def learning(replay):
+        both.wait()
+        return update(replay)
+
+    run.env.step, run.agent.update = stepping, learning  # type: ignore[method-assign]
+    finish(run)
+    assert run.env_steps == 20
+
+
+def test_what_the_simulator_raises_ends_the_run(tmp_path):
+    run = launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=100))
+
+    def broken(action):
+        raise ValueError("the arm fell off")
+
+    run.env.step = broken  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="the arm fell off"), run:
+        train(run)
+
+
+def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(FlashSAC, "horizon", 8)
+    with pytest.raises(InputError, match="--overlap learns between two steps, flashsac only every"):
+        launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=100))
+    assert not (tmp_path / "run").exists()
