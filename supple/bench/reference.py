@@ -23,11 +23,13 @@ def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
     Eager: its compiled form, ``max-autotune`` on this torch, is for GPUs.
     """
     # Its types name JAX arrays; nothing else of its PyTorch agent needs JAX.
+    stand_in: dict[str, types.ModuleType] = {}
     if "jax" not in sys.modules and importlib.util.find_spec("jax") is None:
         jax, numpy = types.ModuleType("jax"), types.ModuleType("jax.numpy")
         numpy.ndarray = np.ndarray  # type: ignore[attr-defined]
         jax.numpy = numpy  # type: ignore[attr-defined]
-        sys.modules |= {"jax": jax, "jax.numpy": numpy}
+        stand_in = {"jax": jax, "jax.numpy": numpy}
+    sys.modules |= stand_in
     sys.path.insert(0, str(checkout))
     try:
         official = importlib.import_module("flash_rl.agents.flashSAC.agent")
@@ -35,6 +37,8 @@ def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
         raise InputError(f"--reference {checkout} cannot be imported: {error}") from error
     finally:
         sys.path.remove(str(checkout))
+        for name in stand_in:  # others must not take it for the real one
+            del sys.modules[name]
     from gymnasium.spaces import Box as Space
 
     ours = FlashSACSettings()
