@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -42,12 +43,12 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
         step = reference_updates(options.reference, shape)
         variants["official eager float32"] = step
         if "bfloat16" in precisions:
-            variants["official eager bfloat16"] = lambda: in_bfloat16(step)
+            variants["official eager bfloat16"] = partial(in_bfloat16, step)
     work = dict.fromkeys(variants, flops / 2)  # of one update; a call makes ``updates``
     updates = dict.fromkeys(variants, 2)
     if options.peers:
-        for name, step in update_peers(shape).items():
-            variants[name], work[name], updates[name] = step, counted_flops(step), 1
+        for name, peer in update_peers(shape).items():
+            variants[name], work[name], updates[name] = peer, counted_flops(peer), 1
     seconds = interleaved(variants, options.rounds)
     rate = {n: work[n] * updates[n] / float(np.median(seconds[n])) for n in variants}
     rows = []
