@@ -260,7 +260,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """``supple bench update|replay|loop|all``."""
+    """``supple bench update|profile|replay|loop|all``."""
     from supple.bench import main as bench_main
 
     return bench_main(arguments)

@@ -14,6 +14,7 @@ import torch
 
 from supple import machine
 from supple.bench.loop import bench_loop
+from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
 from supple.bench.table import Shape, parse_size, report
 from supple.bench.update import bench_update
@@ -28,11 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     """``supple bench``; returns the exit status."""
     parser = Parser(
         prog="supple bench",
-        description="Times gradient steps, replay sampling and the whole training loop, and appends"
-        " rows to OUT/bench_update.csv, bench_replay.csv and bench_loop.csv. Flags of supple train"
+        description="Times gradient steps (update), their kernels (profile), replay sampling and"
+        " the whole training loop, and appends rows to OUT/bench_WHAT.csv. Flags of supple train"
         " for the loop come after --.",
     )
-    parser.add_argument("what", choices=("update", "replay", "loop", "all"))
+    parser.add_argument("what", choices=("update", "profile", "replay", "loop", "all"))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048], metavar="B")
     parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str]) -> int:
             if options.what in ("update", "all"):
                 rows = bench_update(shape, options)
                 report(f"update {shape}", rows, options.out / "bench_update.csv", command)
+            if options.what in ("profile", "all"):
+                rows = bench_profile(shape, options)
+                report(f"profile {shape}", rows, options.out / "bench_profile.csv", command)
             if options.what in ("replay", "all"):
                 rows = bench_replay(shape, options)
                 report(f"replay {shape}", rows, options.out / "bench_replay.csv", command)

@@ -36,7 +36,7 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
     for precision in precisions:
         for mode in options.modes:
             compute = Compute(precision=precision, compile=mode == "compiled")
-            variants[f"supple {mode} {precision}"] = _our_updates(shape, settings, compute)
+            variants[f"supple {mode} {precision}"] = our_updates(shape, settings, compute)
         ceiling[precision] = f"matrix products {precision}"
         variants[ceiling[precision]] = _products(products, DTYPES[precision])
     if options.reference:
@@ -83,9 +83,8 @@ def counted_flops(step: Callable[[], object]) -> float:
     return float(counter.total)
 
 
-def _our_updates(
-    shape: Shape, settings: FlashSACSettings, compute: Compute
-) -> Callable[[], object]:
+def our_updates(shape: Shape, settings: FlashSACSettings, compute: Compute) -> Callable[[], object]:
+    """Two gradient steps of a new agent, on a full ring."""
     spec = shape.spec()
     agent = FlashSAC(spec, settings, total_env_steps=10**6, compute=compute)
     replay = filled_ring(spec, compute)
