@@ -142,8 +142,10 @@ class Replay:
         }
 
         self.vector_steps = 0
-        # The same number on the device: adding and sampling need nothing from the host.
+        # That, and ``_usable``, on the device: adding and sampling need nothing from the host.
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._oldest = torch.zeros((), dtype=torch.int64, device=device)
+        self._stored = torch.zeros((), dtype=torch.int64, device=device)
         self._env_index = torch.arange(envs, device=device)
         self._step_in_episode = torch.zeros(envs, dtype=torch.int32, device=device)
         # Flat ring row that owns each side-table row; the last entry belongs to the trash row.
@@ -167,6 +169,8 @@ class Replay:
         """
         return [
             self._steps,
+            self._oldest,
+            self._stored,
             self._step_in_episode,
             self._final_owner,
             self._final_head,
@@ -231,8 +235,16 @@ class Replay:
         running = self._step_in_episode + step["valid"].int()
         self._step_in_episode.copy_(torch.where(ended, 0, running))
         self._keep_final(cells, ended, final)
-        self._steps.add_(1)
+        self._count_to(self._steps + 1)
         return {}
+
+    def _count_to(self, steps: Tensor) -> None:
+        """Set the vector steps written so far and, like ``_usable``, what can be sampled then."""
+        head = steps % self.num_rows
+        wrapped = (steps > self.num_rows) & (head > 0)
+        self._steps.copy_(steps)
+        self._oldest.copy_(torch.where(wrapped, (head + 1) % self.num_rows, 0))
+        self._stored.copy_(steps.clamp(max=self.num_rows) - wrapped.long())
 
     @torch.no_grad()
     def close_open_rows(self) -> None:
@@ -256,7 +268,7 @@ class Replay:
     def adopt_prefilled(self, rows: int, owners: Tensor) -> None:
         """Account for rows written by ``prefill``; ``owners`` are the flat rows of its finals."""
         self.vector_steps = rows
-        self._steps.fill_(rows)
+        self._count_to(torch.full_like(self._steps, rows))
         self._final_owner[: len(owners)] = owners
         self._final_head.fill_(len(owners) % self.plan.final_rows)
 
@@ -404,15 +416,10 @@ class Replay:
         age_bias: AgeBias,
         uniform: Tensor,
     ) -> Selection:
-        # ``_usable`` on the device.
-        head = self._steps % self.num_rows
-        wrapped = (self._steps > self.num_rows) & (head > 0)
-        oldest = torch.where(wrapped, (head + 1) % self.num_rows, 0)
-        stored = self._steps.clamp(max=self.num_rows) - wrapped.long()
         candidates = choose(
             uniform,
-            oldest=oldest,
-            rows=stored - (n_step - 1),
+            oldest=self._oldest,
+            rows=self._stored - (n_step - 1),
             num_rows=self.num_rows,
             num_envs=self.num_envs,
             age_bias=age_bias,
@@ -546,7 +553,7 @@ class Replay:
                     " --replay.final-fraction and --env.num-envs of the run"
                 )
         self.vector_steps = state["vector_steps"]
-        self._steps.fill_(self.vector_steps)
+        self._count_to(torch.full_like(self._steps, self.vector_steps))
         self.columns["valid"].copy_(state["valid"])
         for name in (
             "step_in_episode",

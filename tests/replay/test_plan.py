@@ -20,7 +20,7 @@ def test_planned_bytes_are_those_allocated(obs_dtype, action, extra_spec):
     tensors = [value for value in vars(ring).values() if isinstance(value, torch.Tensor)]
     tensors += [*ring.storage.values(), *ring._flat.values()]
     allocated = sum(tensor.nbytes for tensor in tensors)
-    few_per_env = 5 * (8 + 4) + 4 * 8
+    few_per_env = 5 * (8 + 4) + 6 * 8
     assert allocated - ring.plan.total_bytes == few_per_env
 
 
