@@ -43,6 +43,8 @@ REPLAY_FOLDER = "replay"
 """Where a run's folder keeps the replay rows; checkpoints name the files they need."""
 RESULT = "result.json"
 """What a complete run came to; there is none before."""
+PLOT_SECONDS = 30.0
+"""The learning curve is drawn anew this often, and at the end [s]."""
 FINAL_VIDEO_SECONDS = 10.0
 """Simulated seconds filmed at the end of training; ``supple play`` films whole episodes [s]."""
 
@@ -243,7 +245,7 @@ class Run:
         row |= self._timing()
         self._sinks.write(self.env_steps, row)
         self.display.update({"step": self.env_steps, **row})
-        if time.monotonic() - self._plotted > 60 or self._evaluated_at == self.env_steps:
+        if time.monotonic() - self._plotted > PLOT_SECONDS:
             self._plot()
 
     def save(self) -> Path:

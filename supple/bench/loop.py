@@ -112,6 +112,7 @@ def _watch(watch: Stopwatch, run: Run) -> None:
         (agent, "observe", "reward statistics"),
         (agent, "update", "update budget"),
         (agent, "_sample", "sampling"),
+        (agent, "_draw_noise", "sampling"),
         (agent, "learn", "gradient step"),
         (run, "count", "episode statistics"),
         (run.replay, "add", "storing"),
