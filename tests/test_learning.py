@@ -60,8 +60,10 @@ def test_lqr_comes_close_to_the_riccati_optimum():
             lambda obs: act(obs, explore=False)[0], Lqr(50, CPU), episodes=50, seed=3
         ).return_mean
 
-    untrained = mean_return(learn(Lqr(8, CPU), steps=1, seed=1))
-    trained = mean_return(learn(Lqr(8, CPU), steps=4000, seed=1, gamma=0.95, n_step=3))
     optimum = Lqr.optimal_episode_return()
-    gap = (optimum - trained) / (optimum - untrained)
-    assert gap < 0.1, (untrained, trained, optimum)
+    gaps = []
+    for seed in (1, 2, 3):  # seed 1 is still on its way in most variants of the arithmetic
+        untrained = mean_return(learn(Lqr(8, CPU), steps=1, seed=seed))
+        trained = mean_return(learn(Lqr(8, CPU), steps=4000, seed=seed, gamma=0.95, n_step=3))
+        gaps.append((optimum - trained) / (optimum - untrained))
+    assert sorted(gaps)[1] < 0.02, gaps

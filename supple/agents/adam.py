@@ -1,8 +1,9 @@
-"""Adam whose whole state lives on the device, so that a step can be traced, compiled or captured.
+"""Adam as a function of tensors, so that a step can be traced, compiled or captured.
 
 Source: Adam, arXiv:1412.6980; the arithmetic is that of ``torch.optim.Adam`` without weight decay
-(tests/agents/test_adam.py). Unlike it, one step counter serves all tensors, and neither the counter
-nor the learning rate is ever read by the host.
+(tests/agents/test_adam.py). Unlike it, what changes from step to step, learning rate and bias
+corrections, is worked out on the host and put into tensors that the step reads: a compiler would
+repeat such scalar arithmetic for every weight.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 class Adam:
-    """Steps of Adam over a list of tensors, in place.
+    """Steps of Adam over a list of tensors, in place. It keeps no count: its owner does.
 
     Args:
         params: what is optimised, one device.
@@ -26,46 +27,51 @@ class Adam:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = list(params)
         device = self.params[0].device
-        self.rate = torch.zeros((), device=device)
-        """Learning rate of the next step; fill it, never replace it."""
-        # float64: 1 - 0.999^count would lose four digits in float32 at the first steps.
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.mean = [torch.zeros_like(param) for param in self.params]
         self.square = [torch.zeros_like(param) for param in self.params]
+        # Learning rate and root of the mean square, corrected for the moments' start at 0.
+        self._rate = torch.zeros((), device=device)
+        self._root = torch.zeros((), device=device)
+
+    def begin(self, rate: float, number: int) -> None:
+        """Say what the next step is.
+
+        Args:
+            rate: its learning rate.
+            number: how many steps there are with it, from 1.
+        """
+        self._rate.fill_(rate / (1 - BETA1**number))
+        self._root.fill_((1 - BETA2**number) ** -0.5)
 
     @torch.no_grad()
     def step(self, gradients: tuple[Tensor, ...]) -> None:
         """Move every tensor against its gradient; gradients come in the order of ``params``."""
-        self.count.add_(1)
-        mean_share = (1 - BETA1**self.count).float()
-        square_share = (1 - BETA2**self.count).float()
         torch._foreach_lerp_(self.mean, gradients, 1 - BETA1)
         torch._foreach_mul_(self.square, BETA2)
         torch._foreach_addcmul_(self.square, gradients, gradients, value=1 - BETA2)
         spread = torch._foreach_sqrt(self.square)
-        torch._foreach_mul_(spread, square_share.rsqrt())
+        torch._foreach_mul_(spread, self._root)
         torch._foreach_add_(spread, EPS)
         move = torch._foreach_div(self.mean, spread)
-        torch._foreach_mul_(move, self.rate / mean_share)
+        torch._foreach_mul_(move, self._rate)
         torch._foreach_sub_(self.params, move)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor a step changes."""
-        return [self.count, *self.params, *self.mean, *self.square]
+        return [*self.params, *self.mean, *self.square]
 
-    def mean_gradient_norm(self) -> Tensor:
-        """Norm of the running mean of the gradients, corrected for its start, 0-d."""
+    def mean_gradient_norm(self, steps: int) -> Tensor:
+        """Norm of the running mean of the gradients after so many steps, 0-d."""
         norm = torch.nn.utils.get_total_norm(self.mean)
-        return norm / (1 - BETA1 ** self.count.clamp_min(1)).float()
+        return norm / (1 - BETA1 ** max(steps, 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Counter and moments, in the order of ``params``."""
-        return {"count": self.count, "mean": self.mean, "square": self.square}
+        """Moments, in the order of ``params``."""
+        return {"mean": self.mean, "square": self.square}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value, in place."""
-        self.count.copy_(state["count"])
         for own, recorded in zip(self.mean, state["mean"], strict=True):
             own.copy_(recorded)
         for own, recorded in zip(self.square, state["square"], strict=True):

@@ -374,13 +374,13 @@ class FlashSAC(Agent):
         optimizers = self._optimizers
         if self.updates % settings.actor_period == 0:
             rate = self.learning_rate(self._actor_updates)
-            optimizers["actor"].rate.fill_(rate)
-            optimizers["temperature"].rate.fill_(rate)
+            for name in ("actor", "temperature"):
+                optimizers[name].begin(rate, self._actor_updates + 1)
             self.metrics |= self._actor_step(
                 batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, actor_noise_BA
             )
             self._actor_updates += 1
-        optimizers["critic"].rate.fill_(self.learning_rate(self.updates))
+        optimizers["critic"].begin(self.learning_rate(self.updates), self.updates + 1)
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
@@ -481,10 +481,11 @@ class FlashSAC(Agent):
     def diagnostics(self) -> dict[str, Tensor]:
         """Norm invariants and mean gradients, 0-d on the device; computed only when called."""
         found: dict[str, Tensor] = {}
+        steps = {"actor": self._actor_updates, "critic": self.updates}
         for name, network in (("actor", self.actor), ("critic", self.critic)):
             for kind, worst in norm_deviation(network).items():
                 found[f"{name}/{kind}_norm_deviation"] = worst
-            found[f"{name}/mean_grad_norm"] = self._optimizers[name].mean_gradient_norm()
+            found[f"{name}/mean_grad_norm"] = self._optimizers[name].mean_gradient_norm(steps[name])
         return found
 
     # --- saving -----------------------------------------------------------------------------

@@ -202,16 +202,23 @@ def spy_on_forwards(agent):
 def spy_on_steps(agent, before_each=lambda name, gradients: None):
     """Call ``before_each`` before every optimiser step; records the rates used."""
     rates: dict[str, list[float]] = {name: [] for name in agent._optimizers}
+    numbers: dict[str, list[int]] = {name: [] for name in agent._optimizers}
 
     def watch(name, optimizer):
-        original = optimizer.step
+        original, begin = optimizer.step, optimizer.begin
+
+        def beginning(rate, number):
+            rates[name].append(rate)
+            numbers[name].append(number)
+            first = numbers[name][0]
+            assert numbers[name] == list(range(first, first + len(rates[name])))
+            begin(rate, number)
 
         def step(gradients):
-            rates[name].append(optimizer.rate.item())
             before_each(name, gradients)
             original(gradients)
 
-        optimizer.step = step
+        optimizer.begin, optimizer.step = beginning, step
 
     for name, optimizer in agent._optimizers.items():
         watch(name, optimizer)

@@ -156,7 +156,7 @@ CHANGING = [
     "critic/head.bias",
     "target_critic/head.bias",
     "log_alpha",
-    "optimizers/critic/count",
+    "optimizers/critic/mean",
     "optimizers/temperature/mean",
     "optimizers/actor/square",
     "reward_scaler/sum",
