@@ -89,6 +89,18 @@ def test_work_of_a_peer_is_counted():
     assert counted_flops(step) == 2 * batch * (targets + regression + policy)
 
 
+def test_the_profile_names_what_takes_the_time(bench, monkeypatch):
+    factor = torch.randn(300, 300)
+    monkeypatch.setattr(
+        "supple.bench.profile.our_updates", lambda *_: lambda: (factor @ factor).tanh()
+    )
+    rows = bench("profile", "--sizes", "3x1", "--batch-sizes", "8")
+    share = {row["kernel"]: float(row["share"]) for row in rows}
+    assert sum(share.values()) == pytest.approx(1, abs=0.01)
+    assert share["matrix products"] > 0.1
+    assert share["aten::tanh"] > 0.001
+
+
 def test_the_loop_is_timed_part_by_part(bench):
     rows = bench("loop", "--task", "toy/lqr", "--", *FLAGS, "--env-steps", "300")
     seconds = {row["part"]: float(row["seconds"]) for row in rows}
