@@ -105,7 +105,6 @@ class Run:
         self._over = False
         self._eval_env: Env | None = None
         self._handlers: dict[int, Any] = {}
-        self.overlaps = settings.overlap
         self._simulator = ThreadPoolExecutor(1, "simulator") if settings.overlap else None
         self._stepped: Callable[[], TensorDict]
 

@@ -7,20 +7,20 @@ from supple.run import Run
 
 def train(run: Run) -> None:
     """Collect and learn until the run has its environment steps or is asked to stop."""
-    agent, replay = run.agent, run.replay
+    agent, replay, overlap = run.agent, run.replay, run.settings.overlap
     obs = run.start()  # env.reset(), or the resumed state
     while run.going():
         for _ in range(agent.horizon):
             action, extras = agent.act(obs, explore=True)  # (N, A)
             run.begin_step(action)
-            if run.overlaps:  # learn from the rows so far while the simulator is busy
+            if overlap:  # learn from the rows so far while the simulator is busy
                 metrics = agent.update(replay)
             step = run.end_step()
             run.count(step)
             agent.observe(step)
             replay.add(obs, action, step, extras)
             obs = step["observation"]
-        if not run.overlaps:
+        if not overlap:
             metrics = agent.update(replay)  # 0-d device tensors
         if run.should_evaluate():
             run.evaluate()

@@ -15,6 +15,19 @@ TIERS = ("gpu", "sim", "recipe")
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def traced_graphs(monkeypatch):
+    """Graphs in the order they would be compiled; they run as they were traced."""
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
+    return graphs
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--require",

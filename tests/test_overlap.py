@@ -1,4 +1,4 @@
-"""Learning while the simulator steps."""
+"""Learning while the simulator steps; that it resumes bit for bit is in ``test_resume.py``."""
 
 import threading
 
@@ -8,31 +8,13 @@ from supple import launch
 from supple.agents import FlashSAC
 from supple.errors import InputError
 from supple.train import train
-from tests.small_runs import (
-    assert_same,
-    deterministic_rows,
-    finish,
-    newest_state,
-    run_until,
-    run_whole,
-    small_settings,
-)
+from tests.small_runs import finish, small_settings
 
 
-def overlapping(task, folder, *, env_steps, **agent):
-    settings = small_settings(task, folder, env_steps=env_steps, **agent)
+def overlapping(folder, *, env_steps):
+    settings = small_settings("toy/lqr", folder, env_steps=env_steps)
     settings.overlap = True
     return settings
-
-
-@pytest.mark.parametrize("task", ["toy/lqr", "gym/Pendulum-v1"])
-def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_whole(overlapping(task, whole, env_steps=600, n_step=3))
-    run_until(overlapping(task, parts, env_steps=600, n_step=3), 266)
-    finish(launch.resumed_run(parts))
-    assert deterministic_rows(whole) == deterministic_rows(parts)
-    assert_same(newest_state(whole)[1], newest_state(parts)[1])
 
 
 def test_updates_learn_from_the_rows_before_the_step_they_overlap(tmp_path):
@@ -56,7 +38,7 @@ def test_updates_learn_from_the_rows_before_the_step_they_overlap(tmp_path):
 
 def test_the_simulator_steps_while_the_agent_learns(tmp_path):
     """Each waits for the other to have begun: one after the other they would wait for ever."""
-    run = launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=20))
+    run = launch.new_run(overlapping(tmp_path / "run", env_steps=20))
     both = threading.Barrier(2, timeout=30)
     step, update = run.env.step, run.agent.update
 
@@ -74,7 +56,7 @@ def test_the_simulator_steps_while_the_agent_learns(tmp_path):
 
 
 def test_what_the_simulator_raises_ends_the_run(tmp_path):
-    run = launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=100))
+    run = launch.new_run(overlapping(tmp_path / "run", env_steps=100))
 
     def broken(action):
         raise ValueError("the arm fell off")
@@ -87,5 +69,5 @@ def test_what_the_simulator_raises_ends_the_run(tmp_path):
 def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(FlashSAC, "horizon", 8)
     with pytest.raises(InputError, match="--overlap learns between two steps, flashsac only every"):
-        launch.new_run(overlapping("toy/lqr", tmp_path / "run", env_steps=100))
+        launch.new_run(overlapping(tmp_path / "run", env_steps=100))
     assert not (tmp_path / "run").exists()

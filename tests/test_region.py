@@ -36,14 +36,7 @@ def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monke
     assert_same_bits(snapshot(agent), snapshot(train(agent_with(Compute()), 3)))
 
 
-def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(monkeypatch):
-    calls = []
-
-    def compiler(graph, inputs):
-        calls.append(graph)
-        return graph
-
-    monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
+def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(traced_graphs):
     counter = torch.zeros(())
 
     def count(amount):
@@ -52,7 +45,7 @@ def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(monkeypatch):
 
     region = Region(count, state=lambda: [counter], compute=Compute(compile=True))
     assert [region(torch.tensor(2.0))["count"].item() for _ in range(3)] == [2, 4, 6]
-    assert len(calls) == 1
+    assert len(traced_graphs) == 1
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,27 @@ from tests.small_runs import (
 
 
 @pytest.mark.parametrize(
-    ("task", "n_step"),
+    ("task", "n_step", "overlap"),
     [
-        ("toy/counter", 3),
-        ("toy/lqr", 1),
-        ("gym/Pendulum-v1", 3),
-        ("gym/HalfCheetah-v5", 1),
-        ("gym/Ant-v5", 3),
+        ("toy/counter", 3, False),
+        ("toy/lqr", 1, False),
+        ("toy/lqr", 3, True),
+        ("gym/Pendulum-v1", 3, False),
+        ("gym/Pendulum-v1", 3, True),
+        ("gym/HalfCheetah-v5", 1, False),
+        ("gym/Ant-v5", 3, False),
     ],
 )
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, n_step, tmp_path):
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, n_step, overlap, tmp_path):
+    def settings(folder):
+        made = small_settings(task, folder, env_steps=2 * 500, n_step=n_step)
+        made.overlap = overlap
+        return made
+
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps = 2 * 500
-    run_whole(small_settings(task, whole, env_steps=steps, n_step=n_step))
+    run_whole(settings(whole))
     # 233 vector steps: Pendulum and Ant are then in the middle of an episode, with open windows.
-    run_until(small_settings(task, parts, env_steps=steps, n_step=n_step), 466)
+    run_until(settings(parts), 466)
     assert newest_state(parts)[0].header["env_steps"] == 466
     finish(launch.resumed_run(parts))
 

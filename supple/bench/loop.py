@@ -15,6 +15,7 @@ import numpy as np
 
 from supple import launch
 from supple.agents import FlashSAC
+from supple.bench.table import quantiles
 from supple.cli import train_settings
 from supple.envs.base import Env
 from supple.run import Run
@@ -47,9 +48,12 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time the block. What an evaluation does is the evaluation's, but for the simulator."""
+        """Time the block. What an evaluation does is the evaluation's, but for the simulator.
+
+        The final one is left out of the sums whole.
+        """
         inside = self._open[-1].name if self._open else ""
-        if inside in (EVALUATION, FINAL) and name not in (EVALUATION_STEP, FINAL):
+        if inside == FINAL or (inside == EVALUATION and name != EVALUATION_STEP):
             yield
             return
         frame = _Frame(name)
@@ -101,7 +105,7 @@ def _watch(watch: Stopwatch, run: Run) -> None:
 
     def make_eval_env() -> Env:
         env = made()
-        watch.watch(env, "step", lambda: FINAL if run.complete else EVALUATION_STEP)
+        watch.watch(env, "step", EVALUATION_STEP)
         return env
 
     made, run._make_eval_env = run._make_eval_env, make_eval_env  # type: ignore[method-assign]
@@ -149,13 +153,10 @@ def rows(seconds: dict[str, list[float]], *, env_steps: int, updates: int) -> li
 
 
 def _row(name: str, calls: list[float], counted: float) -> dict[str, Any]:
-    low, middle, high = np.percentile(calls, [20, 50, 80]) * 1e3
     return {
         "part": name,
         "calls": len(calls),
         "seconds": f"{sum(calls):.2f}",
         "share": f"{sum(calls) / counted:.3f}" if counted else "",
-        "p20 ms": f"{low:.3f}",
-        "p50 ms": f"{middle:.3f}",
-        "p80 ms": f"{high:.3f}",
+        **quantiles(calls),
     }

@@ -86,17 +86,21 @@ def filled_ring(spec: EnvSpec, compute: Compute, settings: ReplaySettings | None
 
 def row(shape: Shape, name: str, seconds: Sequence[float], *, updates: int) -> dict[str, Any]:
     """Quantiles of one variant's timings, and how many ``updates`` a second that is."""
-    low, middle, high = np.percentile(seconds, [20, 50, 80])
     return {
         "variant": name,
         "obs": shape.obs,
         "act": shape.act,
         "batch": shape.batch_size,
-        "p20 ms": f"{low * 1e3:.3f}",
-        "p50 ms": f"{middle * 1e3:.3f}",
-        "p80 ms": f"{high * 1e3:.3f}",
-        "per second": f"{updates / middle:.1f}",
+        **quantiles(seconds),
+        "per second": f"{updates / np.median(seconds):.1f}",
     }
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, str]:
+    """The columns that say how long something took."""
+    found = np.percentile(seconds, [20, 50, 80]) * 1e3
+    names = ("p20 ms", "p50 ms", "p80 ms")
+    return {name: f"{value:.3f}" for name, value in zip(names, found, strict=True)}
 
 
 def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> None:

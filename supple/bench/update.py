@@ -44,21 +44,19 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
         variants["official eager float32"] = step
         if "bfloat16" in precisions:
             variants["official eager bfloat16"] = partial(in_bfloat16, step)
-    work = dict.fromkeys(variants, flops / 2)  # of one update; a call makes ``updates``
-    updates = dict.fromkeys(variants, 2)
-    if options.peers:
-        for name, peer in update_peers(shape).items():
-            variants[name], work[name], updates[name] = peer, counted_flops(peer), 1
-    seconds = interleaved(variants, options.rounds)
-    rate = {n: work[n] * updates[n] / float(np.median(seconds[n])) for n in variants}
+    peers = update_peers(shape) if options.peers else {}
+    # Of one call, which is two updates of ours and of the official code, one of a peer.
+    work = dict.fromkeys(variants, float(flops)) | {n: counted_flops(p) for n, p in peers.items()}
+    seconds = interleaved(variants | peers, options.rounds)
+    rate = {name: work[name] / float(np.median(values)) for name, values in seconds.items()}
+    official = rate.get("official eager float32")
     rows = []
     for name, values in seconds.items():
-        found = row(shape, name, [value / updates[name] for value in values], updates=1)
+        updates = 1 if name in peers else 2
+        found = row(shape, name, [value / updates for value in values], updates=1)
         found["GFLOP/s"] = f"{rate[name] / 1e9:.0f}"
         found["of ceiling"] = f"{rate[name] / rate[ceiling[name.split()[-1]]]:.2f}"
-        official = rate.get("official eager float32")
-        is_other_work = updates[name] != 2
-        ratio = f"{rate[name] / official:.2f}" if official and not is_other_work else ""
+        ratio = f"{rate[name] / official:.2f}" if official and name not in peers else ""
         found["x official float32"] = ratio
         rows.append(found)
     return rows

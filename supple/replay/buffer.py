@@ -77,7 +77,6 @@ class Minibatch(NamedTuple):
 class Selection(NamedTuple):
     """Which rows a minibatch takes, and what their records say."""
 
-    start: Tensor
     both: Tensor
     """Storage rows of the observations and of the next ones, (2B,)."""
     reward: Tensor
@@ -208,22 +207,22 @@ class Replay:
         self._write_step(
             *(source[group] for source in (obs, step["observation"], final) for group in groups),
             action,
-            *(step[name] for name in STEP_FIELDS),
             *(extras[name] for name in self._extra),
+            *(step[name] for name in STEP_FIELDS),
         )
         self.vector_steps += 1
 
     def _write(self, *values: Tensor) -> dict[str, Tensor]:
-        groups = len(self.storage)
+        groups, own = len(self.storage), len(self._flat)
         cells = self._steps % self.num_rows * self.num_envs + self._env_index
         for number, storage in enumerate(self.storage.values()):
             storage.index_copy_(0, cells, values[number].to(storage.dtype))
             after = values[groups + number]
             storage.index_copy_(0, cells + self.num_envs, after.to(storage.dtype))
         final = dict(zip(self.storage, values[2 * groups : 3 * groups], strict=True))
-        step = dict(zip(STEP_FIELDS, values[3 * groups + 1 :], strict=False))
-        own = (values[3 * groups], *values[3 * groups + 1 + len(STEP_FIELDS) :])
-        for flat, value in zip(self._flat.values(), own, strict=True):
+        rest = values[3 * groups :]
+        step = dict(zip(STEP_FIELDS, rest[own:], strict=True))
+        for flat, value in zip(self._flat.values(), rest[:own], strict=True):
             flat.index_copy_(0, cells, value.to(flat.dtype))
         record = records.pack(
             **step,
@@ -440,7 +439,6 @@ class Replay:
         in_ring = window.last + self.num_envs
         after = torch.where(final_slot >= 0, self._final_start + final_slot, in_ring)
         return Selection(
-            start=window.start,
             both=torch.cat((window.start, after)),
             reward=window.reward,
             terminated=(window.flags & records.TERMINATED) != 0,
@@ -450,7 +448,8 @@ class Replay:
 
     def _gather(self, selection: Selection) -> Minibatch:
         # Outside the compiled region: plain row copies are faster than what a compiler makes here.
-        start, both, reward, terminated, truncated, discount = selection
+        both, reward, terminated, truncated, discount = selection
+        start, _ = both.chunk(2)
         return Minibatch(
             observation={
                 group: storage.index_select(0, both).float()

@@ -26,14 +26,12 @@ class AgeBias(NamedTuple):
 UNIFORM = AgeBias()
 
 
-def pool_size(batch_size: int) -> int:
-    """Candidates to draw for a batch: enough that a third of the rows may be unusable."""
-    return batch_size + max(batch_size // 2, 64)
-
-
 def uniform_shape(batch_size: int, age_bias: AgeBias) -> tuple[int, int]:
-    """Random numbers that ``choose`` needs: one per candidate, with an age bias two."""
-    return 2 if age_bias.decay else 1, pool_size(batch_size)
+    """Random numbers that ``choose`` needs: one per candidate, with an age bias two.
+
+    There are so many candidates that a third of the rows may be unusable.
+    """
+    return 2 if age_bias.decay else 1, batch_size + max(batch_size // 2, 64)
 
 
 def choose(
@@ -48,12 +46,12 @@ def choose(
     """Turn random numbers into candidates over ``rows`` consecutive ring rows.
 
     Args:
-        uniform: float64 in [0, 1), of ``uniform_shape``. float32 would reach 2^24 rows.
+        uniform: float64 in [0, 1), of ``uniform_shape``. float32 would reach only 2^24 rows.
         oldest: ring row of the oldest candidate, 0-d.
         rows: how many ring rows may start a window, 0-d.
         num_rows: T.
         num_envs: N.
-        age_bias: weights by age.
+        age_bias: weights by age: a second row of ``uniform`` then chooses the environment.
 
     Returns:
         Flat ring rows, (P,) int64.

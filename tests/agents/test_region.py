@@ -122,21 +122,14 @@ def untraced(monkeypatch):
     monkeypatch.setattr("supple.region.compile_graph", trace)
 
 
-def test_traced_steps_have_the_same_bits_as_eager_ones(monkeypatch):
-    graphs = []
-
-    def compiler(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
+def test_traced_steps_have_the_same_bits_as_eager_ones(traced_graphs):
     ours, theirs = (
         lived(agent_with(compute, actor_blocks=0), steps=2)
         for compute in (Compute(compile=True), Compute())
     )
     assert_same_bits(ours, theirs)
-    assert len(graphs) == 4
-    assert all(isinstance(graph, torch.fx.GraphModule) for graph in graphs)
+    assert len(traced_graphs) == 4
+    assert all(isinstance(graph, torch.fx.GraphModule) for graph in traced_graphs)
 
 
 @pytest.mark.parametrize("schedule", ["shared", "per_env"])
