@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from supple import machine
 from supple.configs.base import Settings
 from supple.envs import make
-from supple.envs.base import Env
+from supple.envs.base import Env, Groups
 from supple.errors import InputError, SimulatorError
 from supple.intervals import half_width95
 from supple.rng import derive_seed
@@ -59,7 +58,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    act: Callable[[TensorDict], Tensor],
+    act: Callable[[Groups], Tensor],
     env: Env,
     *,
     episodes: int,
@@ -101,7 +100,7 @@ def evaluate(
         succeeded = torch.zeros_like(running)
         last = torch.zeros_like(running)
         for _ in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
-            step = env.step(act(obs))
+            step = env.step(act(obs)).to_dict()
             live = running & step["valid"]
             total += torch.where(live, step["reward"], 0)
             length += live
@@ -137,7 +136,7 @@ def evaluate(
 
 
 def record_video(
-    act: Callable[[TensorDict], Tensor],
+    act: Callable[[Groups], Tensor],
     env: Env,
     path: str,
     *,
@@ -196,7 +195,7 @@ def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = 
 
 def film(
     settings: Settings,
-    act: Callable[[TensorDict], Tensor],
+    act: Callable[[Groups], Tensor],
     path: Path,
     *,
     seed: int,

@@ -8,13 +8,12 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from supple import checkpoint, machine
@@ -23,7 +22,7 @@ from supple.checkpoint import Checkpoint, list_checkpoints
 from supple.configs.base import Settings, from_json, to_json
 from supple.display import Display
 from supple.envs import make
-from supple.envs.base import Env, EnvSpec
+from supple.envs.base import Env, EnvSpec, Groups
 from supple.errors import InputError
 from supple.files import claim, replace_file
 from supple.metrics import require_wandb
@@ -169,11 +168,8 @@ class Trained:
     folder: Path
     settings: Settings
     env_steps: int
-    agent: Agent
-
-    def act(self, obs: TensorDict) -> Tensor:
-        """Deterministic actions (N, A) for observation groups."""
-        return self.agent.act(obs, explore=False)[0]
+    act: Callable[[Groups], Tensor]
+    """Deterministic actions (N, A) for observation groups."""
 
 
 def load_trained(path: Path, *, device: str = "") -> Trained:
@@ -210,7 +206,10 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
     agent = build_agent(settings, spec)
     agent.load_state_dict(found.state["agent"])
     return Trained(
-        folder=folder, settings=settings, env_steps=found.header["env_steps"], agent=agent
+        folder=folder,
+        settings=settings,
+        env_steps=found.header["env_steps"],
+        act=agent.greedy(),
     )
 
 

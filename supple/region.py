@@ -15,7 +15,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from itertools import chain, islice
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +123,10 @@ class Region(Generic[T]):
         self._run: Callable[..., T] | None = None
 
     def __call__(self, *inputs: Tensor) -> T:
-        """Run the step."""
+        """Run the step, or put it off to the end of the ``Joined`` block that is open."""
+        if _postponed:
+            _postponed[-1].append((self, inputs))
+            return cast(T, {})
         if self._run is None:
             self._run = self._prepare(inputs)
         return self._run(*inputs)
@@ -180,6 +184,55 @@ class Region(Generic[T]):
                     value.copy_(saved)
 
 
+class Joined:
+    """A block at whose end the regions called within it run, in their order, as one region.
+
+    Small regions cost more to call than to run. Only for those that return nothing, with the same
+    regions in every block. If the block raises, none of them runs.
+
+    Args:
+        compute: how the joint region runs; eagerly, regions are not put off at all.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._regions: dict[tuple[Region[Any], ...], Region[dict[str, Tensor]]] = {}
+
+    def __enter__(self) -> None:
+        self._postpones = self._compute.compile or self._compute.cuda_graphs
+        if self._postpones:
+            _postponed.append([])
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._postpones:
+            return
+        calls = _postponed.pop()
+        if kind is not None or not calls:
+            return
+        regions, inputs = zip(*calls, strict=True)
+        if regions not in self._regions:
+            self._regions[regions] = self._join(regions, [len(values) for values in inputs])
+        self._regions[regions](*chain.from_iterable(inputs))
+
+    def _join(
+        self, regions: tuple[Region[Any], ...], counts: list[int]
+    ) -> Region[dict[str, Tensor]]:
+        def run(*inputs: Tensor) -> dict[str, Tensor]:
+            left = iter(inputs)
+            for region, count in zip(regions, counts, strict=True):
+                region._function(*islice(left, count))
+            return {}
+
+        def state() -> list[Tensor]:
+            return [value for region in regions for value in region._state()]
+
+        return Region(run, state=state, compute=self._compute)
+
+
+_postponed: list[list[tuple[Region[Any], tuple[Tensor, ...]]]] = []
+"""Calls put off by the ``Joined`` blocks that are open."""
+
+
 def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
     """Trace a function, gradients included, and compile the graph for these shapes.
 
@@ -196,14 +249,47 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
     graph = make_fx(flat)(*inputs)
     held = _lift_attributes(graph)
     with torch.no_grad():
-        artifact = torch._inductor.standalone_compile(graph, [*held, *inputs])
+        # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
+        options = {"config_patches": {"size_asserts": False}}
+        artifact = torch._inductor.standalone_compile(graph, [*held, *inputs], options=options)
+
+    expected = _layouts(inputs)
 
     @torch.no_grad()
     def run(*values: Tensor) -> T:
+        if _layouts(values) != expected:
+            values = _fit(values, expected)
         found: T = pytree.tree_unflatten(artifact(*held, *values), structure[0])
         return found
 
     return run
+
+
+def _layouts(values: Sequence[Tensor]) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:
+    return [(value.shape, value.stride(), value.dtype) for value in values]
+
+
+def _fit(
+    values: Sequence[Tensor], expected: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]
+) -> tuple[Tensor, ...]:
+    """The same values, laid out in memory as expected.
+
+    Raises:
+        InputError: a shape or dtype is another one.
+    """
+    fitting = []
+    for number, (value, (shape, stride, dtype)) in enumerate(zip(values, expected, strict=True)):
+        if value.shape != shape or value.dtype != dtype:
+            raise InputError(
+                f"input {number} of a compiled step: expected {dtype} {tuple(shape)}, got"
+                f" {value.dtype} {tuple(value.shape)}; it takes the shapes of its first call:"
+                " keep them, or set --compute.compile off"
+            )
+        if value.stride() != stride:
+            laid_out = torch.empty_strided(shape, stride, dtype=dtype, device=value.device)
+            value = laid_out.copy_(value)
+        fitting.append(value)
+    return tuple(fitting)
 
 
 def _lift_attributes(graph: GraphModule) -> list[Tensor]:

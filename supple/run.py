@@ -27,13 +27,13 @@ from supple.agents.base import Agent
 from supple.checkpoint import Checkpoint
 from supple.configs.base import Settings
 from supple.display import Display
-from supple.envs.base import Env
+from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics, FiniteWatch
 from supple.errors import InputError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
-from supple.region import Region
+from supple.region import Joined, Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
 
@@ -88,11 +88,12 @@ class Run:
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
         self._finite = FiniteWatch(env.spec)
-        self._obs = TensorDict({}, batch_size=[env.spec.num_envs])
+        self._obs: Groups = {}
         self._vector_steps = 0
         self._invalid = torch.zeros((), dtype=torch.int64, device=env.spec.device)
         self._invalid_known = 0
         self._count_step = Region(self._count, state=self._counters, compute=agent.compute)
+        self._recording = Joined(agent.compute)
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
@@ -110,13 +111,13 @@ class Run:
 
     # --- the loop's side --------------------------------------------------------------------
 
-    def start(self) -> TensorDict:
+    def start(self) -> Groups:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._request_stop)
         if self._resumed is None:
-            self._obs = self.env.reset(derive_seed(self.settings.seed, "env"))["observation"]
+            self._reset(derive_seed(self.settings.seed, "env"))
         else:
             self._restore(self._resumed)
         self._logged = (time.monotonic(), self.env_steps, self._updates())
@@ -156,30 +157,42 @@ class Run:
         else:
             self._stepped = partial(self.env.step, action)
 
-    def end_step(self) -> TensorDict:
+    def end_step(self) -> Step:
         """What the begun step returned.
 
         Raises:
             Exception: whatever the simulator raised.
         """
-        return self._stepped()
+        return self._stepped().to_dict()
 
-    def count(self, step: TensorDict) -> None:
-        """Account for one vector step.
+    def record(self, action: Tensor, step: Step, extras: Mapping[str, Tensor]) -> Groups:
+        """Count one vector step, show it to the agent and store it.
+
+        Args:
+            action: what the agent chose.
+            step: what came of it.
+            extras: what the agent stores besides.
+
+        Returns:
+            The observation to act on next.
 
         Raises:
             SimulatorError: the simulator returned a number that is not finite (on GPUs, noticed
                 at the next metric row or checkpoint).
         """
         self._vector_steps += 1
-        self._obs = step["observation"]
-        self._count_step(
-            *(step[name] for name in ("reward", "terminated", "truncated", "valid")),
-            *(step["observation"][group] for group in self.env.spec.observation),
-            *(step["final_observation"][group] for group in self.env.spec.observation),
-        )
+        with self._recording:
+            self._count_step(
+                *(step[name] for name in ("reward", "terminated", "truncated", "valid")),
+                *(step["observation"][group] for group in self.env.spec.observation),
+                *(step["final_observation"][group] for group in self.env.spec.observation),
+            )
+            self.agent.observe(step)
+            self.replay.add(self._obs, action, step, extras)
         if self.env.spec.device.type == "cpu":
             self._synchronise()
+        self._obs = step["observation"]
+        return self._obs
 
     def _count(
         self,
@@ -223,7 +236,7 @@ class Run:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
         self._evaluation = evaluate(
-            self._act, self._eval_env, episodes=settings.eval.episodes, seed=seed
+            self.agent.greedy(), self._eval_env, episodes=settings.eval.episodes, seed=seed
         )
         self._evaluated_at = self.env_steps
         return self._evaluation
@@ -357,9 +370,6 @@ class Run:
         self.stopped = True
         self.display.notice("stopping: finishing this step and saving (again to stop at once)")
 
-    def _act(self, obs: TensorDict) -> Tensor:
-        return self.agent.act(obs, explore=False)[0]
-
     def _updates(self) -> int:
         return int(getattr(self.agent, "updates", 0))
 
@@ -395,7 +405,7 @@ class Run:
         try:
             film(
                 self.settings,
-                self._act,
+                self.agent.greedy(),
                 self.folder / "videos" / "final.mp4",
                 seed=self.settings.seed,
                 max_seconds=FINAL_VIDEO_SECONDS,
@@ -406,6 +416,9 @@ class Run:
     def start_again(self) -> None:
         """Forget the rows of a run that ended before its first checkpoint."""
         self._sinks.truncate_after(-1)
+
+    def _reset(self, seed: int) -> None:
+        self._obs = self.env.reset(seed)["observation"].to_dict()
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, run = resumed.state, resumed.state["run"]
@@ -426,14 +439,13 @@ class Run:
         changed = _difference(resumed.header["path"], execution_path(self.agent))
         if exact:
             self.env.load_state_dict(state["env"])
-            groups = {name: value.to(self.env.spec.device) for name, value in state["obs"].items()}
-            self._obs = TensorDict(groups, batch_size=[self.env.spec.num_envs])
+            device = self.env.spec.device
+            self._obs = {name: value.to(device) for name, value in state["obs"].items()}
         else:
             self.replay.close_open_rows()
             self.agent.forget_episodes()
             self._episodes.forget_episodes()
-            seed = derive_seed(self.settings.seed, "env", self.env_steps)
-            self._obs = self.env.reset(seed)["observation"]
+            self._reset(derive_seed(self.settings.seed, "env", self.env_steps))
             changed.append("this simulator cannot restore its state, episodes start afresh")
         verdict = f"not bit-exact: {'; '.join(changed)}" if changed else "bit-exact"
         self.display.notice(f"resumed {resumed.path} at {self.env_steps:,} env steps, {verdict}")

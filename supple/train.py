@@ -16,10 +16,7 @@ def train(run: Run) -> None:
             if overlap:  # learn from the rows so far while the simulator is busy
                 metrics = agent.update(replay)
             step = run.end_step()
-            run.count(step)
-            agent.observe(step)
-            replay.add(obs, action, step, extras)
-            obs = step["observation"]
+            obs = run.record(action, step, extras)  # agent.observe, replay.add
         if not overlap:
             metrics = agent.update(replay)  # 0-d device tensors
         if run.should_evaluate():

@@ -20,7 +20,7 @@ def traced_graphs(monkeypatch):
     """Graphs in the order they would be compiled; they run as they were traced."""
     graphs = []
 
-    def compiler(graph, inputs):
+    def compiler(graph, inputs, options):
         graphs.append(graph)
         return graph
 

@@ -54,13 +54,14 @@ def run_whole(settings):
 def run_until(settings, env_steps):
     """Stop as Ctrl-C would, at a given step."""
     run = launch.new_run(settings)
-    count = run.count
+    record = run.record
 
-    def count_and_stop(step):
-        count(step)
+    def record_and_stop(*step):
+        obs = record(*step)
         run.stopped = run.env_steps >= env_steps
+        return obs
 
-    run.count = count_and_stop  # type: ignore[method-assign]
+    run.record = record_and_stop  # type: ignore[method-assign]
     return finish(run)
 
 

@@ -106,7 +106,7 @@ def test_the_loop_is_timed_part_by_part(bench):
     seconds = {row["part"]: float(row["seconds"]) for row in rows}
     calls = {row["part"]: int(row["calls"]) for row in rows}
     assert {row["updates"] for row in rows} == {"131"}
-    assert calls["simulator step"] == calls["acting"] == calls["storing"] == 150
+    assert calls["simulator step"] == calls["acting"] == calls["recording"] == 150
     assert calls["gradient step"] == 131
     assert calls["sampling"] == 2 * 131  # rows, and noise
     assert calls["metric rows"] == 150

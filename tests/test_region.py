@@ -3,7 +3,7 @@ import torch
 
 from supple.agents.flashsac import FlashSAC
 from supple.errors import InputError
-from supple.region import COMPILE_FROM, Compute, ComputeSettings, Region
+from supple.region import COMPILE_FROM, Compute, ComputeSettings, Joined, Region
 from tests.agents.small_agents import (
     assert_same_bits,
     small_agent,
@@ -46,6 +46,72 @@ def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(traced_graphs)
     region = Region(count, state=lambda: [counter], compute=Compute(compile=True))
     assert [region(torch.tensor(2.0))["count"].item() for _ in range(3)] == [2, 4, 6]
     assert len(traced_graphs) == 1
+
+
+def test_a_compiled_region_refuses_other_shapes_and_takes_any_memory_layout(traced_graphs):
+    region = Region(lambda x: x * 2, state=list, compute=Compute(compile=True))
+    x = torch.arange(6.0).view(2, 3)
+    region(x)
+    assert torch.equal(region(x.t().contiguous().t()), x * 2)
+    with pytest.raises(InputError, match=r"expected torch.float32 \(2, 3\), got .* \(3, 2\); it"):
+        region(x.t())
+    with pytest.raises(InputError, match=r"got torch.float64 \(2, 3\)"):
+        region(x.double())
+    assert len(traced_graphs) == 1
+
+
+def scale_and_shift(compute):
+    """Two regions of one value, which do not commute; and the value."""
+    value = torch.ones(())
+
+    def scale(factor):
+        value.mul_(factor)
+        return {}
+
+    def shift(amount, unused):
+        value.add_(amount)
+        return {}
+
+    return [Region(each, state=lambda: [value], compute=compute) for each in (scale, shift)], value
+
+
+def test_joined_regions_run_as_one_at_the_end_of_the_block_in_their_order(traced_graphs):
+    compute = Compute(compile=True)
+    (scale, shift), value = scale_and_shift(compute)
+    joined = Joined(compute)
+    three = torch.tensor(3.0)
+    for expected in (6, 21):
+        before = value.item()
+        with joined:
+            scale(three)
+            shift(three, three)
+            assert value.item() == before
+        assert value.item() == expected
+    assert len(traced_graphs) == 1
+    scale(three)  # outside, at once
+    assert value.item() == 63
+
+
+def test_of_a_joined_block_that_raises_nothing_runs(traced_graphs):
+    compute = Compute(compile=True)
+    (scale, _), value = scale_and_shift(compute)
+    joined = Joined(compute)
+    with pytest.raises(InputError), joined:
+        scale(torch.tensor(3.0))
+        raise InputError("bad row")
+    assert value.item() == 1
+    with joined:
+        scale(torch.tensor(2.0))
+    assert value.item() == 2
+
+
+def test_eager_regions_are_not_put_off():
+    (scale, shift), value = scale_and_shift(Compute())
+    with Joined(Compute()):
+        scale(torch.tensor(3.0))
+        assert value.item() == 3
+        shift(torch.tensor(3.0), value)
+    assert value.item() == 6
 
 
 @pytest.mark.parametrize(

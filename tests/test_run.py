@@ -30,7 +30,7 @@ def stop_in(run, method):
     setattr(run, method, stopped)
 
 
-@pytest.mark.parametrize("method", ["count", "evaluate", "save"])
+@pytest.mark.parametrize("method", ["record", "evaluate", "save"])
 def test_a_run_stopped_while_it_ends_is_complete(tmp_path, method):
     run = launch.new_run(settings_of(tmp_path))
     stop_in(run, method)

@@ -7,12 +7,20 @@ Source: FlashSAC, arXiv:2604.04539; Holiday-Robot/FlashSAC@87edc90 (network.py).
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supple.agents.nets import Trunk, UnitLinear
+from supple.agents.nets import (
+    BATCH_NORM_EPS,
+    RMS_NORM_EPS,
+    ResidualBlock,
+    Trunk,
+    UnitBatchNorm,
+    UnitLinear,
+)
 
 LOG_STD_LOW, LOG_STD_HIGH = -10.0, 2.0
 
@@ -72,14 +80,51 @@ def squashed_sample(mean_MA: Tensor, log_std_MA: Tensor, noise_MA: Tensor) -> tu
     return torch.tanh(before_MA), (gaussian - jacobian).sum(-1)
 
 
-class TanhPolicy(nn.Module):
-    """The deterministic policy: (M, D) observations -> tanh(mean), (M, A). Shares the weights."""
+class FoldedPolicy(nn.Module):
+    """The deterministic policy of one moment in plain layers: (M, D) -> tanh(mean), (M, A).
 
+    Batch norms with recorded statistics are affine maps: they, and the last norm's gain, are folded
+    into the linear layers, in float64.
+
+    Args:
+        actor: read once, never changed.
+    """
+
+    @torch.no_grad()
     def __init__(self, actor: Actor) -> None:
         super().__init__()
-        self.actor = actor
+        trunk = actor.trunk
+        factor, shift = _affine(trunk.input_norm)
+        weight = trunk.input_linear.weight[0].double()
+        self.input = _linear(weight * factor, weight @ shift)
+        self.block = nn.ModuleList()
+        for block in cast("list[ResidualBlock]", list(trunk.block)):
+            layers: list[nn.Module] = []
+            for linear, norm in ((block.linear1, block.norm1), (block.linear2, block.norm2)):
+                factor, shift = _affine(norm)
+                weight = linear.weight[0].double() * factor[:, None]
+                layers += [_linear(weight, shift), nn.ReLU()]
+            self.block.append(nn.Sequential(*layers))
+        weight = actor.mean.weight[0].double() * trunk.output_norm.scale[0].double()
+        self.mean = _linear(weight, cast(Tensor, actor.mean.bias)[0])
+        self._hidden = (weight.shape[1],)
 
     def forward(self, obs_MD: Tensor) -> Tensor:
         """Actions in [-1, 1]."""
-        mean_MA, _ = self.actor(obs_MD, train=False)
-        return torch.tanh(mean_MA)
+        x_MH = self.input(obs_MD)
+        for block in self.block:
+            x_MH = x_MH + block(x_MH)
+        return torch.tanh(self.mean(F.rms_norm(x_MH, self._hidden, eps=RMS_NORM_EPS)))
+
+
+def _affine(norm: UnitBatchNorm) -> tuple[Tensor, Tensor]:
+    """Factor and shift, (D,) float64, of a batch norm with its recorded statistics."""
+    factor = norm.scale[0].double() * torch.rsqrt(norm.running_var[0].double() + BATCH_NORM_EPS)
+    return factor, norm.shift[0].double() - norm.running_mean[0].double() * factor
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer.requires_grad_(False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
-from supple.envs.base import EnvSpec
+from supple.envs.base import EnvSpec, Groups, Step
 from supple.region import Compute
 from supple.replay import Replay
 
@@ -20,6 +19,14 @@ def critic_groups(spec: EnvSpec) -> tuple[str, ...]:
     if "critic" not in spec.observation:
         return ("policy",)
     return ("critic",) if spec.critic_contains_policy else ("policy", "critic")
+
+
+def concat(groups: Groups, names: tuple[str, ...]) -> Tensor:
+    """Join observation groups along the feature axis, without a copy where there is one."""
+    if len(names) == 1:
+        only: Tensor = groups[names[0]]
+        return only
+    return torch.cat([groups[name] for name in names], dim=-1)
 
 
 class Agent(ABC):
@@ -38,7 +45,7 @@ class Agent(ABC):
     """How updates run: eager or compiled, and in which precision."""
 
     @abstractmethod
-    def act(self, obs: TensorDict, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose actions.
 
         Args:
@@ -50,7 +57,7 @@ class Agent(ABC):
         """
 
     @abstractmethod
-    def observe(self, step: TensorDict) -> None:
+    def observe(self, step: Step) -> None:
         """Update running statistics from one environment step (``envs/base.py``), warm-up too."""
 
     @abstractmethod
@@ -68,7 +75,21 @@ class Agent(ABC):
 
     @abstractmethod
     def policy(self) -> nn.Module:
-        """The deterministic policy: (B, sum of ``actor_groups``' widths) -> actions (B, A)."""
+        """The deterministic policy as it is now, a copy that stays so.
+
+        (B, sum of ``actor_groups``' widths) -> actions (B, A).
+        """
+
+    def greedy(self) -> Callable[[Groups], Tensor]:
+        """``policy()`` as a function of observation groups, each (N, D)."""
+        policy, names = self.policy(), self.actor_groups
+
+        @torch.no_grad()
+        def act(obs: Groups) -> Tensor:
+            action: Tensor = policy(concat(obs, names))
+            return action
+
+        return act
 
     @abstractmethod
     def forget_episodes(self) -> None:

@@ -15,17 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
-from supple.agents.actor import Actor, TanhPolicy, squashed_sample
+from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
-from supple.agents.base import Agent, critic_groups
+from supple.agents.base import Agent, concat, critic_groups
 from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
 from supple.agents.exploration import HeldNoise, NoiseSettings
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
-from supple.envs.base import Box, EnvSpec
+from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError, require_finite
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
@@ -280,7 +279,7 @@ class FlashSAC(Agent):
     # --- acting -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def act(self, obs: TensorDict, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Uniform while warming up, then tanh(mean + std * held noise); tanh(mean) to evaluate."""
         if explore and not self._learning:
             shape = (self._num_envs, self._num_actions)
@@ -296,7 +295,7 @@ class FlashSAC(Agent):
         mean_NA, log_std_NA = self.actor(obs_ND, train=False)
         return torch.tanh(mean_NA + log_std_NA.exp() * self.noise.hold(fresh_NA, uniform))
 
-    def observe(self, step: TensorDict) -> None:
+    def observe(self, step: Step) -> None:
         """Update the reward statistics."""
         self._observe_step(step["reward"], step["terminated"], step["truncated"], step["valid"])
 
@@ -312,8 +311,8 @@ class FlashSAC(Agent):
         self.reward_scaler.forget_episodes()
 
     def policy(self) -> nn.Module:
-        """tanh(mean), sharing the actor's weights."""
-        return TanhPolicy(self.actor)
+        """tanh(mean), batch norms folded away."""
+        return FoldedPolicy(self.actor)
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -534,13 +533,6 @@ class FlashSAC(Agent):
         self._budget = counters["budget"]
         self._learning = counters["learning"]
         self._schedule_updates = counters["schedule_updates"]
-
-
-def concat(groups: Mapping[str, Tensor] | TensorDict, names: tuple[str, ...]) -> Tensor:
-    """Join observation groups along the feature axis, without a copy where there is one."""
-    if len(names) == 1:
-        return groups[names[0]]
-    return torch.cat([groups[name] for name in names], dim=-1)
 
 
 def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:

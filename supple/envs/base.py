@@ -179,6 +179,12 @@ def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
 
 
+Groups = TensorDict | Mapping[str, Tensor]
+"""Observation groups, each (N, D)."""
+Step = TensorDict | Mapping[str, Any]
+"""What ``Env.step`` returns, or its ``to_dict()``, which is faster to read."""
+
+
 class Env(ABC):
     """``N`` environments stepped together, with same-step auto-reset.
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, EnvSpec
+from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.region import Compute, Region, T
 from supple.replay import records
@@ -140,6 +140,15 @@ class Replay:
             for name, flat in (self._flat | records.columns(self._records)).items()
         }
 
+        # Shapes of what ``add`` writes, in the order in which ``_write`` takes it.
+        self._expected: dict[str, tuple[int, ...]] = {}
+        for which in ("", "next ", "final "):
+            for group, width in spec.observation.items():
+                self._expected[f"{which}observation group {group}"] = (envs, width)
+        for name in self._flat:
+            self._expected[name] = tuple(self.columns[name].shape[1:])
+        self._expected |= dict.fromkeys(STEP_FIELDS, (envs,))
+
         self.vector_steps = 0
         # That, and ``_usable``, on the device: adding and sampling need nothing from the host.
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -182,9 +191,9 @@ class Replay:
     @torch.no_grad()
     def add(
         self,
-        obs: TensorDict,
+        obs: Groups,
         action: Tensor,
-        step: TensorDict,
+        step: Step,
         extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Append one vector step.
@@ -200,16 +209,23 @@ class Replay:
             InputError: a shape differs from the spec's, or a column is missing.
         """
         extras = extras or {}
-        self._check(obs, action, step, extras)
+        if extras.keys() != set(self._extra):
+            raise InputError(
+                f"replay columns: expected {sorted(self._extra)}, got {sorted(extras)};"
+                " Agent.act must fill what its extra_spec declares"
+            )
         # Without final observations the one after the reset stands in; agents refuse or accept it.
         final = step["final_observation"] if self.spec.has_final_obs else step["observation"]
         groups = self.spec.observation
-        self._write_step(
+        values = [
             *(source[group] for source in (obs, step["observation"], final) for group in groups),
             action,
             *(extras[name] for name in self._extra),
             *(step[name] for name in STEP_FIELDS),
-        )
+        ]
+        if [value.shape for value in values] != list(self._expected.values()):
+            self._refuse(values)
+        self._write_step(*values)
         self.vector_steps += 1
 
     def _write(self, *values: Tensor) -> dict[str, Tensor]:
@@ -301,32 +317,14 @@ class Replay:
             storage.index_copy_(0, self._final_start + slot, final[group].to(storage.dtype))
         self._final_head.copy_((self._final_head + rank[-1]) % table)
 
-    def _check(
-        self, obs: TensorDict, action: Tensor, step: TensorDict, extras: Mapping[str, Tensor]
-    ) -> None:
-        if set(extras) != set(self._extra):
-            raise InputError(
-                f"replay columns: expected {sorted(self._extra)}, got {sorted(extras)};"
-                " Agent.act must fill what its extra_spec declares"
-            )
-        envs = self.num_envs
-        given = [("action", action, tuple(self.columns["action"].shape[1:]))]
-        given += [(name, step[name], (envs,)) for name in STEP_FIELDS]
-        given += [(name, extras[name], tuple(self.columns[name].shape[1:])) for name in self._extra]
-        for group, width in self.spec.observation.items():
-            given.append((f"observation group {group}", obs[group], (envs, width)))
-            given.append(
-                (f"next observation group {group}", step["observation"][group], (envs, width))
-            )
-            if self.spec.has_final_obs:
-                final = step["final_observation"][group]
-                given.append((f"final observation group {group}", final, (envs, width)))
-        for name, value, expected in given:
+    def _refuse(self, values: list[Tensor]) -> NoReturn:
+        for (name, expected), value in zip(self._expected.items(), values, strict=True):
             if value.shape != expected:
                 raise InputError(
                     f"{name}: expected shape {expected}, got {tuple(value.shape)}; pass what"
                     " Env.step and Agent.act returned"
                 )
+        raise AssertionError("called only where a shape differs")
 
     # --- reading ----------------------------------------------------------------------------
 

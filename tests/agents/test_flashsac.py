@@ -599,7 +599,8 @@ def test_critic_reads_privileged_groups_and_actor_only_policy(observation, conta
     if "critic" in observation:
         obs["critic"] = obs["critic"] + 1
     assert torch.equal(agent.act(obs, explore=False)[0], action)
-    assert torch.equal(agent.policy()(obs["policy"]), action)
+    torch.testing.assert_close(agent.policy()(obs["policy"]), action)
+    assert torch.equal(agent.greedy()(obs), agent.policy()(obs["policy"]))
 
 
 # --- saving -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from supple.agents.actor import Actor, TanhPolicy, squashed_sample
+from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.nets import Trunk, UnitBatchNorm, UnitLinear, UnitRMSNorm, project_
 from tests.agents.small_agents import generator
 
@@ -164,12 +164,19 @@ def test_log_prob_is_finite_far_out_and_right(u):
     assert log_prob.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_policy_is_the_tanh_of_the_mean_and_shares_weights():
-    actor = small_actor(generator(11))
-    policy = TanhPolicy(actor)
-    x = torch.randn(4, 3, generator=generator(12))
-    mean, _ = actor(x, train=False)
-    assert torch.equal(policy(x), mean.tanh())
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_the_folded_policy_is_the_tanh_of_the_mean_and_stays_so(blocks):
+    random = generator(11)
+    actor = Actor(3, 2, hidden=8, blocks=blocks, generator=random)
     with torch.no_grad():
-        actor.mean.bias.add_(1.0)
-    torch.testing.assert_close(policy(x), (mean + 1).tanh())
+        for value in (*actor.parameters(), *actor.buffers()):
+            value.copy_(torch.rand(value.shape, generator=random) + 0.1)
+    x = torch.randn(4, 3, generator=random)
+    expected = actor(x, train=False)[0].tanh()
+    assert expected.abs().min() < 0.999
+    policy = FoldedPolicy(actor)
+    with torch.no_grad():
+        for value in (*actor.parameters(), *actor.buffers()):
+            value.add_(1.0)
+    torch.testing.assert_close(policy(x), expected)
+    assert not any(value.requires_grad for value in policy.parameters())
