@@ -26,7 +26,7 @@ from supple.envs.base import Env, EnvSpec, Groups
 from supple.errors import InputError
 from supple.files import claim, replace_file
 from supple.metrics import require_wandb
-from supple.replay import Replay, prefill
+from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
@@ -226,6 +226,7 @@ def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
         total_env_steps=settings.env_steps,
         seed=settings.seed,
         device=device,
+        replay_device="cpu" if settings.replay.spill else device,
         compute=compute,
     )
 
@@ -247,7 +248,9 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
                 f"--overlap learns between two steps, {settings.agent_name} only every"
                 f" {agent.horizon}: drop the flag"
             )
-        replay = Replay(
+        if settings.replay.spill and device.type != "cuda":
+            raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")
+        replay = (SpilledReplay if settings.replay.spill else Replay)(
             env.spec,
             settings.replay,
             extra_spec=agent.extra_spec,

@@ -123,10 +123,9 @@ class Region(Generic[T]):
         self._run: Callable[..., T] | None = None
 
     def __call__(self, *inputs: Tensor) -> T:
-        """Run the step, or put it off to the end of the ``Joined`` block that is open."""
-        if _postponed:
-            _postponed[-1].append((self, inputs))
-            return cast(T, {})
+        """Run the step, or put it off to the end of the ``Joined`` block around it."""
+        if _open and _open[-1].compute is self._compute:
+            return cast(T, _open[-1].put_off(self, inputs))
         if self._run is None:
             self._run = self._prepare(inputs)
         return self._run(*inputs)
@@ -188,31 +187,37 @@ class Joined:
     """A block at whose end the regions called within it run, in their order, as one region.
 
     Small regions cost more to call than to run. Only for those that return nothing, with the same
-    regions in every block. If the block raises, none of them runs.
+    regions in every block. If the block raises, none of them runs. Regions that run eagerly, or
+    otherwise than ``compute`` says, are not put off.
 
     Args:
-        compute: how the joint region runs; eagerly, regions are not put off at all.
+        compute: the object the regions were given.
     """
 
     def __init__(self, compute: Compute) -> None:
-        self._compute = compute
-        self._regions: dict[tuple[Region[Any], ...], Region[dict[str, Tensor]]] = {}
+        self.compute = compute
+        self._calls: list[tuple[Region[Any], tuple[Tensor, ...]]] = []
+        self._joint: dict[tuple[Region[Any], ...], Region[dict[str, Tensor]]] = {}
 
     def __enter__(self) -> None:
-        self._postpones = self._compute.compile or self._compute.cuda_graphs
-        if self._postpones:
-            _postponed.append([])
+        if self.compute.compile or self.compute.cuda_graphs:
+            _open.append(self)
+
+    def put_off(self, region: Region[Any], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Run a region at the end of the block."""
+        self._calls.append((region, inputs))
+        return {}
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._postpones:
-            return
-        calls = _postponed.pop()
+        if self in _open:
+            _open.remove(self)
+        calls, self._calls = self._calls, []
         if kind is not None or not calls:
             return
         regions, inputs = zip(*calls, strict=True)
-        if regions not in self._regions:
-            self._regions[regions] = self._join(regions, [len(values) for values in inputs])
-        self._regions[regions](*chain.from_iterable(inputs))
+        if regions not in self._joint:
+            self._joint[regions] = self._join(regions, [len(values) for values in inputs])
+        self._joint[regions](*chain.from_iterable(inputs))
 
     def _join(
         self, regions: tuple[Region[Any], ...], counts: list[int]
@@ -226,11 +231,11 @@ class Joined:
         def state() -> list[Tensor]:
             return [value for region in regions for value in region._state()]
 
-        return Region(run, state=state, compute=self._compute)
+        return Region(run, state=state, compute=self.compute)
 
 
-_postponed: list[list[tuple[Region[Any], tuple[Tensor, ...]]]] = []
-"""Calls put off by the ``Joined`` blocks that are open."""
+_open: list[Joined] = []
+"""Blocks being run, the innermost last."""
 
 
 def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:

@@ -23,17 +23,24 @@ class Generators:
     Args:
         seed: the run's seed, >= 0.
         device: where the numbers are drawn.
+        elsewhere: names whose numbers are drawn on another device.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        seed: int,
+        device: torch.device,
+        elsewhere: Mapping[str, torch.device] | None = None,
+    ) -> None:
         self._seed = seed
         self._device = device
+        self._elsewhere = dict(elsewhere or {})
         self._generators: dict[str, torch.Generator] = {}
 
     def __getitem__(self, name: str) -> torch.Generator:
         """The generator for one purpose, for example ``"exploration"``."""
         if name not in self._generators:
-            generator = torch.Generator(self._device)
+            generator = torch.Generator(self._elsewhere.get(name, self._device))
             generator.manual_seed(derive_seed(self._seed, name))
             self._generators[name] = generator
         return self._generators[name]

@@ -156,6 +156,7 @@ class FlashSAC(Agent):
         total_env_steps: environment steps of the whole run; sets the learning-rate schedule.
         seed: of every random draw.
         device: where networks live; the environment's own by default.
+        replay_device: where the ring lives that ``update`` is given; ``device`` by default.
         compute: how update steps are computed; eager float32 by default.
 
     Raises:
@@ -170,6 +171,7 @@ class FlashSAC(Agent):
         total_env_steps: int,
         seed: int = 0,
         device: torch.device | str | None = None,
+        replay_device: torch.device | str | None = None,
         compute: Compute | None = None,
     ) -> None:
         settings = settings or FlashSACSettings()
@@ -193,7 +195,8 @@ class FlashSAC(Agent):
         actor_width = sum(spec.observation[group] for group in self.actor_groups)
         critic_width = sum(spec.observation[group] for group in self.critic_groups)
 
-        self.generators = Generators(seed, self.device)
+        sampling = {"replay": torch.device(replay_device or self.device)}
+        self.generators = Generators(seed, self.device, sampling)
         weights = self.generators["weights"]
         self.actor = Actor(
             actor_width,

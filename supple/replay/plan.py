@@ -32,6 +32,9 @@ class ReplaySettings:
     """Share of the rows that can hold an observation from before a reset, in (0, 1]."""
     obs_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How observations are stored; samples are float32. float16 ends at 65504."""
+    spill: bool = False
+    """Keep the ring in host memory and send minibatches to the GPU as it computes: for rings that
+    the GPU's memory does not hold."""
     prefill: str = ""
     """A .safetensors file of recorded transitions to start from; empty starts empty."""
 
@@ -76,9 +79,11 @@ class ReplayPlan:
         """
         free = free_memory(device)
         if self.total_bytes > free:
+            spill = ", or keep it in host memory with --replay.spill"
             raise InputError(
                 f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free:"
                 " lower --replay.capacity, or store observations with --replay.obs-dtype bfloat16"
+                f"{spill if device.type == 'cuda' else ''}"
             )
 
 
