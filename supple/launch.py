@@ -245,8 +245,8 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         agent = build_agent(settings, env.spec)
         if settings.overlap and agent.horizon > 1:
             raise InputError(
-                f"--overlap learns between two steps, {settings.agent_name} only every"
-                f" {agent.horizon}: drop the flag"
+                f"--overlap learns at every step, {settings.agent_name} here every"
+                f" {agent.horizon}: drop the flag, or set --agent.update-every 1"
             )
         if settings.replay.spill and device.type != "cuda":
             raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")

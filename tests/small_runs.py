@@ -15,6 +15,7 @@ FLAGS = [
     *("--agent.utd", "0.5", "--agent.n-step", "1", "--replay.capacity", "1000"),
     *("--agent.actor-hidden", "8", "--agent.critic-hidden", "8", "--agent.actor-blocks", "1"),
     *("--agent.critic-blocks", "1", "--agent.num-atoms", "11", "--eval.no-video"),
+    *("--agent.update-every", "1"),
 ]
 """The same smallness as command-line flags."""
 
@@ -35,7 +36,7 @@ def small_settings(task, folder, *, env_steps, num_envs=2, **agent):
     small.min_replay, small.batch_size, small.utd = 40, 16, 0.5
     small.actor_hidden = small.critic_hidden = 8
     small.actor_blocks = small.critic_blocks = 1
-    small.num_atoms = 11
+    small.update_every, small.num_atoms = 1, 11
     for name, value in agent.items():
         setattr(small, name, value)
     return settings

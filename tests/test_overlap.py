@@ -5,7 +5,6 @@ import threading
 import pytest
 
 from supple import launch
-from supple.agents import FlashSAC
 from supple.errors import InputError
 from supple.train import train
 from tests.small_runs import finish, small_settings
@@ -66,8 +65,9 @@ def test_what_the_simulator_raises_ends_the_run(tmp_path):
         train(run)
 
 
-def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(FlashSAC, "horizon", 8)
-    with pytest.raises(InputError, match="--overlap learns between two steps, flashsac only every"):
-        launch.new_run(overlapping(tmp_path / "run", env_steps=100))
+def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path):
+    settings = overlapping(tmp_path / "run", env_steps=100)
+    settings.agent.update_every = 8
+    with pytest.raises(InputError, match="--overlap learns at every step, flashsac here every 8: "):
+        launch.new_run(settings)
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from supple import launch
+from supple.agents import FlashSAC
 from supple.errors import InputError
 from supple.files import claim
 from supple.metrics import read_csv
@@ -189,3 +190,21 @@ def test_a_run_stopped_at_its_end_is_not_filmed(tmp_path, monkeypatch):
     finish(run)
     assert (run.folder / RESULT).exists()
     assert not filmed
+
+
+def test_updates_may_come_in_bouts(tmp_path):
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=400, n_step=3)
+    settings.agent.update_every = 8
+    run = launch.new_run(settings)
+    assert isinstance(run.agent, FlashSAC)
+    at = []
+    learn = run.agent.learn
+
+    def noting(*arguments):
+        at.append(run.env_steps)
+        return learn(*arguments)
+
+    run.agent.learn = noting  # type: ignore[method-assign]
+    finish(run)
+    # Two environments, half a gradient step for each of their steps, once 40 rows are there.
+    assert at == [step for step in range(48, 401, 16) for _ in range(8)]

@@ -48,6 +48,8 @@ class FlashSACSettings:
     """Transitions per gradient step, >= 2."""
     utd: float = 1.0
     """Gradient steps per environment transition (update-to-data ratio), whatever num_envs is."""
+    update_every: int = 1
+    """Vector steps between two bouts of gradient steps; ``utd`` counts them as before."""
     min_replay: int = 10_000
     """Transitions collected with uniform random actions before learning starts."""
     replay_age_decay: int = 0
@@ -101,6 +103,7 @@ class FlashSACSettings:
             ("n_step", self.n_step >= 1, ">= 1"),
             ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
             ("utd", self.utd > 0, "> 0"),
+            ("update_every", self.update_every >= 1, ">= 1"),
             ("min_replay", self.min_replay >= 1, ">= 1"),
             ("replay_age_decay", self.replay_age_decay >= 0, ">= 0"),
             ("replay_age_floor", 0 < self.replay_age_floor <= 1, "in (0, 1]"),
@@ -186,6 +189,7 @@ class FlashSAC(Agent):
                 " bootstrap from the wrong state: set --agent.allow-missing-final-obs to accept it"
             )
         self.settings = settings
+        self.horizon = settings.update_every
         self.device = torch.device(device or spec.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -320,7 +324,7 @@ class FlashSAC(Agent):
     # --- learning ---------------------------------------------------------------------------
 
     def update(self, replay: Replay) -> Mapping[str, Tensor]:
-        """Take as many gradient steps as ``utd`` grants for one vector step."""
+        """Take as many gradient steps as ``utd`` grants for ``horizon`` vector steps."""
         settings = self.settings
         if not self._learning:
             self._learning = replay.size >= settings.min_replay and replay.can_sample(
@@ -328,7 +332,7 @@ class FlashSAC(Agent):
             )
             if not self._learning:
                 return {}
-        self._budget += settings.utd * self._num_envs
+        self._budget += settings.utd * self._num_envs * self.horizon
         while self._budget >= 1:
             self._budget -= 1
             self.learn(self._sample(replay), *self._draw_noise())

@@ -117,10 +117,11 @@ class Settings:
 def laptop(settings: Settings) -> None:
     """Minutes on a CPU: small networks, small batches, three-step returns.
 
-    One environment: at the same number of updates, more environments learned slower here. One
-    thread: its products are too small to share, 128-158 updates/s against 95-122 with two.
-    float32: for its small networks bfloat16 saves a tenth of the time, and cost about as much
-    return (benchmarks/results/precision_curves.csv).
+    One environment: at the same number of updates, more environments learned slower here. Eight
+    steps, then eight gradient steps: each first one after the other kind finds the processor's
+    caches cold. One thread: its products are too small to share, 128-158 updates/s against 95-122
+    with two. float32: for its small networks bfloat16 saves a tenth of the time, and cost about as
+    much return (benchmarks/results/precision_curves.csv).
     """
     settings.env_steps = 36_000
     settings.threads = 1
@@ -130,6 +131,7 @@ def laptop(settings: Settings) -> None:
     agent = settings.agent
     agent.batch_size = 128
     agent.utd = 1.0
+    agent.update_every = 8
     agent.min_replay = 2_000
     agent.gamma, agent.n_step = 0.98, 3
     agent.tau = 0.02
