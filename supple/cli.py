@@ -160,6 +160,7 @@ def train_settings(arguments: list[str]) -> Settings:
     first.add_argument("task", nargs="?", default="")
     first.add_argument("--agent", default="flashsac")
     first.add_argument("--preset", default="")
+    first.add_argument("--agent.critic", dest="critic", default="categorical")
     options, rest = first.parse_known_args(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if arguments and arguments[0].startswith("-") and not wants_help:
@@ -172,7 +173,9 @@ def train_settings(arguments: list[str]) -> Settings:
         raise InputError(
             "supple train needs a TASK, for example gym/HalfCheetah-v5; see supple list"
         )
-    default = default_settings(options.task, agent=options.agent, preset=options.preset)
+    default = default_settings(
+        options.task, agent=options.agent, preset=options.preset, critic=options.critic
+    )
     settings = parse_flags(default, rest)
     check_task(options.task)
     return settings

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from supple import checkpoint
 from supple.checkpoint import list_checkpoints
-from supple.cli import BAD_INPUT, DONE, FAILED, main
+from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
 from tests.small_runs import FLAGS, run_whole, small_settings
 
 
@@ -235,3 +235,16 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
     subprocess.run(["rm", "-r", str(out / "one" / "seed1")], check=True)
     assert main(arguments) == DONE
     assert "3 of 4 runs are already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("critic", "width", "depth", "readout"),
+    [("flow", 64, 2, "integrate"), ("flow_official", 128, 2, "distilled")],
+)
+def test_a_critic_brings_its_own_defaults_under_every_flag(critic, width, depth, readout):
+    settings = train_settings(
+        ["toy/lqr", "--preset", "laptop", "--agent.critic", critic, "--agent.flow.kappa", "0.25"]
+    )
+    flow = settings.agent.flow
+    assert settings.agent.critic == critic
+    assert (flow.width, flow.depth, flow.readout, flow.kappa) == (width, depth, readout, 0.25)

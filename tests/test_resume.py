@@ -189,3 +189,19 @@ def test_thread_count_is_part_of_what_must_match(tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     assert f"not bit-exact: threads {threads} -> {threads + 1}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("critic", ["scalar", "flow", "flow_official"])
+def test_every_critic_trains_stops_and_resumes_with_the_same_bits(tmp_path, critic):
+    def settings_of(name):
+        settings = small_settings("toy/lqr", tmp_path / name, env_steps=120)
+        settings.agent.critic = critic
+        flow = settings.agent.flow
+        flow.width, flow.target_samples, flow.train_samples = 8, 2, 3
+        flow.readout = "distilled" if critic == "flow_official" else "integrate"
+        return settings
+
+    whole = run_whole(settings_of("whole"))
+    run_until(settings_of("cut"), 80)
+    again = finish(launch.resumed_run(tmp_path / "cut"))
+    assert deterministic_rows(again.folder) == deterministic_rows(whole.folder)

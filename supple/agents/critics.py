@@ -1,8 +1,9 @@
 """Critic ensembles: interchangeable ways to represent and regress a value.
 
-Each critic says how an input row becomes a *prediction*, what its expected value is, how a Bellman
-target is built from the target network's predictions, and what the loss is. FlashSAC knows only
-these four, so critics are compared under the same actor, data and budget.
+Each critic says how an input row becomes a *prediction*, what its expected value is, which value
+the actor climbs, how a Bellman target is built from the target network's predictions, and what the
+loss is. FlashSAC knows only these, so critics are compared under the same actor, data and budget.
+A critic draws no random numbers: it says how many it needs.
 
 Shapes: ``E`` members, ``M`` or ``B`` rows, ``K`` atoms, ``D`` = observation plus action width.
 Values are in scaled reward units (``agents/reward_scaling.py``).
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +38,27 @@ class CriticSize:
     """Ensemble size E; targets take the member with the smaller value."""
 
 
-class Critic(nn.Module, ABC):
-    """An ensemble of independent members that see the same rows: trunks with a linear head."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draws:
+    """Uniform numbers in [0, 1) that a critic's functions take per row."""
 
-    def __init__(self, size: CriticSize, outputs: int, generator: torch.Generator) -> None:
+    value: int = 0
+    target: int = 0
+    loss: int = 0
+
+
+class Critic(nn.Module, ABC):
+    """An ensemble of independent members that see the same rows."""
+
+    draws = Draws()
+
+    def __init__(self, size: CriticSize) -> None:
         super().__init__()
         self.size = size
-        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
-        self.head = UnitLinear(size.hidden, outputs, generator, members=size.members, bias=True)
-
-    def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:
-        """Raw head outputs, (E, rows, outputs), in float32."""
-        out: Tensor = self.head(self.trunk(x_MD, train=train)[rows])
-        return out.transpose(0, 1)
 
     @abstractmethod
-    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Tensor:
-        """Predictions of every member, (E, rows, ...).
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Any:
+        """Predictions of every member, for example (E, rows).
 
         Args:
             x_MD: observations and actions, side by side.
@@ -61,30 +67,52 @@ class Critic(nn.Module, ABC):
         """
 
     @abstractmethod
-    def value(self, prediction: Tensor) -> Tensor:
+    def value(self, prediction: Any, uniform_BR: Tensor | None = None) -> Tensor:
         """Expected value of each prediction, (E, M)."""
+
+    def climbed(self, prediction: Any, uniform_BR: Tensor | None = None) -> Tensor:
+        """The value the actor climbs, (M,): the smallest of the members'."""
+        return self.value(prediction, uniform_BR).min(dim=0).values
 
     @abstractmethod
     def target(
-        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+        self,
+        prediction: Any,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        entropy_B: Tensor,
+        uniform_BR: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Bellman target from the target network's predictions at the next step.
-
-        The member with the smaller expected value is used whole (ties: the first).
+        """Bellman target from this, the target network's predictions at the next step.
 
         Args:
             prediction: what ``forward`` returned for the next rows, (E, B, ...).
             reward_B: scaled n-step reward, (B,).
             discount_B: bootstrap discount, already 0 where the episode terminated, (B,).
             entropy_B: alpha * log-probability of the next action, subtracted from its value, (B,).
+            uniform_BR: ``draws.target`` numbers per row.
 
         Returns:
             The regression target, (B, ...), and the fraction of it that was clipped, 0-d.
         """
 
     @abstractmethod
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Any, target: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Mean over members and rows, 0-d. Every member regresses onto the same target."""
+
+
+class HeadCritic(Critic):
+    """Trunks with a linear head each."""
+
+    def __init__(self, size: CriticSize, outputs: int, generator: torch.Generator) -> None:
+        super().__init__(size)
+        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.head = UnitLinear(size.hidden, outputs, generator, members=size.members, bias=True)
+
+    def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:
+        """Raw head outputs, (E, rows, outputs), in float32."""
+        out: Tensor = self.head(self.trunk(x_MD, train=train)[rows])
+        return out.transpose(0, 1)
 
 
 def smaller_member(value_EB: Tensor) -> Tensor:
@@ -92,7 +120,7 @@ def smaller_member(value_EB: Tensor) -> Tensor:
     return value_EB.argmin(dim=0)
 
 
-class CategoricalCritic(Critic):
+class CategoricalCritic(HeadCritic):
     """A distribution over ``K`` fixed atoms on [-value_max, value_max], trained by cross-entropy.
 
     Predictions are log-probabilities (E, M, K). The per-sample gradient on the logits is at most
@@ -120,14 +148,22 @@ class CategoricalCritic(Critic):
         """Log-probabilities, (E, rows, K), in float32."""
         return F.log_softmax(self.heads(x_MD, train=train, rows=rows), dim=-1)
 
-    def value(self, prediction: Tensor) -> Tensor:
+    def value(self, prediction: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Mean of each distribution, (E, M)."""
         return prediction.exp() @ self.atoms
 
     def target(
-        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+        self,
+        prediction: Tensor,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        entropy_B: Tensor,
+        uniform_BR: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The moved and re-gridded distribution, (B, K), and its clipped mass."""
+        """The moved and re-gridded distribution, (B, K), and its clipped mass.
+
+        The member with the smaller expected value is used whole (ties: the first).
+        """
         probability_EBK = prediction.exp()
         member_B = smaller_member(probability_EBK @ self.atoms)
         index = member_B[None, :, None].expand(1, -1, self.num_atoms)
@@ -136,7 +172,7 @@ class CategoricalCritic(Critic):
         clipped = (probability_BK * (moved_BK.abs() > self.value_max)).sum(-1).mean()
         return project_to_atoms(probability_BK, moved_BK, self.value_max), clipped
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, target: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Cross-entropy, 0-d."""
         return -(target * prediction).sum(-1).mean()
 
@@ -167,7 +203,7 @@ def project_to_atoms(probability_BK: Tensor, position_BK: Tensor, value_max: flo
     return projected
 
 
-class ScalarCritic(Critic):
+class ScalarCritic(HeadCritic):
     """A plain value per member, trained by squared error: the control for the categorical one."""
 
     def __init__(self, size: CriticSize, *, generator: torch.Generator) -> None:
@@ -177,18 +213,23 @@ class ScalarCritic(Critic):
         """Values, (E, rows), in float32."""
         return self.heads(x_MD, train=train, rows=rows).squeeze(-1)
 
-    def value(self, prediction: Tensor) -> Tensor:
+    def value(self, prediction: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """The prediction itself, (E, M)."""
         return prediction
 
     def target(
-        self, prediction: Tensor, reward_B: Tensor, discount_B: Tensor, entropy_B: Tensor
+        self,
+        prediction: Tensor,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        entropy_B: Tensor,
+        uniform_BR: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Clipped double-Q target, (B,); nothing is ever clipped."""
         smaller_B = prediction.min(dim=0).values
         target_B = reward_B + discount_B * (smaller_B - entropy_B)
         return target_B, torch.zeros((), device=prediction.device)
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, target: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Half the mean squared error, 0-d."""
         return 0.5 * (prediction - target).square().mean()

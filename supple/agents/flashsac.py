@@ -22,6 +22,8 @@ from supple.agents.adam import Adam
 from supple.agents.base import Agent, concat, critic_groups
 from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
 from supple.agents.exploration import HeldNoise, NoiseSettings
+from supple.agents.flow_critics import FlowCritic, FlowRange, PublishedFlowCritic
+from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
 from supple.envs.base import Box, EnvSpec, Groups, Step
@@ -31,12 +33,14 @@ from supple.region import Compute, Region, T
 from supple.replay import AgeBias, Replay
 from supple.rng import Generators
 
+CRITICS = ("categorical", "scalar", "flow", "flow_official")
+
 
 @dataclass(kw_only=True, slots=True)
 class FlashSACSettings:
     """Defaults are the published ones for CPU simulators."""
 
-    critic: Literal["categorical", "scalar"] = "categorical"
+    critic: Literal["categorical", "scalar", "flow", "flow_official"] = "categorical"
     """How values are represented; actor, data and budget stay the same."""
     gamma: float = 0.99
     """Discount per environment step, in (0, 1)."""
@@ -92,13 +96,14 @@ class FlashSACSettings:
     allow_missing_final_obs: bool = False
     """Accept environments that cannot tell the observation before a reset; time-outs then
     bootstrap from the next episode's first observation, which is wrong."""
+    flow: FlowSettings = field(default_factory=FlowSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     reward_scaler: RewardScalerSettings = field(default_factory=RewardScalerSettings)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         rules: tuple[tuple[str, bool, str], ...] = (
-            ("critic", self.critic in ("categorical", "scalar"), "categorical or scalar"),
+            ("critic", self.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
             ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
             ("n_step", self.n_step >= 1, ">= 1"),
             ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
@@ -263,6 +268,15 @@ class FlashSAC(Agent):
         )
         if settings.critic == "scalar":
             return ScalarCritic(size, generator=generator)
+        if settings.critic == "flow":
+            return FlowCritic(
+                size, settings=settings.flow, value_max=settings.value_max, generator=generator
+            )
+        if settings.critic == "flow_official":
+            spans = FlowRange.of(settings.flow, settings.value_max)
+            return PublishedFlowCritic(
+                size, settings=settings.flow, spans=spans, generator=generator
+            )
         return CategoricalCritic(
             size,
             num_atoms=settings.num_atoms,
@@ -357,13 +371,28 @@ class FlashSAC(Agent):
             discount_B=drawn.discount,
         )
 
-    def _draw_noise(self) -> tuple[Tensor, Tensor]:
-        shape = (2, self.settings.batch_size, self._num_actions)
-        noise = torch.randn(shape, generator=self.generators["policy"], device=self.device)
-        return noise[0], noise[1]
+    def _draw_noise(self) -> tuple[Tensor, ...]:
+        """Normal numbers for both actions, and what the critic wants for the actor and itself."""
+        rows, draws = self.settings.batch_size, self.critic.draws
+        noise = torch.randn(
+            (2, rows, self._num_actions), generator=self.generators["policy"], device=self.device
+        )
+        own = draws.value + draws.target + draws.loss
+        if own == 0:
+            return noise[0], noise[1]
+        uniform_BR = torch.rand(
+            (rows, draws.value + own), generator=self.generators["critic"], device=self.device
+        )
+        for_actor, for_critic = uniform_BR.split((draws.value, own), dim=-1)
+        return noise[0], noise[1], for_actor.contiguous(), for_critic.contiguous()
 
     def learn(
-        self, batch: Batch, actor_noise_BA: Tensor, next_noise_BA: Tensor
+        self,
+        batch: Batch,
+        actor_noise_BA: Tensor,
+        next_noise_BA: Tensor,
+        actor_uniform_BR: Tensor | None = None,
+        critic_uniform_BR: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """One gradient step: actor and temperature (every ``actor_period``), critic, target.
 
@@ -371,6 +400,8 @@ class FlashSAC(Agent):
             batch: the minibatch, raw rewards.
             actor_noise_BA: standard-normal draws for the current actions.
             next_noise_BA: standard-normal draws for the next actions.
+            actor_uniform_BR: ``critic.draws.value`` uniform numbers per row, where it has draws.
+            critic_uniform_BR: those of all its draws: value, target, loss.
 
         Returns:
             0-d metrics on the device.
@@ -383,17 +414,27 @@ class FlashSAC(Agent):
             for name in ("actor", "temperature"):
                 optimizers[name].begin(rate, self._actor_updates + 1)
             self.metrics |= self._actor_step(
-                batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, actor_noise_BA
+                batch.actor_obs_2BD,
+                batch.critic_obs_2BD,
+                batch.action_BA,
+                actor_noise_BA,
+                *(() if actor_uniform_BR is None else (actor_uniform_BR,)),
             )
             self._actor_updates += 1
         optimizers["critic"].begin(self.learning_rate(self.updates), self.updates + 1)
-        self.metrics |= self._critic_step(*batch, denominator, next_noise_BA)
+        own = () if critic_uniform_BR is None else (critic_uniform_BR,)
+        self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
         return self.metrics
 
     def _update_actor(
-        self, actor_obs_2BD: Tensor, critic_obs_2BD: Tensor, action_BA: Tensor, noise_BA: Tensor
+        self,
+        actor_obs_2BD: Tensor,
+        critic_obs_2BD: Tensor,
+        action_BA: Tensor,
+        noise_BA: Tensor,
+        uniform_BR: Tensor | None = None,
     ) -> dict[str, Tensor]:
         settings = self.settings
         rows = action_BA.shape[0]
@@ -404,7 +445,7 @@ class FlashSAC(Agent):
             new_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
             x_BD = torch.cat((critic_obs_2BD[:rows], new_action_BA), dim=-1)
             prediction = self.critic(x_BD, train=False)
-        value_B = self.critic.value(prediction).min(dim=0).values
+        value_B = self.critic.climbed(prediction, uniform_BR)
         loss = (alpha * log_prob_B - value_B).mean()
         if settings.bc_alpha > 0:
             distance = (new_action_BA - action_BA).square().mean()
@@ -435,8 +476,13 @@ class FlashSAC(Agent):
         discount_B: Tensor,
         denominator: Tensor,
         noise_BA: Tensor,
+        uniform_BR: Tensor | None = None,
     ) -> dict[str, Tensor]:
         rows = action_BA.shape[0]
+        draws = self.critic.draws
+        counts = (draws.value, draws.target, draws.loss)
+        parts = (None, None, None) if uniform_BR is None else uniform_BR.split(counts, dim=-1)
+        for_value, for_target, for_loss = parts
         with self.compute.autocast(self.device):
             with torch.no_grad():
                 mean_BA, log_std_BA = self.actor(actor_obs_2BD[rows:], train=False)
@@ -450,10 +496,11 @@ class FlashSAC(Agent):
         with torch.no_grad():
             entropy_B = self.log_alpha.exp() * log_prob_B
             discount_B = discount_B * (1 - terminated_B)
-            target, clipped = self.critic.target(
-                after, reward_B / denominator, discount_B, entropy_B
+            target, clipped = self.target_critic.target(
+                after, reward_B / denominator, discount_B, entropy_B, for_target
             )
-        loss = self.critic.loss(prediction, target)
+            value = self.critic.value(prediction, for_value).mean()
+        loss = self.critic.loss(prediction, target, for_loss)
         self._optimizers["critic"].step(torch.autograd.grad(loss, self._critic_params))
         if self.settings.project_critic:
             project_(self.critic)
@@ -462,7 +509,7 @@ class FlashSAC(Agent):
             torch._foreach_lerp_(self._target_params, online, self.settings.tau)
         return {
             "critic/loss": loss.detach(),
-            "critic/value": self.critic.value(prediction.detach()).mean(),
+            "critic/value": value,
             "critic/clipped_mass": clipped,
             "critic/max_entropy_bonus": entropy_B.abs().max(),
         }

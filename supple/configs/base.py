@@ -133,12 +133,18 @@ def laptop(settings: Settings) -> None:
     agent.utd = 1.0
     agent.update_every = 8
     agent.min_replay = 2_000
-    agent.gamma, agent.n_step = 0.98, 3
+    agent.n_step = 3
     agent.tau = 0.02
     agent.actor_hidden, agent.actor_blocks = 64, 1
     agent.critic_hidden, agent.critic_blocks = 64, 1
     agent.lr_init = agent.lr_peak = 1e-3
     agent.lr_end = 5e-4
+    flow = agent.flow
+    flow.target_steps = flow.read_steps = 4
+    flow.width = agent.critic_hidden
+    if agent.critic == "flow_official":
+        flow.width, flow.depth = 128, 2
+        flow.target_samples = flow.train_samples = flow.read_samples = 4
 
 
 def cpu(settings: Settings) -> None:

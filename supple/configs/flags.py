@@ -9,6 +9,7 @@ import re
 
 import tyro
 
+from supple.agents.flashsac import CRITICS
 from supple.configs.base import PRESETS, Settings
 from supple.errors import InputError
 
@@ -17,7 +18,8 @@ _HELP = f"""Learn a task.
 TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
   --agent flashsac
   --preset {"|".join(PRESETS)}   (default: gpu where CUDA is, else laptop)
-Every other flag is a field of the settings; the defaults shown are those of the chosen preset."""
+  --agent.critic {"|".join(CRITICS)}   (--agent.flow.* are of the last two)
+Every other flag is a field of the settings; the defaults shown are those of these choices."""
 
 
 def parse_flags(default: Settings, arguments: list[str]) -> Settings:

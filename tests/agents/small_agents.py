@@ -228,13 +228,13 @@ def spy_on_steps(agent, before_each=lambda name, gradients: None):
 def spy_on_target(agent):
     """Record the arguments of every Bellman target."""
     calls = []
-    original = agent.critic.target
+    original = agent.target_critic.target
 
-    def target(prediction, reward_B, discount_B, entropy_B):
+    def target(prediction, reward_B, discount_B, entropy_B, uniform_BR):
         calls.append({"reward": reward_B, "discount": discount_B, "entropy": entropy_B})
-        return original(prediction, reward_B, discount_B, entropy_B)
+        return original(prediction, reward_B, discount_B, entropy_B, uniform_BR)
 
-    agent.critic.target = target
+    agent.target_critic.target = target
     return calls
 
 

@@ -214,7 +214,7 @@ def test_i10_gradients_are_bounded_for_any_reward(agent, batch, reward_scale):
     calls = []
     original = agent.critic.loss
 
-    def loss(prediction, target):
+    def loss(prediction, target, _):
         logits = prediction.detach().clone().requires_grad_()
         original(torch.log_softmax(logits, dim=-1), target).backward()
         calls.append(logits.grad * prediction.shape[0] * prediction.shape[1])

@@ -237,7 +237,7 @@ def test_bfloat16_is_of_the_products_alone(monkeypatch):
                 layer.register_forward_hook(lambda *seen: products.append(seen[-1]))
     original = agent.critic.loss
 
-    def loss(prediction, target):
+    def loss(prediction, target, _):
         others.extend((prediction, target))
         return original(prediction, target)
 

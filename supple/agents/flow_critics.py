@@ -1,0 +1,300 @@
+"""Flow critics: a value is where a learned velocity field carries noise.
+
+The field of each member is regressed onto y - z0 along straight lines from noise z0 to the Bellman
+target y; the value is read by Euler integration (``kernels/critic_integration``). Noise and flow
+times are uniform numbers handed in, the same for all members.
+
+Shapes: ``E`` members, ``B`` rows, ``M`` noise samples, ``D`` observation plus action width, ``H``
+width of the condition. Values are in scaled reward units, in [-G, G].
+Source: floq, arXiv:2509.06863, and CMU-AIRe/floq (agents/floq.py), whose recorded numbers
+``PublishedFlowCritic`` reproduces (tests/parity/test_floq.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from supple.agents.critics import ALL_ROWS, Critic, CriticSize, Draws
+from supple.agents.flow_settings import FlowSettings
+from supple.agents.nets import Trunk, UnitLinear
+from supple.agents.velocity import (
+    PublishedMLP,
+    PublishedVelocityNet,
+    UnitVelocityNet,
+    VelocityNet,
+)
+from supple.kernels.critic_integration import Form, ValueEncoding, euler, integrate, velocity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowRange:
+    """Where values and noise lie [scaled reward]."""
+
+    value_low: float
+    value_high: float
+    """Support of the state's encoding: the value range and a margin."""
+    noise_low: float
+    noise_high: float
+
+    @staticmethod
+    def of(settings: FlowSettings, value_max: float) -> FlowRange:
+        """For values in [-value_max, value_max]."""
+        reach = settings.kappa * value_max
+        end = value_max * (1 + settings.support_margin)
+        paper = settings.noise_rule == "paper"
+        return FlowRange(
+            value_low=-end,
+            value_high=end,
+            noise_low=value_max - 2 * reach if paper else -reach,
+            noise_high=value_max if paper else reach,
+        )
+
+
+class FlowPrediction(NamedTuple):
+    """What is worked out once per row, whatever is integrated from it."""
+
+    features_EBH: Tensor
+    """What the fields are conditioned on; (1, B, D) where all members read the input itself."""
+    condition_EBH: Tensor
+    """Its share of the velocity network's first layer."""
+
+
+class FlowCritic(Critic):
+    """Norm-bounded flow critic: FlashSAC's trunk once per row, then a small bounded velocity head.
+
+    Args:
+        size: of the trunk and the ensemble.
+        settings: of the flow.
+        value_max: G; targets are clipped to [-G, G].
+        generator: draws the initial weights.
+    """
+
+    net: VelocityNet
+
+    def __init__(
+        self,
+        size: CriticSize,
+        *,
+        settings: FlowSettings,
+        value_max: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(size)
+        self._configure(settings, FlowRange.of(settings, value_max))
+        self._clip = value_max
+        self._velocity_scale = 2 * value_max
+        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.net = UnitVelocityNet(
+            size.hidden,
+            width=settings.width,
+            depth=settings.depth,
+            members=size.members,
+            form=Form(
+                encoding=self._encoding(),
+                activation="relu",
+                norm="rms",
+                norm_first=True,
+                endpoint=settings.predict == "endpoint",
+            ),
+            time_kind=settings.time_encoding,
+            time_count=settings.time_features,
+            bound=self._velocity_scale,
+            generator=generator,
+        )
+        if settings.readout == "distilled":
+            self.distilled = UnitLinear(size.hidden, 1, generator, members=size.members, bias=True)
+
+    def _configure(self, settings: FlowSettings, spans: FlowRange) -> None:
+        settings.check()
+        self.settings = settings
+        self.range = spans
+        reads = 0 if settings.readout == "distilled" else settings.read_samples
+        self.draws = Draws(
+            value=reads, target=settings.target_samples, loss=2 * settings.train_samples
+        )
+
+    def _encoding(self) -> ValueEncoding:
+        return ValueEncoding(
+            low=self.range.value_low,
+            high=self.range.value_high,
+            kind=self.settings.value_encoding,
+            edges=self.settings.edges,
+            sigma_bins=self.settings.sigma_bins,
+        )
+
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
+        """Features and their share of the first layer; in float32 from here on."""
+        features = self.trunk(x_MD, train=train)[rows].transpose(0, 1)
+        return self._prediction(features)
+
+    def _prediction(self, features_EBH: Tensor) -> FlowPrediction:
+        with torch.autocast(features_EBH.device.type, enabled=False):
+            features_EBH = features_EBH.float()
+            return FlowPrediction(features_EBH, self.net.condition(features_EBH))
+
+    def distilled_value(self, features_EBH: Tensor) -> Tensor:
+        """The network that regresses onto the integrated value, (E, B)."""
+        out: Tensor = self.distilled(features_EBH.transpose(0, 1))
+        return out.squeeze(-1).transpose(0, 1)
+
+    def noise(self, uniform_BM: Tensor) -> Tensor:
+        """z0 for uniform numbers in [0, 1), (B, M)."""
+        low, high = self.range.noise_low, self.range.noise_high
+        return low * (1 - uniform_BM) + high * uniform_BM
+
+    def integrated(self, prediction: FlowPrediction, start_BM: Tensor, steps: int) -> Tensor:
+        """Where each member's flow carries the noise, (E, B, M)."""
+        return integrate(
+            self.net.field(),
+            self.net.form,
+            start_BM[None],
+            prediction.condition_EBH,
+            self.net.grid(steps),
+        )
+
+    def _read(self, prediction: FlowPrediction, uniform_BM: Tensor) -> Tensor:
+        """What the actor climbs, per noise sample, (E, B, M)."""
+        settings, start_BM = self.settings, self.noise(uniform_BM)
+        steps = 1 if settings.readout == "one_step" else settings.read_steps
+        if settings.readout != "last_step" or settings.predict == "endpoint":
+            return self.integrated(prediction, start_BM, steps)
+        field, form, grid = self.net.field(), self.net.form, self.net.grid(steps)
+        condition = prediction.condition_EBH.unsqueeze(2)
+
+        def at(k: int, z_EBM: Tensor) -> Tensor:
+            return velocity(field, form, z_EBM, condition, grid[k][:, None, None])
+
+        with torch.no_grad():
+            start_EBM = start_BM.expand(len(condition), -1, -1)
+            before_EBM = euler(at, start_EBM, steps)[-2]
+        return before_EBM + at(steps - 1, before_EBM) / steps
+
+    def value(self, prediction: FlowPrediction, uniform_BM: Tensor | None = None) -> Tensor:
+        """Readout of each member, averaged over noise, (E, B)."""
+        if self.settings.readout == "distilled":
+            return self.distilled_value(prediction.features_EBH)
+        return self._read(prediction, _given(uniform_BM)).mean(-1)
+
+    def climbed(self, prediction: FlowPrediction, uniform_BM: Tensor | None = None) -> Tensor:
+        """Members are joined for each noise sample; distilled ones are always averaged, (B,)."""
+        if self.settings.readout == "distilled":
+            return self.distilled_value(prediction.features_EBH).mean(0)
+        return self._joined(self._read(prediction, _given(uniform_BM))).mean(-1)
+
+    def _joined(self, value_EBM: Tensor) -> Tensor:
+        if self.settings.aggregate == "min":
+            return value_EBM.min(dim=0).values
+        return value_EBM.mean(dim=0)
+
+    def target(
+        self,
+        prediction: FlowPrediction,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        entropy_B: Tensor,
+        uniform_BM: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """y, (B,), or (B, M) for the distributional backup; and the fraction of it clipped."""
+        start_BM = self.noise(_given(uniform_BM))
+        steps = self.settings.target_steps
+        next_BM = self._joined(self.integrated(prediction, start_BM, steps))
+        target = reward_B[:, None] + discount_B[:, None] * (next_BM - entropy_B[:, None])
+        if self.settings.backup == "expected":
+            target = target.mean(-1)
+        clipped = (target.abs() > self._clip).float().mean()
+        return target.clamp(-self._clip, self._clip), clipped
+
+    def loss(
+        self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor | None = None
+    ) -> Tensor:
+        """Squared error of the velocity at random times, and of the distilled critic, 0-d."""
+        settings = self.settings
+        noise_uniform, t_BM = _given(uniform_BR).chunk(2, dim=-1)
+        start_BM = self.noise(noise_uniform)
+        if settings.train_time == "zero":
+            t_BM = torch.zeros_like(t_BM)
+        end_BM = target[:, None] if target.dim() == 1 else target
+        state_BM = (1 - t_BM) * start_BM + t_BM * end_BM
+        found_EBM = velocity(
+            self.net.field(),
+            self.net.form,
+            state_BM[None],
+            prediction.condition_EBH.unsqueeze(2),
+            self.net.time(t_BM),
+        )
+        goal_BM = end_BM.expand_as(start_BM) if self.net.form.endpoint else end_BM - start_BM
+        error_EBM = ((found_EBM - goal_BM) / self._velocity_scale).square()
+        over_samples = error_EBM.sum(-1) if settings.reduction == "sum" else error_EBM.mean(-1)
+        loss = over_samples.mean()
+        if settings.readout != "distilled":
+            return loss
+        with torch.no_grad():
+            value_EBM = self.integrated(prediction, start_BM, settings.target_steps)
+            mean_B = value_EBM.mean(dim=(0, 2))
+        # The trunk belongs to the field: what is distilled only reads it.
+        distilled_EB = self.distilled_value(prediction.features_EBH.detach())
+        return loss + (distilled_EB - mean_B).square().mean()
+
+
+class PublishedFlowCritic(FlowCritic):
+    """The critic of CMU-AIRe/floq: no trunk, no bounded norm, no clipped target.
+
+    Args:
+        size: input width and members; the networks' own sizes are in ``settings``.
+        settings: of the flow, usually from ``flow_settings.published``.
+        spans: where values and noise lie.
+        generator: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        size: CriticSize,
+        *,
+        settings: FlowSettings,
+        spans: FlowRange,
+        generator: torch.Generator,
+    ) -> None:
+        Critic.__init__(self, size)
+        self._configure(settings, spans)
+        self._clip = math.inf
+        self._velocity_scale = 1.0
+        form = Form(encoding=self._encoding(), endpoint=settings.predict == "endpoint")
+        self.net = PublishedVelocityNet(
+            size.inputs,
+            width=settings.width,
+            depth=settings.depth,
+            members=size.members,
+            form=form,
+            time_kind=settings.time_encoding,
+            time_count=settings.time_features,
+            generator=generator,
+        )
+        if settings.readout == "distilled":
+            self.distilled_net = PublishedMLP(
+                size.inputs,
+                width=settings.width,
+                depth=settings.depth,
+                members=size.members,
+                form=form,
+                generator=generator,
+            )
+
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
+        """The input itself; there are no statistics to train."""
+        return self._prediction(x_MD[rows][None])
+
+    def distilled_value(self, features_EBH: Tensor) -> Tensor:
+        """An MLP ensemble of its own on observation and action, (E, B)."""
+        found: Tensor = self.distilled_net(features_EBH[0])
+        return found
+
+
+def _given(uniform: Tensor | None) -> Tensor:
+    if uniform is None:
+        raise ValueError("a flow critic needs the uniform numbers its draws name")
+    return uniform

@@ -1,0 +1,1 @@
+"""Operators with a plain reference each; one folder per operator."""

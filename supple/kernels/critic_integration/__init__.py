@@ -1,0 +1,23 @@
+"""Integrating a batch of value flows through a velocity network."""
+
+from supple.kernels.critic_integration.reference import (
+    Field,
+    Form,
+    ValueEncoding,
+    after_first_layer,
+    euler,
+    integrate,
+    time_features,
+    velocity,
+)
+
+__all__ = [
+    "Field",
+    "Form",
+    "ValueEncoding",
+    "after_first_layer",
+    "euler",
+    "integrate",
+    "time_features",
+    "velocity",
+]

@@ -1,0 +1,209 @@
+"""Euler integration of value flows: the definition, in plain PyTorch and any floating dtype.
+
+A critic member carries noise to a value along dz/dt = v(t, z | c), by K forward steps of 1/K whose
+velocities are taken at the left ends t = k/K. The velocity network reads a condition c (state and
+action), features of z and features of t; its first layer is linear in the three, so the condition's
+share is worked out once per (state, action) and the time's once per step.
+
+Shapes: ``E`` members, ``B`` conditions, ``M`` noise samples, ``K`` steps, ``H`` width, ``L`` hidden
+layers, ``Z`` features of z.
+Source: floq, arXiv:2509.06863; CMU-AIRe/floq (utils/networks.py, agents/floq.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LAYER_NORM_EPS = RMS_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueEncoding:
+    """Features of the flow state z.
+
+    ``hlgauss``: the mass of a Gaussian around z in even bins on [low, high], normalised to sum to
+    1; bounded and slowly varying however far z goes. ``scalar``: where z lies in [low, high].
+    """
+
+    low: float
+    high: float
+    kind: Literal["hlgauss", "scalar"] = "hlgauss"
+    edges: int = 51
+    """One more than bins."""
+    sigma_bins: float = 16.0
+    """Standard deviation of the Gaussian [bins]."""
+
+    @property
+    def features(self) -> int:
+        """Z."""
+        return self.edges - 1 if self.kind == "hlgauss" else 1
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """(...) -> (..., Z), in float32 or wider: differences of erf mean nothing in less."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
+        width = self.high - self.low
+        if self.kind == "scalar":
+            return (z - self.low) / width
+        # One width outside, both tails of erf come close to equal; far outside, 0 / 0.
+        z = z.clamp(self.low - width, self.high + width)
+        edges = torch.linspace(self.low, self.high, self.edges, dtype=z.dtype, device=z.device)
+        sigma = self.sigma_bins * width / (self.edges - 1)
+        below = torch.erf((edges - z) / (math.sqrt(2) * sigma))
+        return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
+
+
+TIME_ENCODINGS = ("fourier", "cos_rep", "cos")
+
+
+def time_features(t: Tensor, kind: str, count: int) -> Tensor:
+    """Features of flow time, (...) -> (..., count), or (..., 1) for ``cos``.
+
+    Args:
+        t: in [0, 1].
+        kind: ``fourier``: cos(pi i t), i = 1 ... count, as the paper describes; ``cos``: cos(t), of
+            the released code; ``cos_rep``: the same number ``count`` times, of its first release.
+        count: how many.
+    """
+    t = t.unsqueeze(-1)
+    if kind == "fourier":
+        return torch.cos(math.pi * t * torch.arange(1, count + 1, dtype=t.dtype, device=t.device))
+    return torch.cos(t).expand(*t.shape[:-1], count if kind == "cos_rep" else 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """How a velocity network is built: the published one, or the norm-bounded one."""
+
+    encoding: ValueEncoding
+    activation: Literal["gelu", "relu"] = "gelu"
+    """gelu in its tanh approximation."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_first: bool = False
+    """Norm, then activation, and one more norm before the output; else activation, then norm."""
+    endpoint: bool = False
+    """The network says where the flow ends instead of its velocity: the control."""
+
+
+class Field(NamedTuple):
+    """Weights of a velocity network, without what its first layer makes of condition and time."""
+
+    value_EHZ: Tensor
+    """First layer, the columns that read the features of z."""
+    hidden_LEHH: Tensor
+    """Layers 2 ... L, (L - 1, E, H, H)."""
+    bias_LEH: Tensor
+    gain_LEH: Tensor
+    """Of the norms, (L, E, H), or (L + 1, E, H) where the norm comes first."""
+    shift_LEH: Tensor | None
+    """Of layer norms; None for RMS norms."""
+    out_EH: Tensor
+    out_bias_E: Tensor
+
+
+def velocity(field: Field, form: Form, z_EBM: Tensor, condition: Tensor, time: Tensor) -> Tensor:
+    """v(t, z | c), (E, B, M); what ``form.endpoint`` networks say instead.
+
+    Args:
+        field: weights.
+        form: how they are used.
+        z_EBM: flow states, or (1, B, M) where all members share them.
+        condition: the first layer's share of the condition, (E, B, 1, H) or (E, B, M, H).
+        time: that of the time, with every bias, (E, 1, 1, H) or (E, B, M, H).
+    """
+    encoded = form.encoding(z_EBM).to(field.value_EHZ.dtype)
+    state = _product(encoded.expand(len(field.value_EHZ), -1, -1, -1), field.value_EHZ)
+    return after_first_layer(field, form, state + condition + time)
+
+
+def after_first_layer(field: Field, form: Form, x_EBMH: Tensor) -> Tensor:
+    """The rest of the network, from the first layer's sums, (E, B, M, H) -> (E, B, M)."""
+    x = x_EBMH
+    depth = len(field.hidden_LEHH) + 1
+    for layer in range(depth):
+        if form.norm_first:
+            x = _activate(_norm(x, field, form, layer), form)
+        else:
+            x = _norm(_activate(x, form), field, form, layer)
+        if layer + 1 < depth:
+            x = _product(x, field.hidden_LEHH[layer]) + _rows(field.bias_LEH[layer])
+    if form.norm_first:
+        x = _norm(x, field, form, depth)
+    return (x * _rows(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
+
+
+def euler(
+    step_velocity: Callable[[int, Tensor], Tensor], start: Tensor, steps: int
+) -> list[Tensor]:
+    """Forward-Euler states z_0 ... z_K of dz/dt = v, the velocity of step k taken at t = k/K.
+
+    Args:
+        step_velocity: (k, z_k) -> velocity, of z's shape.
+        start: z_0.
+        steps: K >= 1.
+    """
+    states = [start]
+    for k in range(steps):
+        states.append(states[-1] + step_velocity(k, states[-1]) / steps)
+    return states
+
+
+def integrate(
+    field: Field, form: Form, start_EBM: Tensor, condition_EBH: Tensor, time_KEH: Tensor
+) -> Tensor:
+    """Where the flow carries its noise, z_K, (E, B, M).
+
+    Args:
+        field: weights.
+        form: how they are used.
+        start_EBM: noise z_0, or (1, B, M) where all members share it.
+        condition_EBH: the first layer's share of each condition, or (E, B, M, H) where every sample
+            has its own.
+        time_KEH: that of the times k/K, with every bias; its length is K.
+    """
+    steps = len(time_KEH)
+    condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
+    members = len(field.out_EH)
+    start_EBM = start_EBM.expand(members, -1, -1)
+
+    def at(k: int, z: Tensor) -> Tensor:
+        return velocity(field, form, z, condition, _rows(time_KEH[k]))
+
+    if not form.endpoint:
+        return euler(at, start_EBM, steps)[-1]
+    z = end = start_EBM
+    for k in range(steps):
+        end = at(k, z)
+        share = (k + 1) / steps
+        z = (1 - share) * start_EBM + share * end
+    return end
+
+
+def _product(x_EBMI: Tensor, weight_EOI: Tensor) -> Tensor:
+    rows = x_EBMI.flatten(1, 2)
+    out: Tensor = torch.bmm(rows, weight_EOI.mT).unflatten(1, x_EBMI.shape[1:3])
+    return out
+
+
+def _rows(each_EH: Tensor) -> Tensor:
+    return each_EH[:, None, None]
+
+
+def _activate(x: Tensor, form: Form) -> Tensor:
+    return F.gelu(x, approximate="tanh") if form.activation == "gelu" else torch.relu(x)
+
+
+def _norm(x: Tensor, field: Field, form: Form, layer: int) -> Tensor:
+    gain = _rows(field.gain_LEH[layer])
+    if form.norm == "rms":
+        return gain * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS))
+    normal: Tensor = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    if field.shift_LEH is None:
+        return gain * normal
+    return torch.addcmul(_rows(field.shift_LEH[layer]), gain, normal)
