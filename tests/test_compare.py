@@ -117,5 +117,5 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
     (folder / "settings.json").write_text(launch.as_text(settings))
     laptop = ["--preset", "laptop"]
     plan("toy/lqr", [0], [], [*laptop, "--agent.gamma", "0.5"], tmp_path)
-    with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.98\)"):
+    with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.99\)"):
         plan("toy/lqr", [0], [], laptop, tmp_path)
