@@ -350,11 +350,12 @@ def on_this_machine(settings: Settings, device: str = "") -> Settings:
             raise
         print(f"supple: no {settings.device} here, using the CPU", file=sys.stderr)
         found = torch.device("cpu")
-    compute = settings.compute
+    compute, replay = settings.compute, settings.replay
     if found.type != "cuda":  # leave out what only CUDA can do
         precision = "auto" if compute.precision == "tf32" else compute.precision
         compute = dataclasses.replace(compute, precision=precision, cuda_graphs=False)
-    return dataclasses.replace(settings, device=str(found), compute=compute)
+        replay = dataclasses.replace(replay, spill=False)
+    return dataclasses.replace(settings, device=str(found), compute=compute, replay=replay)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

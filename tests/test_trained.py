@@ -78,6 +78,7 @@ def from_cuda(copy, monkeypatch):
     settings = launch.read_settings(copy)
     settings.device = "cuda:1"
     settings.compute.precision, settings.compute.cuda_graphs = "tf32", True
+    settings.replay.spill = True
     (copy / "settings.json").write_text(launch.as_text(settings))
     found = checkpoint.load(list_checkpoints(copy)[0])
     for state in (found.state["agent"]["generators"]["streams"], found.state["env"]):
