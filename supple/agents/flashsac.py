@@ -22,7 +22,7 @@ from supple.agents.adam import Adam
 from supple.agents.base import Agent, concat, critic_groups
 from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
 from supple.agents.exploration import HeldNoise, NoiseSettings
-from supple.agents.flow_critics import FlowCritic, FlowRange, PublishedFlowCritic
+from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
@@ -269,7 +269,7 @@ class FlashSAC(Agent):
         if settings.critic == "scalar":
             return ScalarCritic(size, generator=generator)
         if settings.critic == "flow":
-            return FlowCritic(
+            return BoundedFlowCritic(
                 size, settings=settings.flow, value_max=settings.value_max, generator=generator
             )
         if settings.critic == "flow_official":

@@ -13,6 +13,7 @@ Source: floq, arXiv:2509.06863, and CMU-AIRe/floq (agents/floq.py), whose record
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,12 +24,20 @@ from supple.agents.critics import ALL_ROWS, Critic, CriticSize, Draws
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import Trunk, UnitLinear
 from supple.agents.velocity import (
+    MLPSize,
     PublishedMLP,
     PublishedVelocityNet,
     UnitVelocityNet,
     VelocityNet,
 )
-from supple.kernels.critic_integration import Form, ValueEncoding, euler, integrate, velocity
+from supple.kernels.critic_integration import (
+    Form,
+    ValueEncoding,
+    euler,
+    integrate,
+    on_grid,
+    velocity,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +74,14 @@ class FlowPrediction(NamedTuple):
 
 
 class FlowCritic(Critic):
-    """Norm-bounded flow critic: FlashSAC's trunk once per row, then a small bounded velocity head.
+    """Targets, loss and readouts; a subclass says what the fields are and what they read.
 
     Args:
-        size: of the trunk and the ensemble.
+        size: of the trunk, where there is one, and of the ensemble.
         settings: of the flow.
-        value_max: G; targets are clipped to [-G, G].
-        generator: draws the initial weights.
+        spans: where values and noise lie.
+        clip: targets are clipped to [-clip, clip].
+        velocity_scale: velocities are divided by it in the loss.
     """
 
     net: VelocityNet
@@ -81,38 +91,16 @@ class FlowCritic(Critic):
         size: CriticSize,
         *,
         settings: FlowSettings,
-        value_max: float,
-        generator: torch.Generator,
+        spans: FlowRange,
+        clip: float,
+        velocity_scale: float,
     ) -> None:
         super().__init__(size)
-        self._configure(settings, FlowRange.of(settings, value_max))
-        self._clip = value_max
-        self._velocity_scale = 2 * value_max
-        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
-        self.net = UnitVelocityNet(
-            size.hidden,
-            width=settings.width,
-            depth=settings.depth,
-            members=size.members,
-            form=Form(
-                encoding=self._encoding(),
-                activation="relu",
-                norm="rms",
-                norm_first=True,
-                endpoint=settings.predict == "endpoint",
-            ),
-            time_kind=settings.time_encoding,
-            time_count=settings.time_features,
-            bound=self._velocity_scale,
-            generator=generator,
-        )
-        if settings.readout == "distilled":
-            self.distilled = UnitLinear(size.hidden, 1, generator, members=size.members, bias=True)
-
-    def _configure(self, settings: FlowSettings, spans: FlowRange) -> None:
         settings.check()
         self.settings = settings
         self.range = spans
+        self._clip = clip
+        self._velocity_scale = velocity_scale
         reads = 0 if settings.readout == "distilled" else settings.read_samples
         self.draws = Draws(
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
@@ -127,20 +115,15 @@ class FlowCritic(Critic):
             sigma_bins=self.settings.sigma_bins,
         )
 
-    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
-        """Features and their share of the first layer; in float32 from here on."""
-        features = self.trunk(x_MD, train=train)[rows].transpose(0, 1)
-        return self._prediction(features)
-
     def _prediction(self, features_EBH: Tensor) -> FlowPrediction:
+        """In float32 from here on."""
         with torch.autocast(features_EBH.device.type, enabled=False):
             features_EBH = features_EBH.float()
             return FlowPrediction(features_EBH, self.net.condition(features_EBH))
 
+    @abstractmethod
     def distilled_value(self, features_EBH: Tensor) -> Tensor:
         """The network that regresses onto the integrated value, (E, B)."""
-        out: Tensor = self.distilled(features_EBH.transpose(0, 1))
-        return out.squeeze(-1).transpose(0, 1)
 
     def noise(self, uniform_BM: Tensor) -> Tensor:
         """z0 for uniform numbers in [0, 1), (B, M)."""
@@ -163,15 +146,10 @@ class FlowCritic(Critic):
         steps = 1 if settings.readout == "one_step" else settings.read_steps
         if settings.readout != "last_step" or settings.predict == "endpoint":
             return self.integrated(prediction, start_BM, steps)
-        field, form, grid = self.net.field(), self.net.form, self.net.grid(steps)
-        condition = prediction.condition_EBH.unsqueeze(2)
-
-        def at(k: int, z_EBM: Tensor) -> Tensor:
-            return velocity(field, form, z_EBM, condition, grid[k][:, None, None])
-
+        condition_EBH = prediction.condition_EBH
+        at = on_grid(self.net.field(), self.net.form, condition_EBH, self.net.grid(steps))
         with torch.no_grad():
-            start_EBM = start_BM.expand(len(condition), -1, -1)
-            before_EBM = euler(at, start_EBM, steps)[-2]
+            before_EBM = euler(at, start_BM.expand(len(condition_EBH), -1, -1), steps)[-2]
         return before_EBM + at(steps - 1, before_EBM) / steps
 
     def value(self, prediction: FlowPrediction, uniform_BM: Tensor | None = None) -> Tensor:
@@ -241,6 +219,59 @@ class FlowCritic(Critic):
         return loss + (distilled_EB - mean_B).square().mean()
 
 
+class BoundedFlowCritic(FlowCritic):
+    """FlashSAC's trunk once per row, then a small velocity head whose norms are bounded.
+
+    Args:
+        size: of the trunk and the ensemble.
+        settings: of the flow.
+        value_max: G; targets are clipped to [-G, G].
+        generator: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        size: CriticSize,
+        *,
+        settings: FlowSettings,
+        value_max: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(
+            size,
+            settings=settings,
+            spans=FlowRange.of(settings, value_max),
+            clip=value_max,
+            velocity_scale=2 * value_max,
+        )
+        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.net = UnitVelocityNet(
+            _mlp(settings, inputs=size.hidden, members=size.members),
+            form=Form(
+                encoding=self._encoding(),
+                activation="relu",
+                norm="rms",
+                norm_first=True,
+                endpoint=settings.predict == "endpoint",
+            ),
+            time_kind=settings.time_encoding,
+            time_count=settings.time_features,
+            bound=self._velocity_scale,
+            generator=generator,
+        )
+        if settings.readout == "distilled":
+            self.distilled = UnitLinear(size.hidden, 1, generator, members=size.members, bias=True)
+
+    def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
+        """Features and their share of the first layer."""
+        return self._prediction(self.trunk(x_MD, train=train)[rows].transpose(0, 1))
+
+    def distilled_value(self, features_EBH: Tensor) -> Tensor:
+        """A linear head of its own on the trunk's features, (E, B)."""
+        out: Tensor = self.distilled(features_EBH.transpose(0, 1))
+        return out.squeeze(-1).transpose(0, 1)
+
+
 class PublishedFlowCritic(FlowCritic):
     """The critic of CMU-AIRe/floq: no trunk, no bounded norm, no clipped target.
 
@@ -259,30 +290,18 @@ class PublishedFlowCritic(FlowCritic):
         spans: FlowRange,
         generator: torch.Generator,
     ) -> None:
-        Critic.__init__(self, size)
-        self._configure(settings, spans)
-        self._clip = math.inf
-        self._velocity_scale = 1.0
+        super().__init__(size, settings=settings, spans=spans, clip=math.inf, velocity_scale=1.0)
         form = Form(encoding=self._encoding(), endpoint=settings.predict == "endpoint")
+        mlp = _mlp(settings, inputs=size.inputs, members=size.members)
         self.net = PublishedVelocityNet(
-            size.inputs,
-            width=settings.width,
-            depth=settings.depth,
-            members=size.members,
+            mlp,
             form=form,
             time_kind=settings.time_encoding,
             time_count=settings.time_features,
             generator=generator,
         )
         if settings.readout == "distilled":
-            self.distilled_net = PublishedMLP(
-                size.inputs,
-                width=settings.width,
-                depth=settings.depth,
-                members=size.members,
-                form=form,
-                generator=generator,
-            )
+            self.distilled = PublishedMLP(mlp, form=form, generator=generator)
 
     def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
         """The input itself; there are no statistics to train."""
@@ -290,8 +309,12 @@ class PublishedFlowCritic(FlowCritic):
 
     def distilled_value(self, features_EBH: Tensor) -> Tensor:
         """An MLP ensemble of its own on observation and action, (E, B)."""
-        found: Tensor = self.distilled_net(features_EBH[0])
+        found: Tensor = self.distilled(features_EBH[0])
         return found
+
+
+def _mlp(settings: FlowSettings, *, inputs: int, members: int) -> MLPSize:
+    return MLPSize(inputs=inputs, width=settings.width, depth=settings.depth, members=members)
 
 
 def _given(uniform: Tensor | None) -> Tensor:

@@ -11,8 +11,11 @@ Source: floq, arXiv:2509.06863; CMU-AIRe/floq (utils/networks.py).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,46 +32,49 @@ TYPICAL_HLGAUSS_NORM = 0.17
 """Of the hlgauss features with 50 bins and sigma 16: 0.15 in the middle, 0.19 at the edges."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MLPSize:
+    """Sizes of E equal MLPs."""
+
+    inputs: int
+    """Width of what is read; for a velocity network that of the condition, D."""
+    width: int
+    """H."""
+    depth: int
+    """Hidden layers L."""
+    members: int
+    """E."""
+
+
 class PublishedMLP(nn.Module):
     """Linear -> GELU (tanh form) -> layer norm, L times, then a linear output; E of them.
 
     Args:
-        inputs: width of the input.
-        width: H.
-        depth: L.
-        members: E.
+        size: of the networks.
         form: encoding of the flow state; the layers are as published.
         generator: draws the initial weights, Glorot uniform; biases start at 0.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        *,
-        width: int,
-        depth: int,
-        members: int,
-        form: Form,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, size: MLPSize, *, form: Form, generator: torch.Generator) -> None:
         super().__init__()
         self.form = form
+        members, width, depth = size.members, size.width, size.depth
 
         def glorot(*shape: int) -> nn.Parameter:
             weight = torch.rand(shape, generator=generator, device=generator.device)
             return nn.Parameter((2 * weight - 1) * math.sqrt(6 / (shape[-1] + shape[-2])))
 
-        def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, device=generator.device))
+        def constant(value: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.full(shape, float(value), device=generator.device))
 
-        self.first_EHD = glorot(members, width, inputs)
-        self.first_bias_EH = zeros(members, width)
+        self.first_EHD = glorot(members, width, size.inputs)
+        self.first_bias_EH = constant(0, members, width)
         self.hidden_LEHH = glorot(depth - 1, members, width, width)
-        self.bias_LEH = zeros(depth - 1, members, width)
-        self.gain_LEH = nn.Parameter(zeros(depth, members, width).detach() + 1)
-        self.shift_LEH = zeros(depth, members, width)
+        self.bias_LEH = constant(0, depth - 1, members, width)
+        self.gain_LEH = constant(1, depth, members, width)
+        self.shift_LEH = constant(0, depth, members, width)
         self.out_E1H = glorot(members, 1, width)
-        self.out_bias_E = zeros(members)
+        self.out_bias_E = constant(0, members)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, inputs) -> (E, B)."""
@@ -89,6 +95,15 @@ class PublishedMLP(nn.Module):
         )
 
 
+class FirstLayer(NamedTuple):
+    """A velocity network's first layer, by what its columns read."""
+
+    condition_EHD: Tensor
+    state_EHZ: Tensor
+    time_EHT: Tensor
+    bias_EH: Tensor
+
+
 class VelocityNet(ABC):
     """An ensemble of fields v(t, z | c), taken apart by what each step of a flow needs anew."""
 
@@ -97,8 +112,8 @@ class VelocityNet(ABC):
     time_count: int
 
     @abstractmethod
-    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Columns that read condition (E, H, D), state and time, and the bias (E, H)."""
+    def first_layer(self) -> FirstLayer:
+        """The first layer, taken apart."""
 
     @abstractmethod
     def field(self) -> Field:
@@ -106,21 +121,21 @@ class VelocityNet(ABC):
 
     def condition(self, condition_EBD: Tensor) -> Tensor:
         """The first layer's share of each condition, (E, B, H); (1, B, D) serves all members."""
-        columns_EHD, _, _, _ = self.first_layer()
+        columns_EHD = self.first_layer().condition_EHD
         return torch.bmm(condition_EBD.expand(len(columns_EHD), -1, -1), columns_EHD.mT)
 
     def time(self, t_BM: Tensor) -> Tensor:
         """The first layer's share of time, with its bias, (E, B, M, H)."""
-        _, _, columns_EHT, bias_EH = self.first_layer()
+        layer = self.first_layer()
         features = time_features(t_BM, self.time_kind, self.time_count).flatten(0, 1)
-        rows = features.expand(len(columns_EHT), -1, -1)
-        share = torch.baddbmm(bias_EH[:, None], rows, columns_EHT.mT)
+        rows = features.expand(len(layer.time_EHT), -1, -1)
+        share = torch.baddbmm(layer.bias_EH[:, None], rows, layer.time_EHT.mT)
         shaped: Tensor = share.unflatten(1, t_BM.shape)
         return shaped
 
     def grid(self, steps: int) -> Tensor:
         """``time`` at the left ends k/K of K steps, (K, E, H)."""
-        bias_EH = self.first_layer()[-1]
+        bias_EH = self.first_layer().bias_EH
         t = torch.arange(steps, dtype=bias_EH.dtype, device=bias_EH.device) / steps
         return self.time(t[:, None])[:, :, 0].transpose(0, 1)
 
@@ -129,10 +144,7 @@ class PublishedVelocityNet(PublishedMLP, VelocityNet):
     """The network of CMU-AIRe/floq, which reads condition, state and time side by side.
 
     Args:
-        inputs: observation and action width D.
-        width: H.
-        depth: L.
-        members: E.
+        size: of the networks; ``inputs`` is observation and action width.
         form: encoding of the state.
         time_kind: how time is encoded, ``kernels.critic_integration.time_features``.
         time_count: T for the kinds that have a choice.
@@ -141,11 +153,8 @@ class PublishedVelocityNet(PublishedMLP, VelocityNet):
 
     def __init__(
         self,
-        inputs: int,
+        size: MLPSize,
         *,
-        width: int,
-        depth: int,
-        members: int,
         form: Form,
         time_kind: str,
         time_count: int,
@@ -153,24 +162,18 @@ class PublishedVelocityNet(PublishedMLP, VelocityNet):
     ) -> None:
         self.time_kind = time_kind
         self.time_count = 1 if time_kind == "cos" else time_count
-        self._columns = (inputs, form.encoding.features, self.time_count)
-        super().__init__(
-            sum(self._columns),
-            width=width,
-            depth=depth,
-            members=members,
-            form=form,
-            generator=generator,
-        )
+        self._columns = (size.inputs, form.encoding.features, self.time_count)
+        whole = dataclasses.replace(size, inputs=sum(self._columns))
+        super().__init__(whole, form=form, generator=generator)
 
-    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def first_layer(self) -> FirstLayer:
         """Views of one weight."""
         condition, state, time = self.first_EHD.split(self._columns, dim=-1)
-        return condition, state, time, self.first_bias_EH
+        return FirstLayer(condition, state, time, self.first_bias_EH)
 
     def field(self) -> Field:
         """The stacked layers."""
-        return super().field()._replace(value_EHZ=self.first_layer()[1])
+        return super().field()._replace(value_EHZ=self.first_layer().state_EHZ)
 
 
 class UnitVelocityNet(nn.Module, VelocityNet):
@@ -180,24 +183,19 @@ class UnitVelocityNet(nn.Module, VelocityNet):
     norm, whose statistics would couple the trajectories of a batch.
 
     Args:
-        inputs: width of the condition, features of norm sqrt(inputs).
-        width: H.
-        depth: L.
-        members: E.
+        size: of the networks; their condition consists of features of norm sqrt(``inputs``).
         form: encoding of the state.
         time_kind: how time is encoded.
         time_count: T for the kinds that have a choice.
-        bound: largest |v| but for the output's bias [scaled reward].
+        bound: largest |v| for even gains of the last norm, but for the output's bias [scaled
+            reward].
         generator: draws the initial weights.
     """
 
     def __init__(
         self,
-        inputs: int,
+        size: MLPSize,
         *,
-        width: int,
-        depth: int,
-        members: int,
         form: Form,
         time_kind: str,
         time_count: int,
@@ -209,41 +207,44 @@ class UnitVelocityNet(nn.Module, VelocityNet):
         self.time_kind = time_kind
         self.time_count = 1 if time_kind == "cos" else time_count
         self.bound = bound
-        self._depth, self._members = depth, members
-        self._columns = (inputs, form.encoding.features, self.time_count)
+        self._size = size
+        self._columns = (size.inputs, form.encoding.features, self.time_count)
+        width, members = size.width, size.members
         self.first = UnitLinear(sum(self._columns), width, generator, members=members)
-        layers = (depth - 1) * members
-        self.hidden = UnitLinear(width, width, generator, members=layers)
-        self.norm = UnitRMSNorm(width, generator.device, members=(depth + 1) * members)
+        self.hidden = UnitLinear(width, width, generator, members=(size.depth - 1) * members)
+        self.norm = UnitRMSNorm(width, generator.device, members=(size.depth + 1) * members)
         self.out = UnitLinear(width, 1, generator, members=members, bias=True)
 
-    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def first_layer(self) -> FirstLayer:
         """Views of one unit-row weight; state and time are scaled to the condition's size.
 
         Without that, features of the state, whose norm is a hundredth of the condition's, would
         be invisible to a row of norm 1.
         """
         condition, state, time = self.first.weight.split(self._columns, dim=-1)
-        scale = math.sqrt(self._columns[0])
-        if self.form.encoding.kind == "hlgauss":
-            state = state * (scale / TYPICAL_HLGAUSS_NORM)
-        else:
-            state = state * scale
-        time = time * (scale / math.sqrt(max(1.0, self.time_count / 2)))
-        return condition, state, time, condition.new_zeros(condition.shape[:2])
+        scale = math.sqrt(self._size.inputs)
+        state_norm = TYPICAL_HLGAUSS_NORM if self.form.encoding.kind == "hlgauss" else 1.0
+        time_norm = math.sqrt(max(1.0, self.time_count / 2))
+        return FirstLayer(
+            condition,
+            state * (scale / state_norm),
+            time * (scale / time_norm),
+            condition.new_zeros(condition.shape[:2]),
+        )
 
     def field(self) -> Field:
         """The output scaled so that features of norm sqrt(H) give at most ``bound``."""
-        width = self.first.weight.shape[1]
-        hidden = self.hidden.weight.view(self._depth - 1, self._members, width, width)
+        size = self._size
+        layers = (size.members, size.width)
+        hidden = self.hidden.weight.view(size.depth - 1, *layers, size.width)
         bias = self.out.bias
         assert bias is not None
         return Field(
-            value_EHZ=self.first_layer()[1],
+            value_EHZ=self.first_layer().state_EHZ,
             hidden_LEHH=hidden,
             bias_LEH=hidden.new_zeros(hidden.shape[:3]),
-            gain_LEH=self.norm.scale.view(self._depth + 1, self._members, width),
+            gain_LEH=self.norm.scale.view(size.depth + 1, *layers),
             shift_LEH=None,
-            out_EH=self.out.weight[:, 0] * (self.bound / math.sqrt(width)),
+            out_EH=self.out.weight[:, 0] * (self.bound / math.sqrt(size.width)),
             out_bias_E=bias[:, 0],
         )

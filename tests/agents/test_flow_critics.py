@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from supple.agents.critics import CriticSize
-from supple.agents.flow_critics import FlowCritic, FlowRange, PublishedFlowCritic
+from supple.agents.flow_critics import (
+    BoundedFlowCritic,
+    FlowCritic,
+    FlowRange,
+    PublishedFlowCritic,
+)
 from supple.agents.flow_settings import FlowSettings, published
 from supple.agents.nets import project_
 from supple.errors import InputError
-from supple.kernels.critic_integration import euler, velocity
+from supple.kernels.critic_integration import euler, on_grid
 from tests.agents.small_agents import generator
 
 G = 5.0
@@ -23,11 +28,12 @@ def settings_of(**changes):
     return FlowSettings(**{**small, "target_samples": 3, "train_samples": 3, **changes})
 
 
-def critic_of(kind=FlowCritic, *, members=2, seed=0, **changes):
+def critic_of(kind=BoundedFlowCritic, *, members=2, seed=0, **changes):
     size = CriticSize(inputs=INPUTS, hidden=16, blocks=1, members=members)
     settings = settings_of(**changes)
-    if kind is FlowCritic:
-        critic = FlowCritic(size, settings=settings, value_max=G, generator=generator(seed))
+    critic: FlowCritic
+    if kind is BoundedFlowCritic:
+        critic = BoundedFlowCritic(size, settings=settings, value_max=G, generator=generator(seed))
     else:
         spans = FlowRange.of(settings, G)
         critic = PublishedFlowCritic(
@@ -37,7 +43,9 @@ def critic_of(kind=FlowCritic, *, members=2, seed=0, **changes):
     return critic
 
 
-KINDS = pytest.mark.parametrize("kind", [FlowCritic, PublishedFlowCritic], ids=["flow", "official"])
+KINDS = pytest.mark.parametrize(
+    "kind", [BoundedFlowCritic, PublishedFlowCritic], ids=["flow", "official"]
+)
 
 
 def uniform(critic, use, seed=1):
@@ -116,13 +124,13 @@ def test_t5_the_target_joins_members_for_each_sample_then_averages(
 @torch.no_grad()
 def test_only_the_bounded_critic_clips_its_target():
     reward, none = torch.tensor([9.0] * ROWS), torch.zeros(ROWS)
-    for kind, most in ((FlowCritic, G), (PublishedFlowCritic, 9.0)):
+    for kind, most in ((BoundedFlowCritic, G), (PublishedFlowCritic, 9.0)):
         critic = critic_of(kind)
         found, clipped = critic.target(
             critic(inputs(), train=False), reward, none, none, uniform(critic, "target")
         )
         assert found.tolist() == [most] * ROWS
-        assert clipped == (kind is FlowCritic)
+        assert clipped == (kind is BoundedFlowCritic)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
@@ -301,14 +309,18 @@ def test_t11_a_learned_flow_is_accurate_contracts_and_recovers_from_a_stale_begi
     @torch.no_grad()
     def states(stale, begin):
         """Integrate, the first ``stale`` steps by the early critic."""
-        parts = []
-        for which in (early, critic):
-            condition = which(x, train=False).condition_EBH.unsqueeze(2)
-            parts.append((which.net.field(), which.net.form, condition, which.net.grid(steps)))
+        early_at, late_at = (
+            on_grid(
+                which.net.field(),
+                which.net.form,
+                which(x, train=False).condition_EBH,
+                which.net.grid(steps),
+            )
+            for which in (early, critic)
+        )
 
         def at(k, z):
-            field, form, condition, grid = parts[k >= stale]
-            return velocity(field, form, z, condition, grid[k][:, None, None])
+            return early_at(k, z) if k < stale else late_at(k, z)
 
         return euler(at, begin[None], steps)[-1][0]
 

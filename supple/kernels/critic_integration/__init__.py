@@ -7,6 +7,7 @@ from supple.kernels.critic_integration.reference import (
     after_first_layer,
     euler,
     integrate,
+    on_grid,
     time_features,
     velocity,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "after_first_layer",
     "euler",
     "integrate",
+    "on_grid",
     "time_features",
     "velocity",
 ]

@@ -154,6 +154,18 @@ def euler(
     return states
 
 
+def on_grid(
+    field: Field, form: Form, condition_EBH: Tensor, time_KEH: Tensor
+) -> Callable[[int, Tensor], Tensor]:
+    """``velocity`` as ``euler`` asks for it; arguments as ``integrate`` takes them."""
+    condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
+
+    def at(k: int, z_EBM: Tensor) -> Tensor:
+        return velocity(field, form, z_EBM, condition, _rows(time_KEH[k]))
+
+    return at
+
+
 def integrate(
     field: Field, form: Form, start_EBM: Tensor, condition_EBH: Tensor, time_KEH: Tensor
 ) -> Tensor:
@@ -168,13 +180,8 @@ def integrate(
         time_KEH: that of the times k/K, with every bias; its length is K.
     """
     steps = len(time_KEH)
-    condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
-    members = len(field.out_EH)
-    start_EBM = start_EBM.expand(members, -1, -1)
-
-    def at(k: int, z: Tensor) -> Tensor:
-        return velocity(field, form, z, condition, _rows(time_KEH[k]))
-
+    at = on_grid(field, form, condition_EBH, time_KEH)
+    start_EBM = start_EBM.expand(len(field.out_EH), -1, -1)
     if not form.endpoint:
         return euler(at, start_EBM, steps)[-1]
     z = end = start_EBM
