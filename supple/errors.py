@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 
@@ -32,3 +34,20 @@ def require_finite(settings: Any, prefix: str) -> None:
             require_finite(value, flag + ".")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number, got {value}")
+
+
+def require_rules(settings: Any, prefix: str, rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Refuse the first value that breaks its rule.
+
+    Args:
+        settings: a dataclass, possibly nested.
+        prefix: of the flags' names, for example ``--agent.``
+        rules: a field's name (dotted where nested), whether its value is good, what is expected.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name, holds, expected in rules:
+        if not holds:
+            flag = prefix + name.replace("_", "-")
+            raise InputError(f"{flag} must be {expected}, got {attrgetter(name)(settings)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from supple.errors import InputError
+from supple.errors import require_rules
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,10 +95,7 @@ class FlowSettings:
                 "expected, or distributional with target_samples equal to train_samples",
             ),
         )
-        for name, holds, expected in rules:
-            if not holds:
-                flag = "--agent.flow." + name.replace("_", "-")
-                raise InputError(f"{flag} must be {expected}, got {getattr(self, name)}")
+        require_rules(self, "--agent.flow.", rules)
 
 
 def published() -> FlowSettings:

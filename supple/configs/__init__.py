@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from supple.agents.flashsac import CRITICS
+from supple.agents.flashsac_settings import CRITICS
 from supple.agents.flow_settings import published
 from supple.configs.base import PRESETS, Settings
 from supple.errors import InputError

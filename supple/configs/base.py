@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from supple.agents.flashsac import FlashSACSettings
+from supple.agents.flashsac_settings import FlashSACSettings
 from supple.envs import EnvSettings
-from supple.errors import InputError, require_finite
+from supple.errors import InputError, require_finite, require_rules
 from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
 
@@ -86,32 +86,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
-        rules: tuple[tuple[str, float, bool, str], ...] = (
-            ("--env-steps", self.env_steps, self.env_steps >= 1, ">= 1"),
-            ("--seed", self.seed, self.seed >= 0, ">= 0"),
-            ("--threads", self.threads, self.threads >= 0, ">= 0"),
-            ("--max-minutes", self.max_minutes, self.max_minutes >= 0, ">= 0"),
-            (
-                "--agent.noise.exponent",
-                self.agent.noise.exponent,
-                self.agent.noise.exponent > 0,
-                "> 0",
-            ),
-            ("--eval.every", self.eval.every, self.eval.every >= 0, ">= 0"),
-            ("--eval.episodes", self.eval.episodes, self.eval.episodes >= 1, ">= 1"),
-            ("--log.every", self.log.every, self.log.every >= 0, ">= 0"),
-            ("--checkpoint.every", self.checkpoint.every, self.checkpoint.every >= 0, ">= 0"),
-            (
-                "--checkpoint.keep-replay",
-                self.checkpoint.keep_replay,
-                self.checkpoint.keep_replay >= 1,
-                ">= 1",
-            ),
-        )
         require_finite(self, "--")
-        for flag, value, holds, expected in rules:
-            if not holds:
-                raise InputError(f"{flag} must be {expected}, got {value}")
+        rules = (
+            ("env_steps", self.env_steps >= 1, ">= 1"),
+            ("seed", self.seed >= 0, ">= 0"),
+            ("threads", self.threads >= 0, ">= 0"),
+            ("max_minutes", self.max_minutes >= 0, ">= 0"),
+            ("agent.noise.exponent", self.agent.noise.exponent > 0, "> 0"),
+            ("eval.every", self.eval.every >= 0, ">= 0"),
+            ("eval.episodes", self.eval.episodes >= 1, ">= 1"),
+            ("log.every", self.log.every >= 0, ">= 0"),
+            ("checkpoint.every", self.checkpoint.every >= 0, ">= 0"),
+            ("checkpoint.keep_replay", self.checkpoint.keep_replay >= 1, ">= 1"),
+        )
+        require_rules(self, "--", rules)
 
 
 def laptop(settings: Settings) -> None:

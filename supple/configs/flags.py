@@ -9,7 +9,7 @@ import re
 
 import tyro
 
-from supple.agents.flashsac import CRITICS
+from supple.agents.flashsac_settings import CRITICS
 from supple.configs.base import PRESETS, Settings
 from supple.errors import InputError
 

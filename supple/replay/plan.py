@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from supple.envs.base import Box, EnvSpec
-from supple.errors import InputError
+from supple.errors import InputError, require_rules
 from supple.replay import records
 
 OBS_DTYPES = {
@@ -40,12 +40,11 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        if self.capacity < 1:
-            raise InputError(f"--replay.capacity must be >= 1, got {self.capacity}")
-        if not 0 < self.final_fraction <= 1:
-            raise InputError(
-                f"--replay.final-fraction must be in (0, 1], got {self.final_fraction}"
-            )
+        rules = (
+            ("capacity", self.capacity >= 1, ">= 1"),
+            ("final_fraction", 0 < self.final_fraction <= 1, "in (0, 1]"),
+        )
+        require_rules(self, "--replay.", rules)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,8 @@ from collections import namedtuple
 import torch
 from tensordict import TensorDict
 
-from supple.agents.flashsac import Batch, FlashSAC, FlashSACSettings
+from supple.agents.flashsac import Batch, FlashSAC
+from supple.agents.flashsac_settings import FlashSACSettings
 from supple.envs.base import Box, EnvSpec
 from supple.replay import Minibatch
 

@@ -7,7 +7,8 @@ import torch
 
 from supple.agents.base import critic_groups
 from supple.agents.exploration import NoiseSettings
-from supple.agents.flashsac import FlashSAC, FlashSACSettings
+from supple.agents.flashsac import FlashSAC
+from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.nets import project_
 from supple.envs.base import Discrete
 from supple.errors import InputError

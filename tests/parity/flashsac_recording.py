@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 
 from supple.agents.exploration import zeta_cdf
-from supple.agents.flashsac import Batch, FlashSAC, FlashSACSettings
+from supple.agents.flashsac import Batch, FlashSAC
+from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
 from supple.envs.base import Box, EnvSpec
 

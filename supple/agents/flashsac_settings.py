@@ -1,0 +1,113 @@
+"""Settings of FlashSAC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from supple.agents.exploration import NoiseSettings
+from supple.agents.flow_settings import FlowSettings
+from supple.agents.reward_scaling import RewardScalerSettings
+from supple.errors import require_finite, require_rules
+
+CRITICS = ("categorical", "scalar", "flow", "flow_official")
+
+
+@dataclass(kw_only=True, slots=True)
+class FlashSACSettings:
+    """Defaults are the published ones for CPU simulators."""
+
+    critic: Literal["categorical", "scalar", "flow", "flow_official"] = "categorical"
+    """How values are represented; actor, data and budget stay the same."""
+    gamma: float = 0.99
+    """Discount per environment step, in (0, 1)."""
+    n_step: int = 1
+    """Rewards summed before the bootstrap."""
+    exact_discount: bool = True
+    """Bootstrap with gamma^(steps really taken); False always uses gamma^n, as the reference."""
+    batch_size: int = 512
+    """Transitions per gradient step, >= 2."""
+    utd: float = 1.0
+    """Gradient steps per environment transition (update-to-data ratio), whatever num_envs is."""
+    update_every: int = 1
+    """Vector steps between two bouts of gradient steps; ``utd`` counts them as before."""
+    min_replay: int = 10_000
+    """Transitions collected with uniform random actions before learning starts."""
+    replay_age_decay: int = 0
+    """Vector steps over which the sampling weight of a row would fall to 0; 0 samples uniformly."""
+    replay_age_floor: float = 0.05
+    """Weight that old rows keep where ``replay_age_decay`` is on, relative to the newest row's."""
+    actor_hidden: int = 128
+    actor_blocks: int = 2
+    critic_hidden: int = 256
+    critic_blocks: int = 2
+    num_critics: int = 2
+    """Critic ensemble size; the target takes the smaller value."""
+    num_atoms: int = 101
+    """Atoms of the categorical critic."""
+    value_max: float = 5.0
+    """G_max: scaled returns lie in [-value_max, value_max]."""
+    project_actor: bool = True
+    """Restore the actor's unit norms after each of its updates."""
+    project_critic: bool = True
+    """Restore the critics' unit norms after each update."""
+    actor_period: int = 2
+    """Critic updates per actor and temperature update; the first update is one."""
+    tau: float = 0.01
+    """Step of the target network's exponential average."""
+    initial_temperature: float = 0.01
+    """Entropy temperature alpha at the start."""
+    target_std: float = 0.15
+    """Action standard deviation whose Gaussian entropy is the entropy target."""
+    target_entropy: float | None = None
+    """Entropy target [nats]; overrides target_std."""
+    lr_init: float = 3e-4
+    lr_peak: float = 3e-4
+    lr_end: float = 1.5e-4
+    lr_warmup: float = 1e-6
+    """Fraction of the schedule spent rising from lr_init to lr_peak."""
+    lr_decay: float = 1.0
+    """Fraction of the run over which the cosine falls from lr_peak to lr_end."""
+    bc_alpha: float = 0.0
+    """Weight of an optional behaviour-cloning term in the actor loss."""
+    allow_missing_final_obs: bool = False
+    """Accept environments that cannot tell the observation before a reset; time-outs then
+    bootstrap from the next episode's first observation, which is wrong."""
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    reward_scaler: RewardScalerSettings = field(default_factory=RewardScalerSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        rules: tuple[tuple[str, bool, str], ...] = (
+            ("critic", self.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
+            ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
+            ("n_step", self.n_step >= 1, ">= 1"),
+            ("batch_size", self.batch_size >= 2, ">= 2 (batch norm needs two rows)"),
+            ("utd", self.utd > 0, "> 0"),
+            ("update_every", self.update_every >= 1, ">= 1"),
+            ("min_replay", self.min_replay >= 1, ">= 1"),
+            ("replay_age_decay", self.replay_age_decay >= 0, ">= 0"),
+            ("replay_age_floor", 0 < self.replay_age_floor <= 1, "in (0, 1]"),
+            ("actor_hidden", self.actor_hidden >= 1, ">= 1"),
+            ("actor_blocks", self.actor_blocks >= 0, ">= 0"),
+            ("critic_hidden", self.critic_hidden >= 1, ">= 1"),
+            ("critic_blocks", self.critic_blocks >= 0, ">= 0"),
+            ("num_critics", self.num_critics >= 1, ">= 1"),
+            ("num_atoms", self.num_atoms >= 2, ">= 2"),
+            ("value_max", self.value_max > 0, "> 0"),
+            ("actor_period", self.actor_period >= 1, ">= 1"),
+            ("tau", 0 < self.tau <= 1, "in (0, 1]"),
+            ("initial_temperature", self.initial_temperature > 0, "> 0"),
+            ("target_std", self.target_std > 0, "> 0"),
+            ("lr_init", self.lr_init >= 0, ">= 0"),
+            ("lr_peak", self.lr_peak > 0, "> 0"),
+            ("lr_end", self.lr_end >= 0, ">= 0"),
+            ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
+            ("lr_decay", self.lr_decay > 0, "> 0"),
+            ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
+            ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
+            ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
+        )
+        require_finite(self, "--agent.")
+        require_rules(self, "--agent.", rules)
