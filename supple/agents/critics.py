@@ -96,6 +96,10 @@ class Critic(nn.Module, ABC):
             The regression target, (B, ...), and the fraction of it that was clipped, 0-d.
         """
 
+    def averaged(self, target_JB: Tensor) -> Tensor:
+        """One target per row from those of J next actions, (J, B, ...) -> (B, ...)."""
+        return target_JB.mean(0)
+
     @abstractmethod
     def loss(self, prediction: Any, target: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Mean over members and rows, 0-d. Every member regresses onto the same target."""

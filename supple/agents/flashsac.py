@@ -263,19 +263,22 @@ class FlashSAC(Agent):
         )
 
     def _draw_noise(self) -> tuple[Tensor, ...]:
-        """Normal numbers for both actions, and what the critic wants for the actor and itself."""
+        """Normal numbers for all actions, and what the critic wants for the actor and itself."""
         rows, draws = self.settings.batch_size, self.critic.draws
         noise = torch.randn(
-            (2, rows, self._num_actions), generator=self.generators["policy"], device=self.device
+            (1 + self.settings.next_actions, rows, self._num_actions),
+            generator=self.generators["policy"],
+            device=self.device,
         )
+        next_noise = noise[1:].flatten(0, 1)
         own = draws.value + draws.target + draws.loss
         if own == 0:
-            return noise[0], noise[1]
+            return noise[0], next_noise
         uniform_BR = torch.rand(
             (rows, draws.value + own), generator=self.generators["critic"], device=self.device
         )
         for_actor, for_critic = uniform_BR.split((draws.value, own), dim=-1)
-        return noise[0], noise[1], for_actor.contiguous(), for_critic.contiguous()
+        return noise[0], next_noise, for_actor.contiguous(), for_critic.contiguous()
 
     def learn(
         self,
@@ -290,7 +293,7 @@ class FlashSAC(Agent):
         Args:
             batch: the minibatch, raw rewards.
             actor_noise_BA: standard-normal draws for the current actions.
-            next_noise_BA: standard-normal draws for the next actions.
+            next_noise_BA: standard-normal draws for the next actions, (J B, A) for J of them.
             actor_uniform_BR: ``critic.draws.value`` uniform numbers per row, where it has draws.
             critic_uniform_BR: those of all its draws: value, target, loss.
 
@@ -369,7 +372,7 @@ class FlashSAC(Agent):
         noise_BA: Tensor,
         uniform_BR: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        rows = action_BA.shape[0]
+        rows, drawn = action_BA.shape[0], self.settings.next_actions
         draws = self.critic.draws
         counts = (draws.value, draws.target, draws.loss)
         parts = (None, None, None) if uniform_BR is None else uniform_BR.split(counts, dim=-1)
@@ -377,6 +380,12 @@ class FlashSAC(Agent):
         with self.compute.autocast(self.device):
             with torch.no_grad():
                 mean_BA, log_std_BA = self.actor(actor_obs_2BD[rows:], train=False)
+                if drawn > 1:
+                    mean_BA, log_std_BA = mean_BA.repeat(drawn, 1), log_std_BA.repeat(drawn, 1)
+                    again = critic_obs_2BD[rows:].repeat(drawn - 1, 1)
+                    critic_obs_2BD = torch.cat((critic_obs_2BD, again))
+                    reward_B, discount_B = reward_B.repeat(drawn), discount_B.repeat(drawn)
+                    terminated_B = terminated_B.repeat(drawn)
                 next_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
                 actions = torch.cat((action_BA, next_action_BA))
                 x_2BD = torch.cat((critic_obs_2BD, actions), dim=-1)
@@ -387,9 +396,13 @@ class FlashSAC(Agent):
         with torch.no_grad():
             entropy_B = self.log_alpha.exp() * log_prob_B
             discount_B = discount_B * (1 - terminated_B)
+            if for_target is not None and drawn > 1:
+                for_target = torch.cat(for_target.chunk(drawn, dim=-1))
             target, clipped = self.target_critic.target(
                 after, reward_B / denominator, discount_B, entropy_B, for_target
             )
+            if drawn > 1:
+                target = self.target_critic.averaged(target.unflatten(0, (drawn, rows)))
             value = self.critic.value(prediction, for_value).mean()
         loss = self.critic.loss(prediction, target, for_loss)
         self._optimizers["critic"].step(torch.autograd.grad(loss, self._critic_params))

@@ -8,7 +8,7 @@ from typing import Literal
 from supple.agents.exploration import NoiseSettings
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.reward_scaling import RewardScalerSettings
-from supple.errors import require_finite, require_rules
+from supple.errors import InputError, require_finite, require_rules
 
 CRITICS = ("categorical", "scalar", "flow", "flow_official")
 
@@ -43,6 +43,9 @@ class FlashSACSettings:
     critic_blocks: int = 2
     num_critics: int = 2
     """Critic ensemble size; the target takes the smaller value."""
+    next_actions: int = 1
+    """Actions drawn per next state, over which the target is averaged; a flow critic's target
+    samples are shared out among them. Batch norm then sees as many next states."""
     num_atoms: int = 101
     """Atoms of the categorical critic."""
     value_max: float = 5.0
@@ -94,6 +97,7 @@ class FlashSACSettings:
             ("critic_hidden", self.critic_hidden >= 1, ">= 1"),
             ("critic_blocks", self.critic_blocks >= 0, ">= 0"),
             ("num_critics", self.num_critics >= 1, ">= 1"),
+            ("next_actions", self.next_actions >= 1, ">= 1"),
             ("num_atoms", self.num_atoms >= 2, ">= 2"),
             ("value_max", self.value_max > 0, "> 0"),
             ("actor_period", self.actor_period >= 1, ">= 1"),
@@ -111,3 +115,9 @@ class FlashSACSettings:
         )
         require_finite(self, "--agent.")
         require_rules(self, "--agent.", rules)
+        samples = self.flow.target_samples
+        if self.critic.startswith("flow") and samples % self.next_actions:
+            raise InputError(
+                "--agent.next-actions must divide --agent.flow.target-samples,"
+                f" got {self.next_actions} and {samples}"
+            )

@@ -187,6 +187,12 @@ class FlowCritic(Critic):
         clipped = (target.abs() > self._clip).float().mean()
         return target.clamp(-self._clip, self._clip), clipped
 
+    def averaged(self, target_JB: Tensor) -> Tensor:
+        """The distributional backup keeps one target per noise sample."""
+        if self.settings.backup == "expected":
+            return target_JB.mean(0)
+        return target_JB.transpose(0, 1).flatten(1)
+
     def loss(
         self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor | None = None
     ) -> Tensor:

@@ -50,7 +50,7 @@ def generator(seed):
 def random_batch(agent, random, *, reward_scale=1.0, rows=ROWS, discount=0.99):
     """Correlated raw observations of uneven scale; a quarter of the rows terminated."""
     actor_width = agent.actor.trunk.input_norm.scale.shape[-1]
-    critic_width = agent.critic.trunk.input_norm.scale.shape[-1] - ACTIONS
+    critic_width = agent.critic.size.inputs - ACTIONS
     obs = torch.randn(2 * rows, critic_width, generator=random)
     obs = obs * torch.linspace(0.3, 5, critic_width) + torch.linspace(-2, 2, critic_width)
     return Batch(
@@ -232,7 +232,14 @@ def spy_on_target(agent):
     original = agent.target_critic.target
 
     def target(prediction, reward_B, discount_B, entropy_B, uniform_BR):
-        calls.append({"reward": reward_B, "discount": discount_B, "entropy": entropy_B})
+        calls.append(
+            {
+                "reward": reward_B,
+                "discount": discount_B,
+                "entropy": entropy_B,
+                "uniform": uniform_BR,
+            }
+        )
         return original(prediction, reward_B, discount_B, entropy_B, uniform_BR)
 
     agent.target_critic.target = target

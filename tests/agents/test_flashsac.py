@@ -9,6 +9,7 @@ from supple.agents.base import critic_groups
 from supple.agents.exploration import NoiseSettings
 from supple.agents.flashsac import FlashSAC
 from supple.agents.flashsac_settings import FlashSACSettings
+from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import project_
 from supple.envs.base import Discrete
 from supple.errors import InputError
@@ -315,6 +316,42 @@ def test_target_uses_the_actor_and_temperature_after_their_step():
         (agent.actor, before.log_alpha),
     ):
         assert (seen - entropy(actor, log_alpha)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("critic", ["categorical", "scalar", "flow", "flow_official"])
+def test_target_is_averaged_over_the_next_actions(critic, monkeypatch):
+    flow = FlowSettings(width=8, target_samples=6, train_samples=6)
+    agent = small_agent(critic=critic, next_actions=3, flow=flow)
+    calls, targets = spy_on_target(agent), []
+    loss = agent.critic.loss
+
+    def losing(prediction, target, uniform):
+        targets.append(target)
+        return loss(prediction, target, uniform)
+
+    monkeypatch.setattr(agent.critic, "loss", losing)
+    found, call = agent.target_critic.target, agent._draw_noise()
+    each = []
+
+    def target(*arguments):
+        each.append(found(*arguments)[0])
+        return each[-1], torch.zeros(())
+
+    agent.target_critic.target = target
+    batch = random_batch(agent, generator(2))
+    agent.learn(batch, *call)
+    seen = calls[0]
+    scaled = batch.reward_B / agent.reward_scaler.denominator()
+    torch.testing.assert_close(seen["reward"], scaled.repeat(3))
+    kept = batch.discount_B * (1 - batch.terminated_B)
+    torch.testing.assert_close(seen["discount"], kept.repeat(3))
+    # Three actions per state, so three entropies.
+    assert len(seen["entropy"].unflatten(0, (3, ROWS))[:, 0].unique()) == 3
+    torch.testing.assert_close(targets[0], each[0].unflatten(0, (3, ROWS)).mean(0))
+    if critic.startswith("flow"):
+        assert seen["uniform"].shape == (3 * ROWS, 2)
+        own = call[3][:, agent.critic.draws.value :][:, :6]
+        torch.testing.assert_close(seen["uniform"][ROWS : 2 * ROWS], own[:, 2:4])
 
 
 def test_target_is_averaged_from_projected_parameters_every_update():
@@ -755,6 +792,11 @@ def test_state_of_other_sizes_is_refused(spec, changes):
         ({"lr_end": -1.0}, "--agent.lr-end must be >= 0, got -1.0"),
         ({"lr_warmup": 1.0}, r"--agent.lr-warmup must be in \[0, 1\), got 1.0"),
         ({"lr_decay": 0.0}, "--agent.lr-decay must be > 0, got 0.0"),
+        ({"next_actions": 0}, "--agent.next-actions must be >= 1, got 0"),
+        (
+            {"critic": "flow", "next_actions": 3},
+            "--agent.next-actions must divide --agent.flow.target-samples, got 3 and 8",
+        ),
         ({"noise": NoiseSettings(max_hold=0)}, "--agent.noise.max-hold must be >= 1, got 0"),
     ],
 )
