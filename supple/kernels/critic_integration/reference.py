@@ -45,14 +45,22 @@ class ValueEncoding:
         """Z."""
         return self.edges - 1 if self.kind == "hlgauss" else 1
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Where ``hlgauss`` features end to change: one width outside the support.
+
+        There both tails of erf come close to equal; far outside they would give 0 / 0.
+        """
+        width = self.high - self.low
+        return self.low - width, self.high + width
+
     def __call__(self, z: Tensor) -> Tensor:
         """(...) -> (..., Z), in float32 or wider: differences of erf mean nothing in less."""
         z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
         width = self.high - self.low
         if self.kind == "scalar":
             return (z - self.low) / width
-        # One width outside, both tails of erf come close to equal; far outside, 0 / 0.
-        z = z.clamp(self.low - width, self.high + width)
+        z = z.clamp(*self.reach)
         edges = torch.linspace(self.low, self.high, self.edges, dtype=z.dtype, device=z.device)
         sigma = self.sigma_bins * width / (self.edges - 1)
         below = torch.erf((edges - z) / (math.sqrt(2) * sigma))
@@ -102,7 +110,7 @@ class Field(NamedTuple):
     gain_LEH: Tensor
     """Of the norms, (L, E, H), or (L + 1, E, H) where the norm comes first."""
     shift_LEH: Tensor | None
-    """Of layer norms; None for RMS norms."""
+    """Of the norms; None where they have none."""
     out_EH: Tensor
     out_bias_E: Tensor
 
@@ -128,14 +136,14 @@ def after_first_layer(field: Field, form: Form, x_EBMH: Tensor) -> Tensor:
     depth = len(field.hidden_LEHH) + 1
     for layer in range(depth):
         if form.norm_first:
-            x = _activate(_norm(x, field, form, layer), form)
+            x = activate(normalise(x, field, form, layer), form)
         else:
-            x = _norm(_activate(x, form), field, form, layer)
+            x = normalise(activate(x, form), field, form, layer)
         if layer + 1 < depth:
-            x = _product(x, field.hidden_LEHH[layer]) + _rows(field.bias_LEH[layer])
+            x = _product(x, field.hidden_LEHH[layer]) + rows_of(field.bias_LEH[layer])
     if form.norm_first:
-        x = _norm(x, field, form, depth)
-    return (x * _rows(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
+        x = normalise(x, field, form, depth)
+    return (x * rows_of(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
 
 
 def euler(
@@ -154,6 +162,20 @@ def euler(
     return states
 
 
+def carry(
+    step_velocity: Callable[[int, Tensor], Tensor], form: Form, start: Tensor, steps: int
+) -> Tensor:
+    """z_K; of an endpoint network what it says last, read along the line from the noise to it."""
+    if not form.endpoint:
+        return euler(step_velocity, start, steps)[-1]
+    z = end = start
+    for k in range(steps):
+        end = step_velocity(k, z)
+        share = (k + 1) / steps
+        z = (1 - share) * start + share * end
+    return end
+
+
 def on_grid(
     field: Field, form: Form, condition_EBH: Tensor, time_KEH: Tensor
 ) -> Callable[[int, Tensor], Tensor]:
@@ -161,7 +183,7 @@ def on_grid(
     condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
 
     def at(k: int, z_EBM: Tensor) -> Tensor:
-        return velocity(field, form, z_EBM, condition, _rows(time_KEH[k]))
+        return velocity(field, form, z_EBM, condition, rows_of(time_KEH[k]))
 
     return at
 
@@ -179,17 +201,8 @@ def integrate(
             has its own.
         time_KEH: that of the times k/K, with every bias; its length is K.
     """
-    steps = len(time_KEH)
     at = on_grid(field, form, condition_EBH, time_KEH)
-    start_EBM = start_EBM.expand(len(field.out_EH), -1, -1)
-    if not form.endpoint:
-        return euler(at, start_EBM, steps)[-1]
-    z = end = start_EBM
-    for k in range(steps):
-        end = at(k, z)
-        share = (k + 1) / steps
-        z = (1 - share) * start_EBM + share * end
-    return end
+    return carry(at, form, start_EBM.expand(len(field.out_EH), -1, -1), len(time_KEH))
 
 
 def _product(x_EBMI: Tensor, weight_EOI: Tensor) -> Tensor:
@@ -198,19 +211,23 @@ def _product(x_EBMI: Tensor, weight_EOI: Tensor) -> Tensor:
     return out
 
 
-def _rows(each_EH: Tensor) -> Tensor:
+def rows_of(each_EH: Tensor) -> Tensor:
+    """One per member, for every row: (E, H) -> (E, 1, 1, H)."""
     return each_EH[:, None, None]
 
 
-def _activate(x: Tensor, form: Form) -> Tensor:
+def activate(x: Tensor, form: Form) -> Tensor:
+    """The form's activation."""
     return F.gelu(x, approximate="tanh") if form.activation == "gelu" else torch.relu(x)
 
 
-def _norm(x: Tensor, field: Field, form: Form, layer: int) -> Tensor:
-    gain = _rows(field.gain_LEH[layer])
+def normalise(x: Tensor, field: Field, form: Form, layer: int) -> Tensor:
+    """The form's norm, with the gain and shift of a layer."""
+    gain = rows_of(field.gain_LEH[layer])
     if form.norm == "rms":
-        return gain * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS))
-    normal: Tensor = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS)
+    else:
+        normal = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
     if field.shift_LEH is None:
         return gain * normal
-    return torch.addcmul(_rows(field.shift_LEH[layer]), gain, normal)
+    return torch.addcmul(rows_of(field.shift_LEH[layer]), gain, normal)
