@@ -83,13 +83,12 @@ def _product(
     steps = tl.arange(0, BK)
     for begin in range(0, H, BK):
         inner = begin + steps
-        kept = inner < H
         x = tl.load(scratch + lanes[:, None] * W + inner[None, :])
-        w = tl.load(
-            weight + inner[:, None] * row_stride + cols[None, :] * col_stride,
-            mask=kept[:, None] & cmask[None, :],
-            other=0.0,
-        )
+        place = weight + inner[:, None] * row_stride + cols[None, :] * col_stride
+        if H == W and H % BK == 0:
+            w = tl.load(place)
+        else:
+            w = tl.load(place, mask=(inner < H)[:, None] & cmask[None, :], other=0.0)
         total = tl.dot(x, w, total, input_precision="ieee")
     return total
 
