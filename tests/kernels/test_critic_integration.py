@@ -9,8 +9,12 @@ from supple.kernels.critic_integration import (
     Field,
     Form,
     ValueEncoding,
+    after_first_layer,
     euler,
+    first_layer,
+    hidden_layers,
     integrate,
+    path,
     time_features,
     velocity,
 )
@@ -191,4 +195,35 @@ def test_an_endpoint_field_is_read_along_the_line_to_what_it_last_said():
         end = velocity(field, form, z, condition[:, :, None], time[k][:, None, None])
         z = start + (k + 1) / 4 * (end - start)
     torch.testing.assert_close(integrate(field, form, start, condition, time), end)
+    states = path(field, form, start, condition, time)
+    assert len(states) == 5
+    assert torch.equal(states[0], start)
     assert math.isfinite(float(end.sum()))
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "bounded"])
+@torch.no_grad()
+def test_hidden_layers_end_in_what_the_output_reads_and_the_same_before_its_norm(form):
+    width, depth = 6, 3
+    field = random_field(
+        4, members=2, width=width, depth=depth, features=50, norm_first=form.norm_first
+    )
+    random = torch.Generator().manual_seed(5)
+    z, condition, time = torch.randn(3, 2, 5, 4, 1, generator=random, dtype=torch.float64)
+    sums = first_layer(field, form, z[..., 0], condition, time)
+    before, after = hidden_layers(field, form, sums)
+    assert before.shape == after.shape == (2, 5, 4, width)
+    gain = field.gain_LEH[-1][:, None, None]
+    if form.norm_first:
+        assert before.min() == 0  # straight behind a ReLU
+        normal = before * (before.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        expected = gain * normal
+    else:
+        assert before.min() >= -0.1701  # the least value of GELU
+        centred = before - before.mean(-1, keepdim=True)
+        normal = centred * (centred.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        expected = gain * normal + field.shift_LEH[-1][:, None, None]
+    torch.testing.assert_close(after, expected)
+    out = torch.einsum("ebmh,eh->ebm", after, field.out_EH) + field.out_bias_E[:, None, None]
+    torch.testing.assert_close(after_first_layer(field, form, sums), out)
+    torch.testing.assert_close(velocity(field, form, z[..., 0], condition, time), out)

@@ -6,8 +6,11 @@ from supple.kernels.critic_integration.reference import (
     ValueEncoding,
     after_first_layer,
     euler,
+    first_layer,
+    hidden_layers,
     integrate,
     on_grid,
+    path,
     time_features,
     velocity,
 )
@@ -18,8 +21,11 @@ __all__ = [
     "ValueEncoding",
     "after_first_layer",
     "euler",
+    "first_layer",
+    "hidden_layers",
     "integrate",
     "on_grid",
+    "path",
     "time_features",
     "velocity",
 ]

@@ -153,7 +153,9 @@ def main() -> int:
     )
     options = parser.parse_args()
     print(f"triton {triton.__version__}, torch {torch.__version__}")
-    print("   arch width form          kernel    products  R  BK warps registers shared KiB spilled")
+    print(
+        "   arch width form          kernel    products  R  BK warps registers shared KiB spilled"
+    )
     failed = False
     for row in report(options.archs, options.widths, options.products):
         failed |= not row.fits

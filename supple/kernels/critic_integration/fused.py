@@ -61,7 +61,7 @@ def integrate_fused(
     def at(k: int, z_EBM: Tensor) -> Tensor:
         return rest(condition + rows_of(time_KEH[k]) + state(z_EBM))
 
-    return carry(at, form, start_EBM.expand(len(field.out_EH), -1, -1), len(time_KEH))
+    return carry(at, form, start_EBM.expand(len(field.out_EH), -1, -1), len(time_KEH))[-1]
 
 
 def constants(field: Field) -> Field:

@@ -125,25 +125,37 @@ def velocity(field: Field, form: Form, z_EBM: Tensor, condition: Tensor, time: T
         condition: the first layer's share of the condition, (E, B, 1, H) or (E, B, M, H).
         time: that of the time, with every bias, (E, 1, 1, H) or (E, B, M, H).
     """
+    return after_first_layer(field, form, first_layer(field, form, z_EBM, condition, time))
+
+
+def first_layer(field: Field, form: Form, z_EBM: Tensor, condition: Tensor, time: Tensor) -> Tensor:
+    """The first layer's sums, (E, B, M, H); arguments as ``velocity`` takes them."""
     encoded = form.encoding(z_EBM).to(field.value_EHZ.dtype)
     state = _product(encoded.expand(len(field.value_EHZ), -1, -1, -1), field.value_EHZ)
-    return after_first_layer(field, form, state + condition + time)
+    return state + condition + time
 
 
 def after_first_layer(field: Field, form: Form, x_EBMH: Tensor) -> Tensor:
     """The rest of the network, from the first layer's sums, (E, B, M, H) -> (E, B, M)."""
+    read_EBMH = hidden_layers(field, form, x_EBMH)[1]
+    return (read_EBMH * _rows(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
+
+
+def hidden_layers(field: Field, form: Form, x_EBMH: Tensor) -> tuple[Tensor, Tensor]:
+    """From the first layer's sums to what the output reads, before and after its last norm."""
     x = x_EBMH
     depth = len(field.hidden_LEHH) + 1
     for layer in range(depth):
         if form.norm_first:
-            x = activate(normalise(x, field, form, layer), form)
+            x = before = activate(normalise(x, field, form, layer), form)
         else:
-            x = normalise(activate(x, form), field, form, layer)
+            before = activate(x, form)
+            x = normalise(before, field, form, layer)
         if layer + 1 < depth:
             x = _product(x, field.hidden_LEHH[layer]) + rows_of(field.bias_LEH[layer])
     if form.norm_first:
         x = normalise(x, field, form, depth)
-    return (x * rows_of(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
+    return before, x
 
 
 def euler(
@@ -164,16 +176,15 @@ def euler(
 
 def carry(
     step_velocity: Callable[[int, Tensor], Tensor], form: Form, start: Tensor, steps: int
-) -> Tensor:
-    """z_K; of an endpoint network what it says last, read along the line from the noise to it."""
+) -> list[Tensor]:
+    """States z_0 ... z_K; of an endpoint network along the line from the noise to what it says."""
     if not form.endpoint:
-        return euler(step_velocity, start, steps)[-1]
-    z = end = start
+        return euler(step_velocity, start, steps)
+    states = [start]
     for k in range(steps):
-        end = step_velocity(k, z)
         share = (k + 1) / steps
-        z = (1 - share) * start + share * end
-    return end
+        states.append((1 - share) * start + share * step_velocity(k, states[-1]))
+    return states
 
 
 def on_grid(
@@ -191,7 +202,14 @@ def on_grid(
 def integrate(
     field: Field, form: Form, start_EBM: Tensor, condition_EBH: Tensor, time_KEH: Tensor
 ) -> Tensor:
-    """Where the flow carries its noise, z_K, (E, B, M).
+    """Where the flow carries its noise, z_K, (E, B, M); arguments as ``path`` takes them."""
+    return path(field, form, start_EBM, condition_EBH, time_KEH)[-1]
+
+
+def path(
+    field: Field, form: Form, start_EBM: Tensor, condition_EBH: Tensor, time_KEH: Tensor
+) -> list[Tensor]:
+    """Where the flow takes its noise, z_0 ... z_K, (E, B, M) each.
 
     Args:
         field: weights.
