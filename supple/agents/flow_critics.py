@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from supple.agents.velocity import (
     UnitVelocityNet,
     VelocityNet,
 )
+from supple.errors import InputError
 from supple.kernels.critic_integration import (
     Form,
     ValueEncoding,
@@ -99,7 +101,7 @@ class FlowCritic(Critic):
         settings.check()
         self.settings = settings
         self.range = spans
-        self._clip = clip
+        self.clip = clip
         self._velocity_scale = velocity_scale
         reads = 0 if settings.readout == "distilled" else settings.read_samples
         self.draws = Draws(
@@ -139,6 +141,22 @@ class FlowCritic(Critic):
             prediction.condition_EBH,
             self.net.grid(steps),
         )
+
+    def velocity_at(self, prediction: FlowPrediction) -> Callable[[float, Tensor], Tensor]:
+        """The members' fields for these rows: (t, z_EBM) -> v_EBM; z may be (1, B, M).
+
+        Raises:
+            InputError: the networks were trained to say end points.
+        """
+        if self.net.form.endpoint:
+            raise InputError("a flow critic with predict=endpoint has no velocity field to measure")
+        field, condition_EB1H = self.net.field(), prediction.condition_EBH.unsqueeze(2)
+
+        def at(t: float, z_EBM: Tensor) -> Tensor:
+            time_E11H = self.net.time(condition_EB1H.new_full((1, 1), t))
+            return velocity(field, self.net.form, z_EBM, condition_EB1H, time_E11H)
+
+        return at
 
     def _read(self, prediction: FlowPrediction, uniform_BM: Tensor) -> Tensor:
         """What the actor climbs, per noise sample, (E, B, M)."""
@@ -184,8 +202,8 @@ class FlowCritic(Critic):
         target = reward_B[:, None] + discount_B[:, None] * (next_BM - entropy_B[:, None])
         if self.settings.backup == "expected":
             target = target.mean(-1)
-        clipped = (target.abs() > self._clip).float().mean()
-        return target.clamp(-self._clip, self._clip), clipped
+        clipped = (target.abs() > self.clip).float().mean()
+        return target.clamp(-self.clip, self.clip), clipped
 
     def averaged(self, target_JB: Tensor) -> Tensor:
         """The distributional backup keeps one target per noise sample."""
@@ -196,23 +214,30 @@ class FlowCritic(Critic):
     def loss(
         self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor | None = None
     ) -> Tensor:
-        """Squared error of the velocity at random times, and of the distilled critic, 0-d."""
+        """Squared error of the velocity at random times, and of the distilled critic, 0-d.
+
+        Args:
+            prediction: of the rows, from ``forward``.
+            target: y, (B,), or (B, M) with one per noise sample; (E, B, 1) or (E, B, M) where
+                members regress onto targets of their own.
+            uniform_BR: ``draws.loss`` numbers per row.
+        """
         settings = self.settings
         noise_uniform, t_BM = _given(uniform_BR).chunk(2, dim=-1)
         start_BM = self.noise(noise_uniform)
         if settings.train_time == "zero":
             t_BM = torch.zeros_like(t_BM)
-        end_BM = target[:, None] if target.dim() == 1 else target
-        state_BM = (1 - t_BM) * start_BM + t_BM * end_BM
+        end = target[:, None] if target.dim() == 1 else target
+        state = (1 - t_BM) * start_BM + t_BM * end
         found_EBM = velocity(
             self.net.field(),
             self.net.form,
-            state_BM[None],
+            state if state.dim() == 3 else state[None],
             prediction.condition_EBH.unsqueeze(2),
             self.net.time(t_BM),
         )
-        goal_BM = end_BM.expand_as(start_BM) if self.net.form.endpoint else end_BM - start_BM
-        error_EBM = ((found_EBM - goal_BM) / self._velocity_scale).square()
+        goal = end.expand_as(state) if self.net.form.endpoint else end - start_BM
+        error_EBM = ((found_EBM - goal) / self._velocity_scale).square()
         over_samples = error_EBM.sum(-1) if settings.reduction == "sum" else error_EBM.mean(-1)
         loss = over_samples.mean()
         if settings.readout != "distilled":

@@ -15,8 +15,8 @@ from supple.agents.flow_critics import (
 )
 from supple.agents.flow_settings import FlowSettings, published
 from supple.agents.nets import project_
+from supple.diagnostics.recovery import fixed_noise, injection_gain, stale_prefix, step_sweep
 from supple.errors import InputError
-from supple.kernels.critic_integration import euler, on_grid
 from tests.agents.small_agents import generator
 
 G = 5.0
@@ -91,6 +91,45 @@ def test_t4_transitions_may_be_permuted_together_but_not_their_targets_alone(kin
     before = loss(x, target, draws)
     torch.testing.assert_close(loss(x[order], target[order], draws[order]), before)
     assert not torch.allclose(loss(x, target[order], draws), before, rtol=1e-2)
+
+
+@KINDS
+@pytest.mark.parametrize("predict", ["velocity", "endpoint"])
+@pytest.mark.parametrize("samples", [1, 3])
+@torch.no_grad()
+def test_members_may_regress_onto_targets_of_their_own(kind, predict, samples):
+    critic = critic_of(kind, predict=predict)
+    prediction, draws = critic(inputs(), train=False), uniform(critic, "loss")
+    first, second = torch.randn(2, ROWS, samples, generator=generator(7))
+
+    def loss(*targets):
+        return critic.loss(prediction, torch.stack(targets), draws)
+
+    # Each member meets each target once on either side.
+    torch.testing.assert_close(
+        loss(first, second) + loss(second, first), loss(first, first) + loss(second, second)
+    )
+    torch.testing.assert_close(loss(first, first), critic.loss(prediction, first, draws))
+    assert not torch.allclose(loss(first, second), loss(second, first), rtol=1e-4)
+
+
+@KINDS
+@torch.no_grad()
+def test_the_velocity_field_leads_where_the_critic_integrates(kind):
+    critic = critic_of(kind)
+    prediction = critic(inputs(), train=False)
+    start, velocity = critic.noise(uniform(critic, "value")), critic.velocity_at(prediction)
+    counts = (1, 3, 8)
+    led = step_sweep(velocity, start[None], torch.zeros(ROWS), counts=counts).value_SEB
+    integrated = [critic.integrated(prediction, start, steps).mean(-1) for steps in counts]
+    torch.testing.assert_close(led, torch.stack(integrated))
+    assert not torch.allclose(velocity(0.0, start[None]), velocity(0.5, start[None]), rtol=1e-3)
+
+
+def test_a_critic_that_says_end_points_has_no_velocity_field():
+    critic = critic_of(predict="endpoint")
+    with pytest.raises(InputError, match="predict=endpoint has no velocity field"):
+        critic.velocity_at(critic(inputs(), train=False))
 
 
 @KINDS
@@ -302,33 +341,12 @@ def test_t11_a_learned_flow_is_accurate_contracts_and_recovers_from_a_stale_begi
         optimizer.step()
 
     x = torch.rand(1024, 6, generator=random) * 2 - 1
-    truth = value_of(x)
-    start = critic.noise(torch.linspace(0.01, 0.99, 8)).expand(1024, -1)
-    steps = 8
-
-    @torch.no_grad()
-    def states(stale, begin):
-        """Integrate, the first ``stale`` steps by the early critic."""
-        early_at, late_at = (
-            on_grid(
-                which.net.field(),
-                which.net.form,
-                which(x, train=False).condition_EBH,
-                which.net.grid(steps),
-            )
-            for which in (early, critic)
-        )
-
-        def at(k, z):
-            return early_at(k, z) if k < stale else late_at(k, z)
-
-        return euler(at, begin[None], steps)[-1][0]
-
-    fresh = states(0, start)
-    error = (fresh.mean(-1) - truth).square().mean().sqrt()
-    gain = (states(0, start + 5) - fresh).abs().mean() / 5
-    whole = (states(steps, start) - fresh).abs().mean()
-    recovery = [((states(j, start) - fresh).abs().mean() / whole).item() for j in (2, 4, 6)]
+    with torch.no_grad():
+        velocity, stale = (which.velocity_at(which(x, train=False)) for which in (critic, early))
+    start, truth = fixed_noise(critic, len(x)), value_of(x)
+    error = step_sweep(velocity, start, truth, counts=[8]).error_SE
+    gain = injection_gain(velocity, start, 5.0, steps=8).mean()
+    recovery = stale_prefix(velocity, stale, start, steps=8)[[2, 4, 6], 0]
     assert error <= 0.08 * truth.std()
     assert 0.25 <= gain <= 0.5
-    assert recovery == pytest.approx([0.13, 0.35, 0.67], abs=0.06)
+    assert recovery.tolist() == pytest.approx([0.13, 0.35, 0.67], abs=0.06)

@@ -1,0 +1,1 @@
+"""Measurements of critics: recovery of flows, representations, plasticity."""
