@@ -200,11 +200,15 @@ class Trunk(nn.Module):
 
     def forward(self, x_MD: Tensor, *, train: bool) -> Tensor:
         """(M, inputs) -> (M, E, H)."""
-        x_MEH = self.input_linear(self.input_norm(x_MD.unsqueeze(1), train=train))
+        features: Tensor = self.output_norm(self.before_norm(x_MD, train=train))
+        return features
+
+    def before_norm(self, x_MD: Tensor, *, train: bool) -> Tensor:
+        """What the output norm reads: unlike what it writes, its length may grow, (M, E, H)."""
+        x_MEH: Tensor = self.input_linear(self.input_norm(x_MD.unsqueeze(1), train=train))
         for block in self.block:
             x_MEH = block(x_MEH, train=train)
-        features: Tensor = self.output_norm(x_MEH)
-        return features
+        return x_MEH
 
 
 def project_(network: nn.Module) -> None:

@@ -1,0 +1,185 @@
+"""Representations: how large, varied and active features are, and what they share or express.
+
+Features are of one network and member: unit i of two members has nothing in common but its number.
+Where ``...`` leads, each entry is measured on its own. Everything but lengths is in float64.
+
+Shapes: ``N`` rows, ``H`` features, ``J`` sets of values, ``S`` ridge strengths, ``P`` directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from supple.errors import InputError
+
+RIDGE = tuple(10.0**exponent for exponent in range(-6, 1))
+"""Strengths tried, relative to the mean sum of squares of a feature."""
+
+
+def feature_norm(features: Tensor) -> Tensor:
+    """Mean length over rows, (..., N, H) -> (...)."""
+    norm: Tensor = torch.linalg.vector_norm(features, dim=-1)
+    return norm.mean(-1)
+
+
+def singular_values(features: Tensor) -> Tensor:
+    """Largest first, (..., N, H) -> (..., H), down to 1e-8 of the largest.
+
+    Raises:
+        InputError: fewer than two rows per feature (8 are better), or no feature at all.
+    """
+    rows, width = features.shape[-2:]
+    if rows < 2 * width:
+        raise InputError(f"the rank of {width} features needs {2 * width} rows, got {rows}")
+    exact = features.double()
+    values: Tensor = torch.linalg.eigvalsh(exact.mT @ exact).clamp(min=0).sqrt().flip(-1)
+    if not values[..., 0].all():
+        raise InputError("the rank of features that are all 0 is undefined")
+    return values
+
+
+def srank(values: Tensor, delta: float = 0.01) -> Tensor:
+    """How many ``singular_values`` hold 1 - delta of their sum (Kumar et al., 2021), (...)."""
+    held = values.cumsum(-1) / values.sum(-1, keepdim=True)
+    return (held < 1 - delta - 1e-12).sum(-1) + 1
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """Exponential of the entropy of ``singular_values`` (Roy & Vetterli, 2007), (...)."""
+    share = values / values.sum(-1, keepdim=True)
+    entropy: Tensor = -torch.xlogy(share, share).sum(-1)
+    return entropy.exp()
+
+
+def stable_rank(values: Tensor) -> Tensor:
+    """Sum of the squared ``singular_values`` over the largest, (...)."""
+    return (values / values[..., :1]).square().sum(-1)
+
+
+def dormant_fraction(activations: Tensor, threshold: float = 0.025) -> Tensor:
+    """Share of units whose mean |activation| is at most ``threshold`` of the layer's.
+
+    (..., N, H) -> (...); 2048 varied rows or more, else units that fire rarely count. Take
+    activations after the non-linearity: ``Features.before_norm`` (Sokar et al., 2023).
+    """
+    mean = activations.double().abs().mean(-2)
+    return (mean <= threshold * mean.mean(-1, keepdim=True)).double().mean(-1)
+
+
+def ridge_r2(x_NH: Tensor, y_NJ: Tensor) -> Tensor:
+    """Share of the variance of each set of values that a linear readout explains, (J,).
+
+    Ridge regression: on the first half of the rows, one quarter fits with each of ``RIDGE``, the
+    other chooses, both fit again. The second half is scored; below 0 it would be better to predict
+    the mean. Keep rows of one episode together.
+
+    Args:
+        x_NH: features.
+        y_NJ: values.
+
+    Raises:
+        InputError: fewer than 8 rows per feature, or something does not vary.
+    """
+    rows, width = x_NH.shape
+    if rows < 8 * width:
+        raise InputError(
+            f"a probe of {width} features needs {8 * width} rows, got {rows}:"
+            " give more, or a random_projection of the features"
+        )
+    x_NH, y_NJ = _centred(x_NH), _centred(y_NJ)
+    quarter, half = rows // 4, rows // 2
+    tried_SJ = _r2_by_strength(x_NH[:half], y_NJ[:half], quarter)
+    scored_SJ = _r2_by_strength(x_NH, y_NJ, half)
+    return scored_SJ.gather(0, tried_SJ.argmax(0, keepdim=True))[0]
+
+
+def _r2_by_strength(x_NH: Tensor, y_NJ: Tensor, fitted: int) -> Tensor:
+    """For each of ``RIDGE``, on the rows after the first ``fitted``, (S, J)."""
+    own_NH, other_NH = (x_NH - x_NH[:fitted].mean(0)).tensor_split([fitted])
+    own_NJ, other_NJ = (y_NJ - y_NJ[:fitted].mean(0)).tensor_split([fitted])
+    variance_J = other_NJ.var(0, correction=0)
+    if not (own_NH.any() and variance_J.all()):
+        raise InputError("a probe needs features and values that vary in every part of the rows")
+    square_H, basis_HH = torch.linalg.eigh(own_NH.mT @ own_NH)
+    along_HJ = basis_HH.mT @ (own_NH.mT @ own_NJ)
+    ridge_S11 = square_H.mean() * square_H.new_tensor(RIDGE)[:, None, None]
+    weight_SHJ = basis_HH @ (along_HJ / (square_H[:, None] + ridge_S11))
+    missed_SNJ: Tensor = other_NH @ weight_SHJ - other_NJ
+    return 1 - missed_SNJ.square().mean(1) / variance_J
+
+
+def linear_probe(features: Sequence[Tensor], values_NJ: Tensor) -> Tensor:
+    """``ridge_r2`` from the features (N, H) of each checkpoint i to the values of each j, (I, J).
+
+    j > i says whether old features serve later values, j < i what new ones kept. A flow's features
+    are those of all its steps side by side, brought to the usual width by ``random_projection``.
+    """
+    return torch.stack([ridge_r2(x_NH, values_NJ) for x_NH in features])
+
+
+def random_projection(x_NH: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Onto random directions that keep lengths on average, (N, width). Compare with one seed."""
+    shape = (x_NH.shape[-1], width)
+    directions = torch.randn(shape, generator=generator, device=x_NH.device, dtype=x_NH.dtype)
+    return x_NH @ directions / math.sqrt(width)
+
+
+def linear_cka(x_NH: Tensor, y_NH: Tensor) -> Tensor:
+    """Similarity of two representations of the same rows, whatever their rotation: 0 to 1, 0-d.
+
+    Source: Kornblith et al., arXiv:1905.00414, linear form.
+    """
+    x_NH, y_NH = _centred(x_NH), _centred(y_NH)
+    shared, own_x, own_y = (
+        (left.mT @ right).square().sum()
+        for left, right in ((x_NH, y_NH), (x_NH, x_NH), (y_NH, y_NH))
+    )
+    return shared / (own_x * own_y).sqrt()
+
+
+def subspace_overlap(x_NH: Tensor, y_NH: Tensor, directions: int) -> Tensor:
+    """Mean squared cosine of the principal angles between what the two span over rows, 0-d.
+
+    Args:
+        x_NH: features.
+        y_NH: others of the same rows.
+        directions: how many leading principal directions of each span it.
+    """
+    x_NP, y_NP = (_principal(features, directions) for features in (x_NH, y_NH))
+    return (x_NP.mT @ y_NP).square().sum() / directions
+
+
+def _principal(x_NH: Tensor, directions: int) -> Tensor:
+    left_NH, values_H, _ = torch.linalg.svd(_centred(x_NH), full_matrices=False)
+    rank = int((values_H > 1e-8 * values_H[0]).sum())
+    if not 1 <= directions <= rank:
+        raise InputError(f"directions must be 1 to the features' rank {rank}, got {directions}")
+    leading: Tensor = left_NH[:, :directions]
+    return leading
+
+
+def changed_units(before_NH: Tensor, now_NH: Tensor, threshold: float = 0.5) -> Tensor:
+    """Share of units whose activation correlates less than ``threshold`` with its own past, 0-d.
+
+    A unit that died or came to life changed; one that never varies is left out.
+    """
+    before_NH, now_NH = _centred(before_NH), _centred(now_NH)
+    varies_H = before_NH.any(0) | now_NH.any(0)
+    norm_H = (before_NH.square().sum(0) * now_NH.square().sum(0)).sqrt()
+    kept_H = ((before_NH * now_NH).sum(0) >= threshold * norm_H) & (norm_H > 0)
+    return (varies_H & ~kept_H).sum() / varies_H.sum()
+
+
+def _centred(x_NH: Tensor) -> Tensor:
+    """In float64, without the mean over rows."""
+    x_NH = x_NH.double()
+    centred_NH = x_NH - x_NH.mean(0)
+    # A constant is constant, however its mean was rounded.
+    centred_NH *= centred_NH.abs().amax(0) > 1e-12 * x_NH.abs().amax(0)
+    if not centred_NH.any():
+        raise InputError("features or values are the same in every row: nothing to compare")
+    return centred_NH

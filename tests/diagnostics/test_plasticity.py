@@ -1,0 +1,398 @@
+"""Features taken from critics and frozen, fits of new targets, steps and gradients."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from supple.agents.adam import Adam
+from supple.agents.critics import CategoricalCritic, CriticSize, ScalarCritic
+from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
+from supple.agents.flow_settings import FlowSettings
+from supple.agents.nets import norm_deviation, project_
+from supple.diagnostics.plasticity import (
+    FrozenFeatures,
+    expected_value,
+    fit_new_targets,
+    flow_features,
+    gradient_cosine,
+    in_time_bin,
+    largest_singular_value,
+    layers_of,
+    random_targets,
+    trunk_features,
+    two_hot,
+    update_ratio,
+    weight_norm,
+)
+from supple.diagnostics.recovery import fixed_noise
+from supple.errors import InputError
+from supple.kernels.critic_integration import path
+from tests.agents.small_agents import (
+    RandomReplay,
+    assert_same_bits,
+    generator,
+    small_agent,
+    small_spec,
+)
+
+G = 5.0
+ROWS, INPUTS, STEPS = 64, 4, 4
+
+
+def critic_of(kind, *, seed=0, blocks=2, hidden=8, depth=3, **changes):
+    random = generator(seed)
+    size = CriticSize(inputs=INPUTS, hidden=hidden, blocks=blocks, members=2)
+    small = {"width": 16, "target_steps": STEPS, "train_samples": 3, "time_features": 8}
+    settings = FlowSettings(**{**small, "depth": depth, **changes})
+    critic = {
+        "scalar": lambda: ScalarCritic(size, generator=random),
+        "categorical": lambda: CategoricalCritic(size, num_atoms=11, value_max=G, generator=random),
+        "flow": lambda: BoundedFlowCritic(size, settings=settings, value_max=G, generator=random),
+        "official": lambda: PublishedFlowCritic(
+            size, settings=settings, spans=FlowRange.of(settings, G), generator=random
+        ),
+    }[kind]()
+    project_(critic)
+    return critic
+
+
+def inputs(rows=ROWS, seed=2):
+    return torch.randn(rows, INPUTS, generator=generator(seed))
+
+
+KINDS = pytest.mark.parametrize("kind", ["scalar", "categorical", "flow", "official"])
+
+
+@pytest.mark.parametrize("kind", ["scalar", "categorical", "flow"])
+@torch.no_grad()
+def test_trunk_features_are_what_the_head_reads_and_the_same_before_their_norm(kind):
+    critic = critic_of(kind)
+    before, after = trunk_features(critic.trunk, inputs())
+    assert before.shape == after.shape == (2, ROWS, 8)
+    torch.testing.assert_close(after, critic.trunk(inputs(), train=False).transpose(0, 1))
+    lengths = after.norm(dim=-1)
+    # The norm's epsilon shortens the shortest rows a little.
+    torch.testing.assert_close(lengths, torch.full_like(lengths, math.sqrt(8)), rtol=1e-4, atol=0)
+    assert before.norm(dim=-1).std() > 0.1
+    torch.testing.assert_close(torch.cosine_similarity(before, after, dim=-1), torch.ones(2, ROWS))
+
+
+@pytest.mark.parametrize("kind", ["flow", "official"])
+@pytest.mark.parametrize("predict", ["velocity", "endpoint"])
+@torch.no_grad()
+def test_flow_features_say_the_velocity_at_each_state_of_the_critics_own_path(kind, predict):
+    critic = critic_of(kind, predict=predict)
+    start = fixed_noise(critic, ROWS, samples=3)
+    before, after = flow_features(critic, inputs(), start[0], STEPS)
+    assert before.shape == after.shape == (STEPS, 2, ROWS * 3, 16)
+    field = critic.net.field()
+    said = torch.einsum("kenh,eh->ken", after, field.out_EH) + field.out_bias_E[:, None]
+    said = said.unflatten(2, (ROWS, 3))
+    condition = critic(inputs(), train=False).condition_EBH
+    states = torch.stack(path(field, critic.net.form, start, condition, critic.net.grid(STEPS)))
+    if predict == "velocity":
+        torch.testing.assert_close(STEPS * states.diff(dim=0), said, rtol=1e-4, atol=1e-5)
+    else:
+        share = torch.linspace(0, 1, STEPS + 1)[1:, None, None, None]
+        torch.testing.assert_close(states[1:], (1 - share) * start + share * said)
+    assert not torch.allclose(before, after)
+
+
+def learn(critic, target, updates=3):
+    """A few steps as an agent takes them; yields after each."""
+    adam = Adam(list(critic.parameters()))
+    x, value = inputs(), torch.linspace(-3, 3, ROWS)
+    for number in range(1, updates + 1):
+        goal = two_hot(value, critic) if isinstance(critic, CategoricalCritic) else value
+        draws = torch.rand(ROWS, critic.draws.loss, generator=generator(number))
+        loss = critic.loss(critic(x, train=True), goal, draws)
+        adam.begin(1e-2, number)
+        adam.step(torch.autograd.grad(loss, adam.params))
+        project_(critic)
+        with torch.no_grad():
+            target(x, train=True)
+            for moving, own in zip(target.parameters(), critic.parameters(), strict=True):
+                moving.lerp_(own, 0.1)
+        yield
+
+
+def parts_of(critic):
+    """Every entry along the first axis of every parameter and buffer, by name."""
+    return {
+        (name, index): part.clone()
+        for name, value in critic.state_dict().items()
+        for index, part in enumerate(value)
+    }
+
+
+def rows_of(names, *rows):
+    return {(name, index) for name in names for index in rows}
+
+
+LAST_BLOCK = rows_of(
+    [
+        "trunk.block.1.linear2.weight",
+        *(
+            f"trunk.block.1.norm2.{name}"
+            for name in ("scale", "shift", "running_mean", "running_var")
+        ),
+        "trunk.output_norm.scale",
+        "head.weight",
+        "head.bias",
+    ],
+    *(0, 1),
+)
+STACKED = ("hidden_LEHH", "bias_LEH", "gain_LEH", "shift_LEH")
+
+
+def published(net):
+    """Last of three layers; of two products between them; both members of the output."""
+    last = {"hidden_LEHH": 1, "bias_LEH": 1, "gain_LEH": 2, "shift_LEH": 2}
+    output = rows_of([f"{net}.out_E1H", f"{net}.out_bias_E"], 0, 1)
+    return output | {(f"{net}.{name}", row) for name, row in last.items()}
+
+
+VELOCITY_HEAD = (
+    rows_of(["net.out.weight", "net.out.bias"], 0, 1)
+    | rows_of(["net.hidden.weight"], 2, 3)
+    | rows_of(["net.norm.scale"], 4, 5, 6, 7)
+)
+LEARNERS = {
+    "scalar": ("scalar", {}, LAST_BLOCK),
+    "categorical": ("categorical", {}, LAST_BLOCK),
+    "flow": ("flow", {}, VELOCITY_HEAD),
+    "flow distilled": (
+        "flow",
+        {"readout": "distilled"},
+        VELOCITY_HEAD | rows_of(["distilled.weight", "distilled.bias"], 0, 1),
+    ),
+    "official": ("official", {}, published("net")),
+    "official distilled": (
+        "official",
+        {"readout": "distilled"},
+        published("net") | published("distilled"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "free"), LEARNERS.values(), ids=LEARNERS)
+def test_everything_but_the_last_layer_and_the_output_is_frozen_to_the_bit(kind, changes, free):
+    critic, target = critic_of(kind, **changes), critic_of(kind, seed=1, **changes)
+    frozen = FrozenFeatures(critic, target)
+    before, target_before = parts_of(critic), parts_of(target)
+    kept = before.keys() - free
+    assert kept
+    for name in kept:
+        assert torch.equal(target_before[name], before[name]), name
+    for _ in learn(critic, target):
+        frozen.restore_()
+    for network, was in ((critic, before), (target, target_before)):
+        now = parts_of(network)
+        assert {name for name in now if not torch.equal(now[name], was[name])} == free
+    for _ in learn(critic, target, updates=1):
+        assert not torch.equal(parts_of(critic)[min(kept)], before[min(kept)])
+
+
+def test_with_two_layers_only_the_first_is_frozen():
+    critic = critic_of("official", depth=2)
+    frozen = FrozenFeatures(critic, copy.deepcopy(critic))
+    before = parts_of(critic)
+    for _ in learn(critic, copy.deepcopy(critic)):
+        frozen.restore_()
+    now = parts_of(critic)
+    same = {name for name, _ in (key for key in now if torch.equal(now[key], before[key]))}
+    assert same == {"net.first_EHD", "net.first_bias_EH", "net.gain_LEH", "net.shift_LEH"}
+
+
+def test_a_trunk_without_blocks_cannot_be_frozen():
+    critic = critic_of("scalar", blocks=0)
+    with pytest.raises(InputError, match="without blocks"):
+        FrozenFeatures(critic, critic)
+
+
+def test_an_agent_goes_on_learning_on_frozen_features():
+    agent, replay = small_agent(critic="flow"), RandomReplay(small_spec())
+    agent.update(replay)
+    frozen = FrozenFeatures(agent.critic, agent.target_critic)
+    trunk = copy.deepcopy(dict(agent.critic.trunk.state_dict()))
+    head = agent.critic.net.out.weight.clone()
+    for _ in range(3):
+        agent.update(replay)
+        frozen.restore_()
+    for critic in (agent.critic, agent.target_critic):
+        assert_same_bits(dict(critic.trunk.state_dict()), trunk)
+    assert not torch.equal(agent.critic.net.out.weight, head)
+
+
+@torch.no_grad()
+def test_the_expected_value_of_a_flow_is_integrated_whatever_the_actor_climbs():
+    critic = critic_of("flow", readout="distilled")
+    prediction = critic(inputs(), train=False)
+    start = fixed_noise(critic, ROWS)[0]
+    expected = critic.integrated(prediction, start, STEPS).mean(-1)
+    assert torch.equal(expected_value(critic, inputs()), expected)
+    scalar = critic_of("scalar")
+    assert torch.equal(expected_value(scalar, inputs()), scalar(inputs(), train=False))
+
+
+@KINDS
+def test_random_targets_have_the_deviation_asked_for(kind):
+    found = random_targets(critic_of(kind), inputs(), 1.5)
+    assert found.shape == (ROWS,)
+    assert found.mean().item() == pytest.approx(0, abs=1e-5)
+    assert found.std(correction=0).item() == pytest.approx(1.5)
+    assert not torch.allclose(found, random_targets(critic_of(kind, seed=1), inputs(), 1.5))
+
+
+def test_two_hot_targets_have_the_value_as_their_mean():
+    critic = critic_of("categorical")
+    value = torch.tensor([-5.0, -0.25, 1.0, 4.9])
+    found = two_hot(value, critic)
+    assert ((found > 0).sum(-1) <= 2).all()
+    torch.testing.assert_close(found @ critic.atoms, value)
+    torch.testing.assert_close(found.sum(-1), torch.ones(4))
+
+
+@KINDS
+def test_a_fit_is_the_same_for_the_same_critic_and_changes_nothing(kind):
+    critic = critic_of(kind)
+    before = copy.deepcopy(critic.state_dict())
+    target = random_targets(critic_of(kind, seed=1), inputs(), 1.5)
+    fit = fit_new_targets(critic, copy.deepcopy(critic), inputs(), target, steps=3, batch_size=16)
+    assert fit.error_E.shape == (2,)
+    assert fit.ratio == 1
+    assert_same_bits(dict(critic.state_dict()), dict(before))
+    # Its error is that of the learner's own steps.
+    alone = expected_value(critic, inputs()) - target
+    assert not torch.allclose(fit.error_E, alone.square().mean(-1) / 1.5**2, rtol=1e-4)
+
+
+def test_a_fit_restores_the_norms_of_both_critics_after_each_step(monkeypatch):
+    seen = []
+
+    def projecting(network):
+        project_(network)
+        seen.append(network)
+
+    monkeypatch.setattr("supple.diagnostics.plasticity.project_", projecting)
+    target = torch.linspace(-1, 1, ROWS)
+    critic, fresh = critic_of("flow"), critic_of("flow", seed=1)
+    fit_new_targets(critic, fresh, inputs(), target, steps=3, batch_size=16, rate=1e-2)
+    assert [seen.count(network) for network in (seen[0], seen[-1])] == [3, 3]
+    for network in (seen[0], seen[-1]):
+        assert max(norm_deviation(network).values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_N": torch.full((ROWS,), 1.0)}, "targets that vary"),
+        ({"target_N": torch.linspace(-6, 6, ROWS)}, r"within \+-5, the critic's range, got 6"),
+        ({"steps": 0}, "steps >= 1"),
+        ({"fresh": critic_of("flow", hidden=16)}, "same architecture"),
+    ],
+)
+def test_fits_that_say_nothing_are_refused(changes, message):
+    given = {"fresh": critic_of("flow", seed=1), "target_N": torch.linspace(-1, 1, ROWS)}
+    given |= {"x_ND": inputs(), **changes}
+    with pytest.raises(InputError, match=message):
+        fit_new_targets(critic_of("flow"), **given)
+
+
+@KINDS
+@pytest.mark.slow
+def test_a_fresh_critic_fits_new_targets_and_one_with_dead_units_does_not(kind):
+    x = inputs(rows=256)
+    changes = {"hidden": 16, "width": 32, "depth": 2}
+    fresh, stuck = critic_of(kind, **changes), critic_of(kind, seed=1, **changes)
+    target = random_targets(critic_of(kind, seed=2, **changes), x, 1.0)
+    with torch.no_grad():
+        if kind == "official":
+            stuck.net.gain_LEH.zero_()
+            stuck.net.shift_LEH.zero_()
+            stuck.net.out_E1H.zero_()
+        elif kind == "flow":
+            stuck.net.norm.scale.zero_()
+        else:
+            for block in stuck.trunk.block:
+                block.norm2.scale.zero_()
+                block.norm2.shift.fill_(-1)
+    fit = fit_new_targets(stuck, fresh, x, target, steps=600, batch_size=64, rate=3e-3)
+    assert fit.fresh_error_E.max() < 0.3
+    assert fit.ratio > 2
+    if kind in ("flow", "official"):  # dead blocks leave a trunk its linear part
+        assert fit.error_E.min() > 0.9
+
+
+def test_layers_are_the_matrices_and_no_gain():
+    shapes = {name: tuple(part.shape) for name, part in layers_of(critic_of("official")).items()}
+    read = INPUTS + 50 + 8
+    assert shapes == {
+        "net.first_EHD": (2, 16, read),
+        "net.hidden_LEHH": (2, 2, 16, 16),
+        "net.out_E1H": (2, 1, 16),
+    }
+    found = layers_of(critic_of("flow"))
+    assert found.keys() == {
+        "net.first.weight",
+        "net.hidden.weight",
+        "net.out.weight",
+        "trunk.input_linear.weight",
+        *(f"trunk.block.{block}.linear{half}.weight" for block in (0, 1) for half in (1, 2)),
+    }
+    # Two orthogonal products of each member.
+    largest = largest_singular_value(found)["net.hidden.weight"]
+    torch.testing.assert_close(largest, torch.ones(4, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_sizes_and_steps_of_layers():
+    before = {"layer": torch.stack((torch.eye(2), torch.diag(torch.tensor([3.0, 4.0]))))}
+    assert largest_singular_value(before)["layer"].tolist() == pytest.approx([1, 4])
+    assert weight_norm(before)["layer"].tolist() == pytest.approx([math.sqrt(2), 5])
+    after = {"layer": torch.stack((1.1 * torch.eye(2), torch.diag(torch.tensor([3.0, 5.0]))))}
+    assert update_ratio(before, after)["layer"].tolist() == pytest.approx([0.1, 0.2])
+
+
+def test_layers_are_copies_so_that_a_step_shows():
+    critic = critic_of("scalar")
+    before = layers_of(critic)
+    with torch.no_grad():
+        critic.head.weight.mul_(1.5)
+    ratio = update_ratio(before, layers_of(critic))
+    assert ratio.pop("head.weight").tolist() == pytest.approx([0.5, 0.5])
+    assert not any(value.any() for value in ratio.values())
+
+
+def test_gradients_of_two_losses_are_compared_by_direction():
+    weight, unused = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(3, requires_grad=True)
+    x, y = torch.tensor([3.0, 4.0]), torch.tensor([4.0, -3.0])
+
+    def cosine(first, second):
+        return gradient_cosine(first, second, [weight, unused]).item()
+
+    assert cosine(weight @ x, 7 * weight @ x) == pytest.approx(1)
+    assert cosine(weight @ x, -(weight @ x)) == pytest.approx(-1)
+    assert cosine(weight @ x, weight @ y) == pytest.approx(0)
+    assert cosine(weight @ x, weight[0]) == pytest.approx(0.6)
+    assert weight.grad is None
+    with pytest.raises(InputError, match="is undefined"):
+        cosine(weight @ x, 0 * weight[0])
+
+
+def test_a_flow_loss_is_taken_apart_by_time():
+    critic = critic_of("official")
+    draws = torch.rand(ROWS, critic.draws.loss, generator=generator(1))
+    moved = in_time_bin(draws, 0.25, 0.5)
+    assert torch.equal(moved[:, :3], draws[:, :3])
+    torch.testing.assert_close(moved[:, 3:], 0.25 + 0.25 * draws[:, 3:])
+    prediction, target = critic(inputs(), train=True), torch.linspace(-3, 3, ROWS)
+    early, late = (
+        critic.loss(prediction, target, in_time_bin(draws, low, low + 1e-3)) for low in (0.0, 0.9)
+    )
+    parameters = list(critic.parameters())
+    assert 0 < gradient_cosine(early, late, parameters) < 0.999
+    torch.testing.assert_close(
+        gradient_cosine(early, early, parameters), torch.ones((), dtype=torch.float64)
+    )
