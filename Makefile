@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: setup train test test-fast lint types package clean
+.PHONY: setup train test test-fast kernels-aot lint types package clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+kernels-aot: setup
+	$(BIN)/python -m supple.kernels.critic_integration.aot $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,11 +5,16 @@ asked for, by ``-m recipe`` or ``--require recipe``.
 """
 
 import importlib.util
+import os
 
 import pytest
 import torch
 
 TIERS = ("gpu", "sim", "recipe")
+
+# Before anything imports Triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # One thread: reductions then add in one order, so equal inputs give equal bits.
 torch.set_num_threads(1)

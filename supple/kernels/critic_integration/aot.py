@@ -160,9 +160,9 @@ def main() -> int:
     for row in report(options.archs, options.widths, options.products):
         failed |= not row.fits
         print(
-            f"{'  ' if row.fits else '! '}sm_{row.arch:<4}{row.width:>4} {row.form:<13} {row.kernel:<9}"
-            f" {row.products:<9} {row.tile.rows:>2} {row.tile.inner:>3} {row.tile.warps:>5}"
-            f" {row.registers:>9} {row.shared / 1024:>10.1f} {row.spilled:>7}",
+            f"{'  ' if row.fits else '! '}sm_{row.arch:<4}{row.width:>4} {row.form:<13}"
+            f" {row.kernel:<9} {row.products:<9} {row.tile.rows:>2} {row.tile.inner:>3}"
+            f" {row.tile.warps:>5} {row.registers:>9} {row.shared / 1024:>10.1f} {row.spilled:>7}",
             flush=True,
         )
     return int(failed)

@@ -53,7 +53,7 @@ def integrate_fused(
         table_points: G; 0 encodes every z exactly.
         products: dtype of the hidden layers' products; that of the weights by default.
     """
-    field = constants(field)
+    field = field.map(torch.Tensor.detach)
     condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
     state = state_share(field, form, table_points)
     rest = _after_first_layer(field, form, products or field.hidden_LEHH.dtype)
@@ -62,11 +62,6 @@ def integrate_fused(
         return rest(condition + rows_of(time_KEH[k]) + state(z_EBM))
 
     return carry(at, form, start_EBM.expand(len(field.out_EH), -1, -1), len(time_KEH))[-1]
-
-
-def constants(field: Field) -> Field:
-    """The same weights, out of reach of gradients."""
-    return Field(*(None if part is None else part.detach() for part in field))  # type: ignore[arg-type]
 
 
 def state_table(field: Field, form: Form, points: int) -> Tensor:

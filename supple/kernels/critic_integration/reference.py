@@ -114,6 +114,11 @@ class Field(NamedTuple):
     out_EH: Tensor
     out_bias_E: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Field:
+        """Every weight changed."""
+        parts = {name: None if x is None else change(x) for name, x in self._asdict().items()}
+        return self._replace(**parts)  # type: ignore[arg-type]
+
 
 def velocity(field: Field, form: Form, z_EBM: Tensor, condition: Tensor, time: Tensor) -> Tensor:
     """v(t, z | c), (E, B, M); what ``form.endpoint`` networks say instead.
@@ -138,7 +143,7 @@ def first_layer(field: Field, form: Form, z_EBM: Tensor, condition: Tensor, time
 def after_first_layer(field: Field, form: Form, x_EBMH: Tensor) -> Tensor:
     """The rest of the network, from the first layer's sums, (E, B, M, H) -> (E, B, M)."""
     read_EBMH = hidden_layers(field, form, x_EBMH)[1]
-    return (read_EBMH * _rows(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
+    return (read_EBMH * rows_of(field.out_EH)).sum(-1) + field.out_bias_E[:, None, None]
 
 
 def hidden_layers(field: Field, form: Form, x_EBMH: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,172 @@
+"""The Triton kernels: on the CPU through Triton's interpreter, on a GPU compiled."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from supple.kernels.critic_integration import integrate
+from tests.kernels.test_critic_integration import BOUNDED, PUBLISHED, random_field
+
+pytest.importorskip("triton")
+from supple.kernels.critic_integration import gpu
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SCALAR = dataclasses.replace(
+    PUBLISHED, encoding=dataclasses.replace(PUBLISHED.encoding, kind="scalar")
+)
+RANGE = 10.2
+
+
+def problem(form, *, members, rows, samples, steps, width, depth, shared=True):
+    """A float64 field and inputs, z_K and the gradients of a random sum of it."""
+    field = random_field(
+        1,
+        members=members,
+        width=width,
+        depth=depth,
+        features=form.encoding.features,
+        norm_first=form.norm_first,
+    )
+    random = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    condition = normal(members, rows, 1 if shared else samples, width).requires_grad_()
+    start = torch.rand(1, rows, samples, generator=random, dtype=torch.float64).requires_grad_()
+    time, weight = normal(steps, members, width), normal(members, rows, samples)
+    return field, start, condition, time, weight
+
+
+def plain(form, field, start, condition, time, weight):
+    """By autograd through the definition, in the dtype of what is given."""
+    end = integrate(field, form, start, condition.expand(-1, -1, start.shape[2], -1), time)
+    return end, *torch.autograd.grad((end * weight).sum(), (start, condition))
+
+
+@torch.no_grad()
+def by_kernel(form, field, start, condition, time, weight, *, device, points, products):
+    field, start, condition, time, weight = (
+        field.map(lambda part: part.to(device, torch.float32)),
+        *(x.detach().to(device, torch.float32) for x in (start, condition, time, weight)),
+    )
+    rows = start[0].numel()
+    launch = gpu.Launch.of(field, form, rows, table_points=points, products=products)
+    end, states = gpu.forward(launch, form, start, condition, time, save=True)
+    assert torch.equal(gpu.forward(launch, form, start, condition, time, save=False)[0], end)
+    for_start, for_condition = gpu.backward(launch, form, weight, states, condition, time)
+    if condition.shape[2] == 1:
+        for_condition = for_condition.sum(2, keepdim=True)
+    found = end, for_start.sum(0, keepdim=True), for_condition
+    return tuple(x.cpu().double() for x in found)
+
+
+def distance(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def check(form, sizes, *, device, points, products=torch.float32):
+    given = problem(form, **sizes)
+    exact = plain(form, *given)
+    single = [
+        given[0].map(torch.Tensor.float),
+        *(x.detach().float() for x in given[1:]),
+    ]
+    single[1].requires_grad_()
+    single[2].requires_grad_()
+    usual = plain(form, *single)
+    found = by_kernel(form, *given, device=device, points=points, products=products)
+    error = (found[0] - exact[0]).abs().max()
+    if products != torch.float32:
+        assert error <= 2e-3 * RANGE
+        assert distance(found[2], exact[2]) <= 2e-2
+        return
+    table = 1e-4 * RANGE if points else 0
+    rounding = torch.finfo(torch.float32).eps * RANGE
+    assert error <= 2 * (usual[0] - exact[0]).abs().max() + table + rounding
+    for each, same, true in zip(found[1:], usual[1:], exact[1:], strict=True):
+        assert distance(each, true) <= (2e-3 if points else 2 * distance(same, true) + 1e-6)
+
+
+SMALL = {"members": 2, "rows": 5, "samples": 3, "steps": 4, "width": 64, "depth": 2}
+SIZES = [
+    SMALL,
+    SMALL | {"members": 1, "rows": 1, "samples": 1, "steps": 1},
+    SMALL | {"members": 5, "rows": 63, "samples": 1, "steps": 1},
+    SMALL | {"rows": 33, "samples": 8, "steps": 1, "depth": 4},
+    SMALL | {"width": 48, "shared": False},
+    SMALL | {"width": 256, "depth": 4, "rows": 9},
+    SMALL | {"width": 512, "rows": 7, "steps": 2},
+]
+
+
+@pytest.fixture
+def interpreted():
+    if torch.cuda.is_available():
+        pytest.skip("compiled, where there is a GPU")
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED, SCALAR], ids=["published", "flow", "scalar"])
+@pytest.mark.parametrize("points", [0, 129])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(map(str, sizes.values())))
+def test_the_kernels_agree_with_the_definition(interpreted, form, points, sizes):
+    if form is SCALAR and points:
+        pytest.skip("the scalar encoding needs no table")
+    check(form, sizes, device=CPU, points=points)
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+def test_half_precision_products_stay_within_their_rounding(interpreted, form):
+    # The interpreter has no bfloat16; float16 takes the same path.
+    check(form, SMALL, device=CPU, points=129, products=torch.float16)
+
+
+def test_memory_that_held_anything_before_changes_nothing(interpreted):
+    given = problem(BOUNDED, **SMALL)
+
+    def run():
+        return by_kernel(BOUNDED, *given, device=CPU, points=129, products=torch.float32)
+
+    clean = run()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        poisoned = run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for left, right in zip(poisoned, clean, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+@pytest.mark.parametrize("points", [0, 129])
+@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 63, 257])
+@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (3, 4), (8, 16), (1, 8)])
+@pytest.mark.parametrize(("width", "depth"), [(64, 2), (256, 2), (256, 4), (512, 2), (512, 4)])
+def test_the_compiled_kernels_agree_with_the_definition(
+    form, points, members, rows, samples, steps, width, depth
+):
+    sizes = {"members": members, "rows": rows, "samples": samples}
+    sizes |= {"steps": steps, "width": width, "depth": depth}
+    check(form, sizes, device=CUDA, points=points)
+    check(form, sizes, device=CUDA, points=points, products=torch.bfloat16)
+
+
+@pytest.mark.slow
+def test_default_tiles_of_width_256_compile_without_spills_for_every_gpu(tmp_path):
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    } | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "supple.kernels.critic_integration.aot", "--widths", "256"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if "sm_" in line]
+    assert {row[0] for row in rows} == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100"}
+    assert len(rows) == 5 * 2 * 2
+    assert {row[-1] for row in rows} == {"0"}
