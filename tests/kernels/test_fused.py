@@ -1,0 +1,99 @@
+"""The fused form against the definition; the sizes are those of the kernel's acceptance."""
+
+import itertools
+
+import pytest
+import torch
+
+from supple.kernels.critic_integration import Form, ValueEncoding, integrate
+from supple.kernels.critic_integration.fused import integrate_fused
+from tests.kernels.test_gpu_kernels import BOUNDED, PUBLISHED, RANGE, distance, plain, problem
+
+ENCODING = ValueEncoding(low=-5.1, high=5.1)
+FORMS = [
+    Form(encoding=ENCODING, activation=activation, norm=norm, norm_first=first, endpoint=endpoint)
+    for activation, norm, first, endpoint in itertools.product(
+        ("gelu", "relu"), ("layer", "rms"), (False, True), (False, True)
+    )
+]
+SMALL = {"members": 2, "rows": 7, "samples": 3, "steps": 4, "width": 32, "depth": 3}
+
+
+def fused(form, field, start, condition, time, weight, **options):
+    end = integrate_fused(field, form, start, condition, time, **options)
+    return end, *torch.autograd.grad((end * weight).sum(), (start, condition))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_with_exact_features_it_is_the_definition(form, shared):
+    given = problem(form, **SMALL, shared=shared)
+    expected = plain(form, *given)
+    for found, true in zip(fused(form, *given, table_points=0), expected, strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-11, atol=1e-12)
+
+
+def test_the_scalar_encoding_needs_no_table():
+    form = Form(encoding=ValueEncoding(low=-5.1, high=5.1, kind="scalar"))
+    given = problem(form, **SMALL)
+    for found, true in zip(fused(form, *given), plain(form, *given), strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 63, 257])
+@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (3, 4), (8, 16), (1, 8)])
+@pytest.mark.parametrize(("width", "depth"), [(64, 2), (64, 4)])
+def test_single_precision_is_as_good_as_plain_pytorch(
+    form, members, rows, samples, steps, width, depth
+):
+    sizes = {"members": members, "rows": rows, "samples": samples}
+    check(form, sizes | {"steps": steps, "width": width, "depth": depth})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+@pytest.mark.parametrize("rows", [63, 257])
+@pytest.mark.parametrize(("width", "depth"), [(256, 2), (256, 3), (256, 4), (512, 2), (512, 4)])
+def test_single_precision_is_as_good_at_the_published_widths(form, rows, width, depth):
+    sizes = {"members": 2, "rows": rows, "samples": 3, "steps": 4}
+    check(form, sizes | {"width": width, "depth": depth})
+
+
+def check(form, sizes):
+    given = problem(form, **sizes)
+    exact = plain(form, *given)
+    single = [given[0].map(torch.Tensor.float), *(x.detach().float() for x in given[1:])]
+    single[1].requires_grad_()
+    single[2].requires_grad_()
+    usual = plain(form, *single)
+    rounding = torch.finfo(torch.float32).eps * RANGE
+    for points, table, slack in ((0, 0.0, 1e-6), (257, 1e-4 * RANGE, 2e-3)):
+        found = fused(form, *single, table_points=points)
+        error = (found[0] - exact[0]).abs().max()
+        assert error <= 2 * (usual[0] - exact[0]).abs().max() + table + rounding
+        for each, same, true in zip(found[1:], usual[1:], exact[1:], strict=True):
+            assert distance(form, each, true) <= 2 * distance(form, same, true) + slack
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+def test_bfloat16_products_stay_within_their_rounding(form):
+    given = problem(form, **SMALL | {"width": 64, "rows": 63})
+    exact = plain(form, *given)
+    single = [given[0].map(torch.Tensor.float), *(x.detach().float() for x in given[1:])]
+    single[1].requires_grad_()
+    single[2].requires_grad_()
+    found = fused(form, *single, products=torch.bfloat16)
+    assert 0 < (found[0] - exact[0]).abs().max() <= 2e-3 * RANGE
+    assert distance(form, found[2], exact[2]) <= 2e-2
+
+
+def test_weights_are_constants():
+    field, start, condition, time, _ = problem(BOUNDED, **SMALL)
+    field.out_EH.requires_grad_()
+    integrate(field, BOUNDED, start, condition.expand(-1, -1, 3, -1), time).sum().backward()
+    assert field.out_EH.grad is not None
+    field.out_EH.grad = None
+    integrate_fused(field, BOUNDED, start, condition, time).sum().backward()
+    assert field.out_EH.grad is None
