@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from supple.kernels.critic_integration import (
-    Field,
     Form,
     ValueEncoding,
     after_first_layer,
@@ -18,6 +17,7 @@ from supple.kernels.critic_integration import (
     time_features,
     velocity,
 )
+from tests.kernels.fields import BOUNDED, PUBLISHED, random_field
 
 HLGAUSS = ValueEncoding(low=-101.0, high=1.0)
 
@@ -66,6 +66,14 @@ def test_the_scalar_encoding_is_the_place_in_the_support():
     assert encoding(torch.tensor([-1.0, 0.0, 3.0, 5.0])).tolist() == [[0], [0.25], [1], [1.5]]
 
 
+@pytest.mark.parametrize("kind", ["hlgauss", "scalar"])
+def test_the_slope_of_the_features_is_their_derivative(kind):
+    encoding = ValueEncoding(low=-5.1, high=5.1, kind=kind)
+    z = torch.tensor([-40.0, -6.0, 0.0, 0.3, 5.0, 15.0], dtype=torch.float64)
+    expected = torch.func.vmap(torch.func.jacrev(encoding))(z)
+    torch.testing.assert_close(encoding.slope(z), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_time_features():
     t = torch.tensor([0.0, 0.5, 1.0])
     fourier = time_features(t, "fourier", 3)
@@ -112,30 +120,6 @@ def test_t3_an_error_put_in_early_vanishes_in_a_dirac_field_and_stays_in_a_const
         gain = (euler(dirac, start, steps)[-1] - 3).item() / 0.7
         assert gain == pytest.approx(0.0 if at < steps - 1 else 1.0, abs=1e-9)
         assert (euler(constant, start, steps)[-1] - 1.5).item() == pytest.approx(0.7)
-
-
-def random_field(seed, *, members, width, depth, features, norm_first, dtype=torch.float64):
-    random = torch.Generator().manual_seed(seed)
-
-    def normal(*shape, scale):
-        return (torch.randn(shape, generator=random) * scale).to(dtype)
-
-    norms = depth + norm_first
-    return Field(
-        value_EHZ=normal(members, width, features, scale=1.0),
-        hidden_LEHH=normal(depth - 1, members, width, width, scale=width**-0.5),
-        bias_LEH=normal(depth - 1, members, width, scale=0.1),
-        gain_LEH=1 + normal(norms, members, width, scale=0.1),
-        shift_LEH=None if norm_first else normal(norms, members, width, scale=0.1),
-        out_EH=normal(members, width, scale=width**-0.5),
-        out_bias_E=normal(members, scale=0.1),
-    )
-
-
-PUBLISHED = Form(encoding=ValueEncoding(low=-5.1, high=5.1))
-BOUNDED = Form(
-    encoding=ValueEncoding(low=-5.1, high=5.1), activation="relu", norm="rms", norm_first=True
-)
 
 
 def naive_velocity(field, form, z, condition, time):

@@ -1,19 +1,30 @@
 """The fused form against the definition; the sizes are those of the kernel's acceptance."""
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
 
 from supple.kernels.critic_integration import Form, ValueEncoding, integrate
 from supple.kernels.critic_integration.fused import integrate_fused
-from tests.kernels.test_gpu_kernels import BOUNDED, PUBLISHED, RANGE, distance, plain, problem
+from tests.kernels.fields import (
+    BOUNDED,
+    PUBLISHED,
+    RANGE,
+    distance,
+    in_single_precision,
+    plain,
+    problem,
+)
 
 ENCODING = ValueEncoding(low=-5.1, high=5.1)
+ACTIVATIONS: tuple[Literal["gelu", "relu"], ...] = ("gelu", "relu")
+NORMS: tuple[Literal["layer", "rms"], ...] = ("layer", "rms")
 FORMS = [
     Form(encoding=ENCODING, activation=activation, norm=norm, norm_first=first, endpoint=endpoint)
     for activation, norm, first, endpoint in itertools.product(
-        ("gelu", "relu"), ("layer", "rms"), (False, True), (False, True)
+        ACTIVATIONS, NORMS, (False, True), (False, True)
     )
 ]
 SMALL = {"members": 2, "rows": 7, "samples": 3, "steps": 4, "width": 32, "depth": 3}
@@ -64,9 +75,7 @@ def test_single_precision_is_as_good_at_the_published_widths(form, rows, width, 
 def check(form, sizes):
     given = problem(form, **sizes)
     exact = plain(form, *given)
-    single = [given[0].map(torch.Tensor.float), *(x.detach().float() for x in given[1:])]
-    single[1].requires_grad_()
-    single[2].requires_grad_()
+    single = in_single_precision(*given)
     usual = plain(form, *single)
     rounding = torch.finfo(torch.float32).eps * RANGE
     for points, table, slack in ((0, 0.0, 1e-6), (257, 1e-4 * RANGE, 2e-3)):
@@ -81,9 +90,7 @@ def check(form, sizes):
 def test_bfloat16_products_stay_within_their_rounding(form):
     given = problem(form, **SMALL | {"width": 64, "rows": 63})
     exact = plain(form, *given)
-    single = [given[0].map(torch.Tensor.float), *(x.detach().float() for x in given[1:])]
-    single[1].requires_grad_()
-    single[2].requires_grad_()
+    single = in_single_precision(*given)
     found = fused(form, *single, products=torch.bfloat16)
     assert 0 < (found[0] - exact[0]).abs().max() <= 2e-3 * RANGE
     assert distance(form, found[2], exact[2]) <= 2e-2

@@ -1,6 +1,5 @@
 """The Triton kernels: on the CPU through Triton's interpreter, on a GPU compiled."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -8,44 +7,21 @@ import sys
 import pytest
 import torch
 
-from supple.kernels.critic_integration import integrate
-from tests.kernels.test_critic_integration import BOUNDED, PUBLISHED, random_field
+from tests.kernels.fields import (
+    BOUNDED,
+    PUBLISHED,
+    RANGE,
+    SCALAR,
+    distance,
+    in_single_precision,
+    plain,
+    problem,
+)
 
 pytest.importorskip("triton")
 from supple.kernels.critic_integration import gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SCALAR = dataclasses.replace(
-    PUBLISHED, encoding=dataclasses.replace(PUBLISHED.encoding, kind="scalar")
-)
-RANGE = 10.2
-
-
-def problem(form, *, members, rows, samples, steps, width, depth, shared=True):
-    """A float64 field and inputs, z_K and the gradients of a random sum of it."""
-    field = random_field(
-        1,
-        members=members,
-        width=width,
-        depth=depth,
-        features=form.encoding.features,
-        norm_first=form.norm_first,
-    )
-    random = torch.Generator().manual_seed(2)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=random, dtype=torch.float64)
-
-    condition = normal(members, rows, 1 if shared else samples, width).requires_grad_()
-    start = torch.rand(1, rows, samples, generator=random, dtype=torch.float64).requires_grad_()
-    time, weight = normal(steps, members, width), normal(members, rows, samples)
-    return field, start, condition, time, weight
-
-
-def plain(form, field, start, condition, time, weight):
-    """By autograd through the definition, in the dtype of what is given."""
-    end = integrate(field, form, start, condition.expand(-1, -1, start.shape[2], -1), time)
-    return end, *torch.autograd.grad((end * weight).sum(), (start, condition))
 
 
 @torch.no_grad()
@@ -65,27 +41,10 @@ def by_kernel(form, field, start, condition, time, weight, *, device, points, pr
     return tuple(x.cpu().double() for x in found)
 
 
-def distance(form, found, expected):
-    """Relative error of gradients, of the typical trajectory where the activation has a kink.
-
-    There a unit whose input is off by a rounding may count as off instead of on, and one
-    trajectory's gradient jumps, however good the arithmetic.
-    """
-    error, size = (x.flatten(0, 1).flatten(1).norm(dim=1) for x in (found - expected, expected))
-    if form.activation == "relu":
-        return (error.median() / size.square().mean().sqrt()).item()
-    return (error.norm() / size.norm()).item()
-
-
 def check(form, sizes, *, device, points, products=torch.float32):
     given = problem(form, **sizes)
     exact = plain(form, *given)
-    single = [
-        given[0].map(torch.Tensor.float),
-        *(x.detach().float() for x in given[1:]),
-    ]
-    single[1].requires_grad_()
-    single[2].requires_grad_()
+    single = in_single_precision(*given)
     usual = plain(form, *single)
     found = by_kernel(form, *given, device=device, points=points, products=products)
     error = (found[0] - exact[0]).abs().max()

@@ -1,5 +1,6 @@
 """Integrating a batch of value flows through a velocity network."""
 
+from supple.kernels.critic_integration.operator import critic_integration
 from supple.kernels.critic_integration.reference import (
     Field,
     Form,
@@ -20,6 +21,7 @@ __all__ = [
     "Form",
     "ValueEncoding",
     "after_first_layer",
+    "critic_integration",
     "euler",
     "first_layer",
     "hidden_layers",

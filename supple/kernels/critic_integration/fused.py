@@ -53,15 +53,31 @@ def integrate_fused(
         table_points: G; 0 encodes every z exactly.
         products: dtype of the hidden layers' products; that of the weights by default.
     """
-    field = field.map(torch.Tensor.detach)
     condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
-    state = state_share(field, form, table_points)
-    rest = _after_first_layer(field, form, products or field.hidden_LEHH.dtype)
+    steps = Steps(field, form, table_points=table_points, products=products)
 
     def at(k: int, z_EBM: Tensor) -> Tensor:
-        return rest(condition + rows_of(time_KEH[k]) + state(z_EBM))
+        return steps.velocity(k, z_EBM, condition, time_KEH)
 
     return carry(at, form, start_EBM.expand(len(field.out_EH), -1, -1), len(time_KEH))[-1]
+
+
+class Steps:
+    """Velocities of one field, with all that its steps share worked out once.
+
+    Args: as ``integrate_fused`` takes them.
+    """
+
+    def __init__(
+        self, field: Field, form: Form, *, table_points: int, products: torch.dtype | None
+    ) -> None:
+        field = field.map(torch.Tensor.detach)
+        self._state = StateShare(field, form, table_points)
+        self._rest = _after_first_layer(field, form, products or field.hidden_LEHH.dtype)
+
+    def velocity(self, k: int, z_EBM: Tensor, condition: Tensor, time_KEH: Tensor) -> Tensor:
+        """v(k/K, z | c), (E, B, M), for a condition (E, B, 1 or M, H)."""
+        return self._rest(condition + rows_of(time_KEH[k]) + self._state(z_EBM))
 
 
 def state_table(field: Field, form: Form, points: int) -> Tensor:
@@ -71,30 +87,52 @@ def state_table(field: Field, form: Form, points: int) -> Tensor:
     return form.encoding(grid_G).to(dtype) @ field.value_EHZ.mT
 
 
-def state_share(field: Field, form: Form, table_points: int) -> Callable[[Tensor], Tensor]:
-    """The first layer's share of z, as a function (E, B, M) -> (E, B, M, H)."""
-    if table_points == 0 or form.encoding.kind == "scalar":
+class StateShare:
+    """The first layer's share of z, (E, B, M) -> (E, B, M, H), exact or from a table.
 
-        def exact(z_EBM: Tensor) -> Tensor:
-            features = form.encoding(z_EBM).to(field.value_EHZ.dtype).flatten(1, 2)
-            share: Tensor = torch.bmm(features, field.value_EHZ.mT).unflatten(1, z_EBM.shape[1:])
-            return share
+    Args:
+        field: weights.
+        form: how they are used.
+        table_points: G; 0 encodes every z exactly.
+    """
 
-        return exact
-    table_EGH = state_table(field, form, table_points)
-    members = len(table_EGH)
-    flat = table_EGH.flatten(0, 1)
-    first = table_points * torch.arange(members, device=flat.device)[:, None, None]
-    low, high = form.encoding.reach
-    last = table_points - 1
+    def __init__(self, field: Field, form: Form, table_points: int) -> None:
+        self._encoding, self._value_EHZ = form.encoding, field.value_EHZ
+        self._points = table_points if form.encoding.kind == "hlgauss" else 0
+        if self._points:
+            self._flat = state_table(field, form, table_points).flatten(0, 1)
+            members = torch.arange(len(field.value_EHZ), device=self._flat.device)
+            self._first_E11 = table_points * members[:, None, None]
+            low, high = form.encoding.reach
+            self._low, self._per_unit = low, (table_points - 1) / (high - low)
 
-    def interpolated(z_EBM: Tensor) -> Tensor:
-        place = ((z_EBM - low) * (last / (high - low))).clamp(0, last)
-        left = place.detach().floor().clamp(max=last - 1)
-        index = left.long() + first
-        return torch.lerp(flat[index], flat[index + 1], (place - left).unsqueeze(-1))
+    def __call__(self, z_EBM: Tensor) -> Tensor:
+        """The share."""
+        if not self._points:
+            return self._exact(self._encoding(z_EBM))
+        left, right, place = self._ends(z_EBM)
+        return torch.lerp(left, right, place.unsqueeze(-1))
 
-    return interpolated
+    def slope(self, z_EBM: Tensor) -> Tensor:
+        """Its derivative in z."""
+        if not self._points:
+            return self._exact(self._encoding.slope(z_EBM))
+        left, right, _ = self._ends(z_EBM)
+        low, high = self._encoding.reach
+        inside = (z_EBM >= low) & (z_EBM <= high)
+        return (right - left) * (self._per_unit * inside).unsqueeze(-1)
+
+    def _ends(self, z_EBM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Table rows left and right of z, and where it lies between them."""
+        place = ((z_EBM - self._low) * self._per_unit).clamp(0, self._points - 1)
+        left = place.detach().floor().clamp(max=self._points - 2)
+        index = left.long() + self._first_E11
+        return self._flat[index], self._flat[index + 1], place - left
+
+    def _exact(self, features_EBMZ: Tensor) -> Tensor:
+        rows = features_EBMZ.to(self._value_EHZ.dtype).flatten(1, 2)
+        share: Tensor = torch.bmm(rows, self._value_EHZ.mT).unflatten(1, features_EBMZ.shape[1:3])
+        return share
 
 
 def _after_first_layer(

@@ -66,6 +66,22 @@ class ValueEncoding:
         below = torch.erf((edges - z) / (math.sqrt(2) * sigma))
         return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
 
+    def slope(self, z: Tensor) -> Tensor:
+        """Derivative of the features in z, (...) -> (..., Z)."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
+        width = self.high - self.low
+        if self.kind == "scalar":
+            return torch.full_like(z, 1 / width)
+        near = z.clamp(*self.reach)
+        edges = torch.linspace(self.low, self.high, self.edges, dtype=z.dtype, device=z.device)
+        per_unit = (self.edges - 1) / (math.sqrt(2) * self.sigma_bins * width)
+        u = (edges - near) * per_unit
+        below = torch.erf(u)
+        rate = -per_unit * 2 / math.sqrt(math.pi) * torch.exp(-u * u)
+        mass, mass_rate = below[..., -1:] - below[..., :1], rate[..., -1:] - rate[..., :1]
+        slope = (rate.diff(dim=-1) - below.diff(dim=-1) / mass * mass_rate) / mass
+        return slope * (near == z)
+
 
 TIME_ENCODINGS = ("fourier", "cos_rep", "cos")
 
