@@ -28,7 +28,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple eval DIR                deterministic episodes: mean return and its interval
   supple play DIR                film an episode
   supple compare TASK            seeds and variants side by side: one table, one figure
-  supple bench update|replay|loop  how fast this machine learns, samples, trains
+  supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
   supple doctor                  what is installed and works here; --env checks your simulator
 """
@@ -263,7 +263,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """``supple bench update|profile|replay|loop|all``."""
+    """``supple bench update|profile|replay|kernels|loop|all``."""
     from supple.bench import main as bench_main
 
     return bench_main(arguments)

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from supple import machine
+from supple.bench.kernels import SIZES as FLOWS
+from supple.bench.kernels import bench_kernels
 from supple.bench.loop import bench_loop
 from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
@@ -29,11 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     """``supple bench``; returns the exit status."""
     parser = Parser(
         prog="supple bench",
-        description="Times gradient steps (update), their kernels (profile), replay sampling and"
-        " the whole training loop, and appends rows to OUT/bench_WHAT.csv. Flags of supple train"
-        " for the loop come after --.",
+        description="Times gradient steps (update), what they consist of (profile), replay"
+        " sampling, the integration of flow critics (kernels) and the whole training loop, and"
+        " appends rows to OUT/bench_WHAT.csv. Flags of supple train for the loop come after --.",
     )
-    parser.add_argument("what", choices=("update", "profile", "replay", "loop", "all"))
+    parser.add_argument("what", choices=("update", "profile", "replay", "kernels", "loop", "all"))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048], metavar="B")
     parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
@@ -76,6 +78,10 @@ def main(arguments: Sequence[str]) -> int:
             if options.what in ("replay", "all"):
                 rows = bench_replay(shape, options)
                 report(f"replay {shape}", rows, options.out / "bench_replay.csv", command)
+    if options.what in ("kernels", "all"):
+        for size in FLOWS:
+            found = bench_kernels(size, options)
+            report(f"kernels {size}", found, options.out / "bench_kernels.csv", command)
     if options.what in ("loop", "all"):
         found = bench_loop(options)
         report(f"loop, {options.task}", found, options.out / "bench_loop.csv", command)

@@ -105,7 +105,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, str]:
 
 def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> None:
     """Print a table, and append its rows with where and how they were measured."""
-    hidden = ("obs", "act", "batch")
+    hidden = ("obs", "act", "batch", "size", "device")
     shown = [{k: str(v) for k, v in row.items() if k not in hidden} for row in rows]
     Display.print_rows(title, shown)
     found = machine.versions()

@@ -146,18 +146,21 @@ def _after_first_layer(
 
 
 def _norm_last(field: Field, form: Form, products: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Activation, then norm: W(gain (x - mean) scale + shift) = scale (W' x - mean W' 1) + c."""
+    """Activation, then norm: W (gain (x - mean) scale + shift) = scale (W' x) + offset.
+
+    The rows of W' = W gain are centred for a layer norm, so that x need not be.
+    """
     depth, width = field.gain_LEH.shape[0], field.out_EH.shape[-1]
-    inner_gain = field.gain_LEH[:-1].unsqueeze(2)
-    weight = (field.hidden_LEHH * inner_gain).to(products)
-    row_sum = weight.to(field.out_EH.dtype).sum(-1)
-    offset, out = field.bias_LEH, field.out_EH * field.gain_LEH[-1]
-    out_offset = field.out_bias_E
+    centred = form.norm == "layer"
+    weight = field.hidden_LEHH * field.gain_LEH[:-1].unsqueeze(2)
+    out, offset, out_offset = field.out_EH * field.gain_LEH[-1], field.bias_LEH, field.out_bias_E
+    if centred:
+        weight = weight - weight.mean(-1, keepdim=True)
+        out = out - out.mean(-1, keepdim=True)
     if field.shift_LEH is not None:
         offset = offset + (field.hidden_LEHH @ field.shift_LEH[:-1].unsqueeze(-1)).squeeze(-1)
         out_offset = out_offset + (field.out_EH * field.shift_LEH[-1]).sum(-1)
-    out_sum = out.sum(-1)
-    centred = form.norm == "layer"
+    weight = weight.to(products)
 
     def velocity(x: Tensor) -> Tensor:
         for layer in range(depth):
@@ -167,14 +170,10 @@ def _norm_last(field: Field, form: Form, products: torch.dtype) -> Callable[[Ten
                 mean = x.sum(-1) / width
                 scale = torch.rsqrt((square - mean * mean).clamp_min(0) + LAYER_NORM_EPS)
             else:
-                mean = torch.zeros_like(square)
                 scale = torch.rsqrt(square + RMS_NORM_EPS)
             if layer + 1 == depth:
-                dot = (x * rows_of(out)).sum(-1) - mean * out_sum[:, None, None]
-                return scale * dot + out_offset[:, None, None]
-            y = _product(x, weight[layer])
-            shifted = y - mean.unsqueeze(-1) * rows_of(row_sum[layer])
-            x = scale.unsqueeze(-1) * shifted + rows_of(offset[layer])
+                return scale * (x * rows_of(out)).sum(-1) + out_offset[:, None, None]
+            x = scale.unsqueeze(-1) * _product(x, weight[layer]) + rows_of(offset[layer])
         raise AssertionError("a network has layers")
 
     return velocity
