@@ -108,13 +108,21 @@ class FlowCritic(Critic):
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
         )
 
-    def _encoding(self) -> ValueEncoding:
-        return ValueEncoding(
+    def _form(self, *, norm_first: bool) -> Form:
+        settings = self.settings
+        encoding = ValueEncoding(
             low=self.range.value_low,
             high=self.range.value_high,
-            kind=self.settings.value_encoding,
-            edges=self.settings.edges,
-            sigma_bins=self.settings.sigma_bins,
+            kind=settings.value_encoding,
+            edges=settings.edges,
+            sigma_bins=settings.sigma_bins,
+        )
+        return Form(
+            encoding=encoding,
+            activation=settings.activation,
+            norm=settings.norm,
+            norm_first=norm_first,
+            endpoint=settings.predict == "endpoint",
         )
 
     def _prediction(self, features_EBH: Tensor) -> FlowPrediction:
@@ -278,13 +286,7 @@ class BoundedFlowCritic(FlowCritic):
         self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
         self.net = UnitVelocityNet(
             _mlp(settings, inputs=size.hidden, members=size.members),
-            form=Form(
-                encoding=self._encoding(),
-                activation="relu",
-                norm="rms",
-                norm_first=True,
-                endpoint=settings.predict == "endpoint",
-            ),
+            form=self._form(norm_first=True),
             time_kind=settings.time_encoding,
             time_count=settings.time_features,
             bound=self._velocity_scale,
@@ -322,7 +324,7 @@ class PublishedFlowCritic(FlowCritic):
         generator: torch.Generator,
     ) -> None:
         super().__init__(size, settings=settings, spans=spans, clip=math.inf, velocity_scale=1.0)
-        form = Form(encoding=self._encoding(), endpoint=settings.predict == "endpoint")
+        form = self._form(norm_first=False)
         mlp = _mlp(settings, inputs=size.inputs, members=size.members)
         self.net = PublishedVelocityNet(
             mlp,

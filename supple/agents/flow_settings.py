@@ -19,6 +19,10 @@ class FlowSettings:
     """Hidden width H of the velocity network."""
     depth: int = 2
     """Hidden layers L of the velocity network."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Of the velocity network; gelu in its tanh form."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Of the velocity network; before each activation in ``flow``, behind it in the other."""
     kappa: float = 0.1
     """Width of the noise interval relative to that of the value range, in (0, 1]."""
     noise_rule: Literal["scaled", "paper"] = "scaled"
@@ -106,6 +110,8 @@ def published() -> FlowSettings:
     return FlowSettings(
         width=512,
         depth=4,
+        activation="gelu",
+        norm="layer",
         read_steps=8,
         read_samples=8,
         aggregate="mean",

@@ -47,11 +47,11 @@ class MLPSize:
 
 
 class PublishedMLP(nn.Module):
-    """Linear -> GELU (tanh form) -> layer norm, L times, then a linear output; E of them.
+    """Linear -> activation -> norm, L times, then a linear output; E of them.
 
     Args:
         size: of the networks.
-        form: encoding of the flow state; the layers are as published.
+        form: activation and norm, as published GELU (tanh form) and layer norm.
         generator: draws the initial weights, Glorot uniform; biases start at 0.
     """
 
@@ -179,7 +179,7 @@ class PublishedVelocityNet(PublishedMLP, VelocityNet):
 class UnitVelocityNet(nn.Module, VelocityNet):
     """A velocity network whose rows and gains have fixed norms, so that |v| is bounded.
 
-    Each layer is RMS norm -> ReLU -> linear, with one more RMS norm before the output; no batch
+    Each layer is norm -> activation -> linear, with one more norm before the output; no batch
     norm, whose statistics would couple the trajectories of a batch.
 
     Args:

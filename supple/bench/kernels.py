@@ -128,6 +128,8 @@ def fitted(size: Size, device: torch.device) -> tuple[PublishedFlowCritic, Tenso
         train_samples=1,
         target_samples=size.M,
         time_features=TIMES,
+        activation="gelu",
+        norm="layer",
         reduction="sum",
     )
     critic = PublishedFlowCritic(

@@ -30,6 +30,8 @@ def settings_of(**changes):
 
 def critic_of(kind=BoundedFlowCritic, *, members=2, seed=0, **changes):
     size = CriticSize(inputs=INPUTS, hidden=16, blocks=1, members=members)
+    if kind is PublishedFlowCritic:
+        changes = {"activation": "gelu", "norm": "layer", **changes}
     settings = settings_of(**changes)
     critic: FlowCritic
     if kind is BoundedFlowCritic:
@@ -64,6 +66,19 @@ def test_noise_is_centred_or_ends_at_the_largest_value():
     assert (paper.noise_low, paper.noise_high) == (4.0, 5.0)
     critic = critic_of()
     assert critic.noise(torch.tensor([[0.0, 0.5, 1.0]])).tolist() == [[-0.5, 0.0, 0.5]]
+
+
+@KINDS
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_activation_and_norm_are_as_set(kind, activation, norm):
+    critic = critic_of(kind, activation=activation, norm=norm)
+    form = critic.net.form
+    assert (form.activation, form.norm) == (activation, norm)
+    assert form.norm_first == (kind is BoundedFlowCritic)
+    draws = uniform(critic, "loss")
+    loss = critic.loss(critic(inputs(), train=True), torch.linspace(-3, 3, ROWS), draws)
+    assert all(g is not None for g in torch.autograd.grad(loss, list(critic.net.parameters())))
 
 
 @KINDS
@@ -290,6 +305,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_the_published_settings_are_the_published_ones():
     found = published()
     assert (found.width, found.depth, found.target_samples, found.target_steps) == (512, 4, 8, 8)
+    assert (found.activation, found.norm) == ("gelu", "layer")
     assert (found.aggregate, found.readout, found.reduction) == ("mean", "distilled", "sum")
 
 
@@ -321,7 +337,7 @@ def test_t10_without_times_and_steps_it_is_a_regression_of_the_target():
 def test_t11_a_learned_flow_is_accurate_contracts_and_recovers_from_a_stale_beginning():
     """The six-dimensional regression of the specification: range 100, kappa 0.1, 8 steps."""
     size = CriticSize(inputs=6, hidden=1, blocks=0, members=1)
-    settings = FlowSettings(width=128, train_samples=4)
+    settings = FlowSettings(width=128, train_samples=4, activation="gelu", norm="layer")
     spans = FlowRange(value_low=-101, value_high=1, noise_low=-10, noise_high=0)
     random = generator(0)
     critic = PublishedFlowCritic(size, settings=settings, spans=spans, generator=random)

@@ -60,6 +60,8 @@ def build(meta, tensors, prefix):
         edges=meta["num_bins"],
         sigma_bins=meta["sigma_in_bin_widths"],
         time_encoding="cos",
+        activation="gelu",
+        norm="layer",
         aggregate=meta["aggregation"],
         readout="integrate",
         reduction="sum",
