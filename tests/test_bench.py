@@ -159,7 +159,7 @@ def test_replay_is_timed_and_written_down(bench, capsys):
         (["update", "--sizes", "17"], "--sizes must look like 376x17, got 17"),
         (["update", "--rounds", "0"], "--rounds must be >= 1, got 0"),
         (["update", "--reference", "/nonexistent"], "no flash_rl folder in it"),
-        (["kernels"], "invalid choice: 'kernels'"),
+        (["kernel"], "invalid choice: 'kernel'"),
     ],
 )
 def test_bad_input_is_one_line(arguments, text, capsys):
