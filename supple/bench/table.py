@@ -108,6 +108,11 @@ def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> 
     hidden = ("obs", "act", "batch", "size", "device")
     shown = [{k: str(v) for k, v in row.items() if k not in hidden} for row in rows]
     Display.print_rows(title, shown)
+    append(rows, path, command)
+
+
+def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
+    """Add rows to a file of results, with where and how they were measured."""
     found = machine.versions()
     where = {
         "date": time.strftime("%Y-%m-%d"),

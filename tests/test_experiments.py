@@ -1,0 +1,155 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.experiments import maze, policy_evaluation
+from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
+from supple.envs.check import check_env
+from supple.replay import Replay, ReplaySettings
+from supple.replay.prefill import prefill
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("start", "by", "end"),
+    [
+        ((0.49, 0.5), (0.04, 0.0), (0.49, 0.5)),  # the wall
+        ((0.49, 0.5), (0.04, 0.03), (0.49, 0.53)),  # along it
+        ((0.51, 0.5), (-0.04, 0.0), (0.51, 0.5)),  # from the other side
+        ((0.49, 0.9), (0.04, 0.0), (0.53, 0.9)),  # the gap
+        ((0.49, 0.79), (0.04, 0.02), (0.53, 0.81)),  # where the step ends counts
+        ((0.99, 0.01), (0.04, -0.04), (1.0, 0.0)),  # the edge
+    ],
+)
+def test_a_wall_stops_what_does_not_take_the_gap(start, by, end):
+    found = moved(ONE_WALL, torch.tensor(start), torch.tensor(by))
+    torch.testing.assert_close(found, torch.tensor(end))
+
+
+@pytest.mark.parametrize("walls", [ONE_WALL, THREE_WALLS])
+@pytest.mark.parametrize("goal", [(0.9, 0.1), (0.1, 0.9)])
+def test_the_way_leads_through_every_gap(walls, goal):
+    at_N2 = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+    goal_N2 = torch.tensor(goal)
+    for _ in range(250):
+        at_N2 = moved(walls, at_N2, 0.04 * towards(walls, at_N2, goal_N2))
+    assert ((at_N2 - goal_N2).norm(dim=1) < 0.05).all()
+
+
+def test_the_environment_keeps_the_contract():
+    wrong = [finding for finding in check_env(lambda: MazeEnv(4, CPU)) if not finding.ok]
+    assert not wrong
+
+
+def test_prior_data_are_episodes_a_third_of_which_pass_the_wall():
+    data = maze.prior_data(ONE_WALL, 5_000, seed=0)
+    assert {len(column) for column in data.values()} == {5_000}
+    before, after = data["observation/policy"], data["next_observation/policy"]
+    ended = data["terminated"] | data["truncated"]
+    episodes = torch.tensor_split(after[:, 0], torch.nonzero(ended)[:, 0] + 1)
+    assert 0.2 < np.mean([bool((x > 0.5).any()) for x in episodes]) < 0.4
+    assert torch.equal(after[:-1][~ended[:-1]], before[1:][~ended[:-1]])
+    assert torch.equal(data["terminated"], reached(after))
+
+
+def test_prior_data_are_what_prefill_reads(tmp_path):
+    maze.write_prior_data(tmp_path / "prior.safetensors", ONE_WALL, 1_000, seed=0)
+    replay = Replay(MazeEnv(1, CPU).spec, ReplaySettings(capacity=2_000))
+    assert prefill(replay, tmp_path / "prior.safetensors") == 1_000
+
+
+def small(updates=24):
+    return dataclasses.replace(policy_evaluation.SETTINGS["utd 8"], updates=updates)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return policy_evaluation.truth()
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def test_true_values_are_those_of_the_pilot(known):
+    assert known.value_N.std() == pytest.approx(8.5, abs=0.1)
+    assert policy_evaluation.WORST < known.value_N.min() < -25
+    near = reached(known.state_N2)
+    assert known.value_N[near].mean() > -3
+
+
+@pytest.mark.parametrize("critic", policy_evaluation.CRITICS)
+def test_every_critic_learns_something(critic, known):
+    setting = dataclasses.replace(small(), updates=160)
+    (row,) = policy_evaluation.run_shard(setting, critic, [0], known)
+    untrained = policy_evaluation.make_learner(critic, 1, torch.Generator().manual_seed(1))
+    before = policy_evaluation.root_mean_square(untrained, known, 1)
+    assert float(row["rmse final"]) < 0.9 * before.item()
+    assert float(row["rmse final"]) <= float(row["rmse worst after 25 %"])
+
+
+def test_a_seed_has_the_same_data_whatever_runs_beside_it():
+    alone, beside = (policy_evaluation.collect(50, seeds) for seeds in ([3], [1, 3]))
+    assert torch.equal(alone.state_ET2[0], beside.state_ET2[1])
+    assert torch.equal(alone.next_ET2[0], beside.next_ET2[1])
+    assert not torch.equal(beside.state_ET2[0], beside.state_ET2[1])
+
+
+@pytest.mark.parametrize("critic", ["scalar", "categorical", "flow", "endpoint"])
+def test_a_seed_learns_from_its_own_data_only(critic):
+    learner = policy_evaluation.make_learner(critic, 2, torch.Generator().manual_seed(0))
+    state = torch.rand(2, 16, 2, generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(16, 2 * learner.samples, generator=torch.Generator().manual_seed(2))
+    target = -50 * state[..., 0]
+    named = dict(learner.named_parameters())
+
+    def gradients(state, target):
+        """Of the first seed, and of the second."""
+        loss = learner.loss(state, target, uniform)
+        found = torch.autograd.grad(
+            loss, list(named.values()), allow_unused=True, materialize_grads=True
+        )
+        members = [
+            part.unbind(1 if "_L" in name else 0) for name, part in zip(named, found, strict=True)
+        ]
+        return list(zip(*members, strict=True))
+
+    own = gradients(state, target)
+    other_state = torch.stack((state[0], 0.3 * state[1]))
+    other = gradients(other_state, torch.stack((target[0], state[1, :, 0])))
+    for before, after in zip(own[0], other[0], strict=True):
+        torch.testing.assert_close(before, after)
+    assert any(not torch.equal(b, a) for b, a in zip(own[1], other[1], strict=True))
+
+
+def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(policy_evaluation, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setattr(policy_evaluation, "SETTINGS", {"utd 8": small()})
+    asked = ["--settings", "utd 8", "--critics", "scalar", "--seeds"]
+    monkeypatch.setattr("sys.argv", ["x", *asked, "0", "1"])
+    policy_evaluation.main()
+    first = policy_evaluation.read_rows()
+    monkeypatch.setattr("sys.argv", ["x", *asked, "0", "1", "2"])
+    policy_evaluation.main()
+    rows = policy_evaluation.read_rows()
+    assert [row["seed"] for row in rows] == ["0", "1", "2"]
+    assert rows[:2] == first
+    assert "final RMSE" in capsys.readouterr().out
+
+
+def test_the_verdict_can_be_no():
+    better, worse = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    final = {
+        ("utd 32", "flow"): worse,
+        ("utd 32", "scalar"): better,
+        ("plenty", "scalar"): better,
+        ("plenty", "flow"): worse,
+    }
+    lines = policy_evaluation.verdict(final)
+    assert "NOT reproduced" in lines[0] and "0 of 2 seeds" in lines[0]
+    assert lines[1].endswith("not run")
+    assert "reproduced, mean RMSE 1.50 against 3.50" in lines[2] and "NOT" not in lines[2]
