@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import maze, policy_evaluation
+from benchmarks.experiments import high_utd_control, maze, policy_evaluation
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
@@ -153,3 +153,53 @@ def test_the_verdict_can_be_no():
     assert "NOT reproduced" in lines[0] and "0 of 2 seeds" in lines[0]
     assert lines[1].endswith("not run")
     assert "reproduced, mean RMSE 1.50 against 3.50" in lines[2] and "NOT" not in lines[2]
+
+
+def curves_of(flow, scalar):
+    """Three seeds of each, success by step."""
+    return {(64, "flow"): [flow] * 3, (64, "scalar"): [scalar] * 3}
+
+
+STEPS = range(500, 5001, 500)
+EARLY = {step: float(step >= 1000) for step in STEPS}
+LATE = {step: 0.5 * float(step >= 4000) for step in STEPS}
+
+
+def test_what_was_said_before_any_run_is_applied_as_said():
+    verdict = high_utd_control.verdict
+    assert verdict({}) == "UTD 64: flow or scalar not run yet"
+    assert verdict(curves_of(EARLY, LATE)).startswith("reproduced.")
+    assert verdict(curves_of(LATE, EARLY)).startswith("not reproduced.")
+    assert verdict(curves_of(EARLY, EARLY)).startswith("not reproduced.")
+    fallen = {(16, "flow"): [LATE] * 3, (16, "scalar"): [EARLY] * 3}
+    assert verdict(curves_of(LATE, LATE) | fallen).startswith("partially reproduced.")
+
+
+def test_a_scalar_that_never_succeeds_proves_nothing():
+    never = dict.fromkeys(STEPS, 0.0)
+    assert high_utd_control.verdict(curves_of(EARLY, never)).startswith("not reproduced.")
+
+
+def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(high_utd_control, "ROWS", tmp_path / "rows.csv")
+    short = ("--env-steps", "40", "--agent.min-replay", "1", "--agent.update-every", "1")
+    few = (
+        "--preset",
+        "laptop",
+        "--agent.batch-size",
+        "8",
+        "--compute.compile",
+        "off",
+        "--agent.next-actions",
+        "4",
+    )
+    ring = ("--replay.capacity", "20040", "--eval.every", "20", "--eval.episodes", "1")
+    monkeypatch.setattr(high_utd_control, "COMMON", (*short, *few, *ring, "--eval.no-video"))
+    asked = ["x", "--utd", "1", "--seeds", "0", "--critics", "scalar", "zero"]
+    monkeypatch.setattr("sys.argv", [*asked, "--out", str(tmp_path / "runs")])
+    for _ in range(2):
+        high_utd_control.main()
+        rows = high_utd_control.read_rows()
+        assert [(row["critic"], row["step"]) for row in rows] == [
+            (critic, step) for critic in ("scalar", "zero") for step in ("20", "40")
+        ]
