@@ -1,61 +1,21 @@
-"""Flow critics; acceptance tests T4, T5, T10 and T11 of the method's specification."""
+"""Flow critics; tests/test_flow_acceptance.py has the specification's own tests."""
 
-import copy
 import math
 
 import pytest
 import torch
 
-from supple.agents.critics import CriticSize
 from supple.agents.flow_critics import (
     BoundedFlowCritic,
-    FlowCritic,
     FlowRange,
     PublishedFlowCritic,
 )
-from supple.agents.flow_settings import FlowSettings, published
+from supple.agents.flow_settings import published
 from supple.agents.nets import project_
-from supple.diagnostics.recovery import fixed_noise, injection_gain, stale_prefix, step_sweep
+from supple.diagnostics.recovery import step_sweep
 from supple.errors import InputError
 from tests.agents.small_agents import generator
-
-G = 5.0
-ROWS, INPUTS = 6, 4
-
-
-def settings_of(**changes):
-    small = {"width": 16, "depth": 2, "target_steps": 4, "read_steps": 4, "time_features": 8}
-    return FlowSettings(**{**small, "target_samples": 3, "train_samples": 3, **changes})
-
-
-def critic_of(kind=BoundedFlowCritic, *, members=2, seed=0, **changes):
-    size = CriticSize(inputs=INPUTS, hidden=16, blocks=1, members=members)
-    if kind is PublishedFlowCritic:
-        changes = {"activation": "gelu", "norm": "layer", **changes}
-    settings = settings_of(**changes)
-    critic: FlowCritic
-    if kind is BoundedFlowCritic:
-        critic = BoundedFlowCritic(size, settings=settings, value_max=G, generator=generator(seed))
-    else:
-        spans = FlowRange.of(settings, G)
-        critic = PublishedFlowCritic(
-            size, settings=settings, spans=spans, generator=generator(seed)
-        )
-    project_(critic)
-    return critic
-
-
-KINDS = pytest.mark.parametrize(
-    "kind", [BoundedFlowCritic, PublishedFlowCritic], ids=["flow", "official"]
-)
-
-
-def uniform(critic, use, seed=1):
-    return torch.rand(ROWS, getattr(critic.draws, use), generator=generator(seed))
-
-
-def inputs(seed=2):
-    return torch.randn(ROWS, INPUTS, generator=generator(seed))
+from tests.agents.small_flows import INPUTS, KINDS, ROWS, G, critic_of, inputs, settings_of, uniform
 
 
 def test_noise_is_centred_or_ends_at_the_largest_value():
@@ -79,33 +39,6 @@ def test_activation_and_norm_are_as_set(kind, activation, norm):
     draws = uniform(critic, "loss")
     loss = critic.loss(critic(inputs(), train=True), torch.linspace(-3, 3, ROWS), draws)
     assert all(g is not None for g in torch.autograd.grad(loss, list(critic.net.parameters())))
-
-
-@KINDS
-def test_t4_a_network_that_says_the_velocity_has_no_loss(kind, monkeypatch):
-    critic = critic_of(kind)
-    prediction, draws = critic(inputs(), train=True), uniform(critic, "loss")
-    target = torch.linspace(-3, 3, ROWS)
-    goal = target[:, None] - critic.noise(draws[:, :3])
-    monkeypatch.setattr(
-        "supple.agents.flow_critics.velocity", lambda *_: goal.expand(2, -1, -1).clone()
-    )
-    assert critic.loss(prediction, target, draws) == 0
-
-
-@KINDS
-@torch.no_grad()
-def test_t4_transitions_may_be_permuted_together_but_not_their_targets_alone(kind):
-    critic = critic_of(kind)
-    x, draws, target = inputs(), uniform(critic, "loss"), torch.linspace(-3, 3, ROWS)
-    order = torch.randperm(ROWS, generator=generator(5))
-
-    def loss(x, target, draws):
-        return critic.loss(critic(x, train=False), target, draws)
-
-    before = loss(x, target, draws)
-    torch.testing.assert_close(loss(x[order], target[order], draws[order]), before)
-    assert not torch.allclose(loss(x, target[order], draws), before, rtol=1e-2)
 
 
 @KINDS
@@ -145,34 +78,6 @@ def test_a_critic_that_says_end_points_has_no_velocity_field():
     critic = critic_of(predict="endpoint")
     with pytest.raises(InputError, match="predict=endpoint has no velocity field"):
         critic.velocity_at(critic(inputs(), train=False))
-
-
-@KINDS
-@pytest.mark.parametrize("aggregate", ["min", "mean"])
-@pytest.mark.parametrize("backup", ["expected", "distributional"])
-@torch.no_grad()
-def test_t5_the_target_joins_members_for_each_sample_then_averages(
-    kind, aggregate, backup, monkeypatch
-):
-    critic = critic_of(kind, aggregate=aggregate, backup=backup)
-    # Two transitions, two members, three samples; the second transition is terminal.
-    value = torch.tensor([[[1.0, 2, 3], [4, 4, 4]], [[3, 0, 2], [5, 5, 5]]])
-    monkeypatch.setattr(critic, "integrated", lambda *_: value)
-    joined = [[1, 0, 2], [4, 4, 4]] if aggregate == "min" else [[2, 1, 2.5], [4.5, 4.5, 4.5]]
-    samples = 0.5 + 0.9 * (torch.tensor(joined[0]) - 0.25)
-    terminal = torch.full((3,), -2.0)
-    expected = torch.stack((samples, terminal))
-    if backup == "expected":
-        expected = expected.mean(-1)
-    found, clipped = critic.target(
-        None,
-        torch.tensor([0.5, -2.0]),
-        torch.tensor([0.9, 0.0]),
-        torch.tensor([0.25, 9.0]),
-        torch.zeros(2, 3),
-    )
-    torch.testing.assert_close(found, expected)
-    assert clipped == 0
 
 
 @torch.no_grad()
@@ -307,62 +212,3 @@ def test_the_published_settings_are_the_published_ones():
     assert (found.width, found.depth, found.target_samples, found.target_steps) == (512, 4, 8, 8)
     assert (found.activation, found.norm) == ("gelu", "layer")
     assert (found.aggregate, found.readout, found.reduction) == ("mean", "distilled", "sum")
-
-
-@pytest.mark.slow
-def test_t10_without_times_and_steps_it_is_a_regression_of_the_target():
-    critic = critic_of(
-        PublishedFlowCritic,
-        members=1,
-        train_time="zero",
-        target_steps=1,
-        read_steps=1,
-        width=64,
-        readout="integrate",
-    )
-    x = inputs()
-    target = torch.linspace(-3, 3, ROWS)
-    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
-    for step in range(2000):
-        draws = torch.rand(ROWS, critic.draws.loss, generator=generator(step))
-        optimizer.zero_grad()
-        critic.loss(critic(x, train=True), target, draws).backward()
-        optimizer.step()
-    with torch.no_grad():
-        value = critic.value(critic(x, train=False), torch.rand(ROWS, critic.draws.value))[0]
-    torch.testing.assert_close(value, target, rtol=1e-2, atol=3e-2)
-
-
-@pytest.mark.slow
-def test_t11_a_learned_flow_is_accurate_contracts_and_recovers_from_a_stale_beginning():
-    """The six-dimensional regression of the specification: range 100, kappa 0.1, 8 steps."""
-    size = CriticSize(inputs=6, hidden=1, blocks=0, members=1)
-    settings = FlowSettings(width=128, train_samples=4, activation="gelu", norm="layer")
-    spans = FlowRange(value_low=-101, value_high=1, noise_low=-10, noise_high=0)
-    random = generator(0)
-    critic = PublishedFlowCritic(size, settings=settings, spans=spans, generator=random)
-    mix = torch.randn(6, 6, generator=random)
-
-    def value_of(x):
-        return -50 + 40 * torch.sin(x @ mix).mean(-1)
-
-    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
-    for step in range(4000):
-        if step == 1000:
-            early = copy.deepcopy(critic)
-        x = torch.rand(128, 6, generator=random) * 2 - 1
-        draws = torch.rand(128, critic.draws.loss, generator=random)
-        optimizer.zero_grad()
-        critic.loss(critic(x, train=True), value_of(x), draws).backward()
-        optimizer.step()
-
-    x = torch.rand(1024, 6, generator=random) * 2 - 1
-    with torch.no_grad():
-        velocity, stale = (which.velocity_at(which(x, train=False)) for which in (critic, early))
-    start, truth = fixed_noise(critic, len(x)), value_of(x)
-    error = step_sweep(velocity, start, truth, counts=[8]).error_SE
-    gain = injection_gain(velocity, start, 5.0, steps=8).mean()
-    recovery = stale_prefix(velocity, stale, start, steps=8)[[2, 4, 6], 0]
-    assert error <= 0.08 * truth.std()
-    assert 0.25 <= gain <= 0.5
-    assert recovery.tolist() == pytest.approx([0.13, 0.35, 0.67], abs=0.06)

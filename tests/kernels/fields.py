@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from supple.kernels.critic_integration import Field, Form, ValueEncoding, integrate
+from supple.kernels.critic_integration.fused import integrate_fused
+from supple.kernels.critic_integration.operator import integrate_by_operator
 
 PUBLISHED = Form(encoding=ValueEncoding(low=-5.1, high=5.1))
 BOUNDED = Form(
@@ -14,6 +17,8 @@ SCALAR = dataclasses.replace(
     PUBLISHED, encoding=dataclasses.replace(PUBLISHED.encoding, kind="scalar")
 )
 RANGE = 10.2
+FORMS = pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
+TINY = {"members": 2, "rows": 5, "samples": 3, "steps": 4, "width": 16, "depth": 2}
 
 
 def random_field(seed, *, members, width, depth, features, norm_first, dtype=torch.float64):
@@ -77,3 +82,34 @@ def distance(form, found, expected):
     if form.activation == "relu":
         return (error.median() / size.square().mean().sqrt()).item()
     return (error.norm() / size.norm()).item()
+
+
+def fused(form, field, start, condition, time, weight, **options):
+    """By the fused form, as ``plain``."""
+    end = integrate_fused(field, form, start, condition, time, **options)
+    return end, *torch.autograd.grad((end * weight).sum(), (start, condition))
+
+
+def require_as_good_as_plain_pytorch(form, sizes):
+    """The fused form in float32: twice the usual error, and what the table adds."""
+    given = problem(form, **sizes)
+    exact = plain(form, *given)
+    single = in_single_precision(*given)
+    usual = plain(form, *single)
+    rounding = torch.finfo(torch.float32).eps * RANGE
+    for points, table, slack in ((0, 0.0, 1e-6), (257, 1e-4 * RANGE, 2e-3)):
+        found = fused(form, *single, table_points=points)
+        error = (found[0] - exact[0]).abs().max()
+        assert error <= 2 * (usual[0] - exact[0]).abs().max() + table + rounding
+        for each, same, true in zip(found[1:], usual[1:], exact[1:], strict=True):
+            assert distance(form, each, true) <= 2 * distance(form, same, true) + slack
+
+
+def exact(form, field, start, condition, time, how=integrate_by_operator):
+    """z_K without table and rounded products."""
+    return how(field, form, start, condition, time, table_points=0, products=None)
+
+
+def gradients(end, weight, start, condition):
+    """Of a weighted sum of z_K."""
+    return torch.autograd.grad((end * weight).sum(), (start, condition))

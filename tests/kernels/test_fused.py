@@ -13,9 +13,11 @@ from tests.kernels.fields import (
     PUBLISHED,
     RANGE,
     distance,
+    fused,
     in_single_precision,
     plain,
     problem,
+    require_as_good_as_plain_pytorch,
 )
 
 ENCODING = ValueEncoding(low=-5.1, high=5.1)
@@ -28,11 +30,6 @@ FORMS = [
     )
 ]
 SMALL = {"members": 2, "rows": 7, "samples": 3, "steps": 4, "width": 32, "depth": 3}
-
-
-def fused(form, field, start, condition, time, weight, **options):
-    end = integrate_fused(field, form, start, condition, time, **options)
-    return end, *torch.autograd.grad((end * weight).sum(), (start, condition))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -60,30 +57,7 @@ def test_single_precision_is_as_good_as_plain_pytorch(
     form, members, rows, samples, steps, width, depth
 ):
     sizes = {"members": members, "rows": rows, "samples": samples}
-    check(form, sizes | {"steps": steps, "width": width, "depth": depth})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
-@pytest.mark.parametrize("rows", [63, 257])
-@pytest.mark.parametrize(("width", "depth"), [(256, 2), (256, 3), (256, 4), (512, 2), (512, 4)])
-def test_single_precision_is_as_good_at_the_published_widths(form, rows, width, depth):
-    sizes = {"members": 2, "rows": rows, "samples": 3, "steps": 4}
-    check(form, sizes | {"width": width, "depth": depth})
-
-
-def check(form, sizes):
-    given = problem(form, **sizes)
-    exact = plain(form, *given)
-    single = in_single_precision(*given)
-    usual = plain(form, *single)
-    rounding = torch.finfo(torch.float32).eps * RANGE
-    for points, table, slack in ((0, 0.0, 1e-6), (257, 1e-4 * RANGE, 2e-3)):
-        found = fused(form, *single, table_points=points)
-        error = (found[0] - exact[0]).abs().max()
-        assert error <= 2 * (usual[0] - exact[0]).abs().max() + table + rounding
-        for each, same, true in zip(found[1:], usual[1:], exact[1:], strict=True):
-            assert distance(form, each, true) <= 2 * distance(form, same, true) + slack
+    require_as_good_as_plain_pytorch(form, sizes | {"steps": steps, "width": width, "depth": depth})
 
 
 @pytest.mark.parametrize("form", [PUBLISHED, BOUNDED], ids=["published", "flow"])
