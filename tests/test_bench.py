@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from supple.agents import FlashSACSettings
+from supple.agents.flashsac_settings import CRITICS
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.peers import update_peers
 from supple.bench.table import Shape, interleaved
 from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
+from supple.region import Compute
 from tests.small_runs import FLAGS
 
 
@@ -39,7 +41,6 @@ def test_products_are_those_the_update_calls():
 
     from supple.agents import FlashSAC
     from supple.bench.table import filled_ring
-    from supple.region import Compute
 
     shape = Shape(17, 6, 32)
     settings = FlashSACSettings(batch_size=32, min_replay=1, actor_hidden=16, critic_hidden=24)
@@ -99,6 +100,16 @@ def test_the_profile_names_what_takes_the_time(bench, monkeypatch):
     assert sum(share.values()) == pytest.approx(1, abs=0.01)
     assert share["matrix products"] > 0.1
     assert share["aten::tanh"] > 0.001
+
+
+def test_every_critic_is_timed_with_its_arithmetic(bench, monkeypatch):
+    eager = Compute(precision="float32", compile=False)
+    monkeypatch.setattr("supple.bench.critics.Compute", lambda **_: eager)
+    rows = {row["variant"]: row for row in bench("critics", "--sizes", "3x1")}
+    assert set(rows) == set(CRITICS)
+    flops = {name: float(row["MFLOP"]) for name, row in rows.items()}
+    assert flops["scalar"] < flops["categorical"] < flops["flow"] < flops["flow_official"]
+    assert rows["categorical"]["x categorical's time"] == "1.00"
 
 
 def test_the_loop_is_timed_part_by_part(bench):

@@ -192,18 +192,21 @@ def run_on_fake_gpu(graph, inputs):
             return graph(*[moved(value) for value in inputs])
 
 
-@pytest.mark.parametrize("critic", ["categorical", "scalar"])
+@pytest.mark.parametrize("critic", ["categorical", "scalar", "flow", "flow_official"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("step", ["_update_actor", "_update_critic"])
 def test_gradient_steps_stay_on_the_device(step, critic, precision):
     agent = small_agent(critic=critic, bc_alpha=1.0)
     agent.compute.precision = precision
     batch, noise = random_batch(agent, generator(1)), random_noise(generator(2))[0]
-    inputs = (
-        (batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, noise)
-        if step == "_update_actor"
-        else (*batch, torch.ones(()), noise)
-    )
+    draws, rows = agent.critic.draws, len(batch.action_BA)
+    inputs: tuple[torch.Tensor, ...]
+    if step == "_update_actor":
+        inputs = (batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, noise)
+        inputs += (torch.rand(rows, draws.value),)
+    else:
+        inputs = (*batch, torch.ones(()), noise)
+        inputs += (torch.rand(rows, draws.value + draws.target + draws.loss),)
     function = getattr(agent, step)
     simpler = get_decompositions([aten.native_batch_norm, aten.native_batch_norm_backward])
     graph = make_fx(lambda *values: function(*values), decomposition_table=simpler)(*inputs)  # type: ignore[arg-type]

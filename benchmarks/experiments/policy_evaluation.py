@@ -308,7 +308,8 @@ def run_shard(
         next_EB = target_net.values(data.next_ET2[member_E1, row_EB], uniform_BM)
         return -1 + GAMMA * ~data.terminated_ET[member_E1, row_EB] * next_EB
 
-    # Compiled where that works, for speed alone.
+    # For speed alone; what earlier shards compiled counts towards a limit.
+    torch.compiler.reset()
     loss_of, target_of = (torch.compile(f, dynamic=False) for f in (learner.loss, target))
     errors_PE, snapshot = [], None
     every = max(setting.updates // POINTS, 1)

@@ -35,8 +35,8 @@ from supple.errors import InputError
 from supple.kernels.critic_integration import (
     Form,
     ValueEncoding,
+    critic_integration,
     euler,
-    integrate,
     on_grid,
     velocity,
 )
@@ -141,13 +141,14 @@ class FlowCritic(Critic):
         return low * (1 - uniform_BM) + high * uniform_BM
 
     def integrated(self, prediction: FlowPrediction, start_BM: Tensor, steps: int) -> Tensor:
-        """Where each member's flow carries the noise, (E, B, M)."""
-        return integrate(
+        """Where each member's flow carries the noise, (E, B, M); its gradient is the inputs'."""
+        return critic_integration(
             self.net.field(),
             self.net.form,
             start_BM[None],
             prediction.condition_EBH,
             self.net.grid(steps),
+            table_points=self.settings.table_points,
         )
 
     def velocity_at(self, prediction: FlowPrediction) -> Callable[[float, Tensor], Tensor]:

@@ -39,6 +39,9 @@ class FlowSettings:
     """Noise samples M averaged in the value the actor climbs."""
     value_encoding: Literal["hlgauss", "scalar"] = "hlgauss"
     """How the velocity network reads the flow state."""
+    table_points: int = 257
+    """Grid points between which an integration interpolates what the first layer makes of a state;
+    0 encodes every state exactly."""
     edges: int = 51
     """Edges of the hlgauss bins, one more than bins."""
     sigma_bins: float = 16.0
@@ -84,6 +87,7 @@ class FlowSettings:
             ("target_samples", self.target_samples >= 1, ">= 1"),
             ("train_samples", self.train_samples >= 1, ">= 1"),
             ("read_samples", self.read_samples >= 1, ">= 1"),
+            ("table_points", self.table_points >= 0 and self.table_points != 1, "0 or >= 2"),
             ("edges", self.edges >= 3, ">= 3"),
             ("sigma_bins", self.sigma_bins > 0, "> 0"),
             ("support_margin", self.support_margin >= 0, ">= 0"),
@@ -112,6 +116,7 @@ def published() -> FlowSettings:
         depth=4,
         activation="gelu",
         norm="layer",
+        table_points=0,
         read_steps=8,
         read_samples=8,
         aggregate="mean",

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from supple import machine
+from supple.bench.critics import bench_critics
 from supple.bench.kernels import SIZES as FLOWS
 from supple.bench.kernels import bench_kernels
 from supple.bench.loop import bench_loop
@@ -25,6 +26,7 @@ from supple.errors import InputError
 
 SIZES = ("17x6", "376x17", "310x37")
 MODES = ("eager", "compiled")
+WHAT = ("update", "profile", "replay", "kernels", "critics", "loop", "all")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,10 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="supple bench",
         description="Times gradient steps (update), what they consist of (profile), replay"
-        " sampling, the integration of flow critics (kernels) and the whole training loop, and"
-        " appends rows to OUT/bench_WHAT.csv. Flags of supple train for the loop come after --.",
+        " sampling, the integration of flow critics (kernels), the laptop preset with each critic"
+        " (critics) and the whole training loop, and appends rows to OUT/bench_WHAT.csv. Flags of"
+        " supple train for the loop come after --.",
     )
-    parser.add_argument("what", choices=("update", "profile", "replay", "kernels", "loop", "all"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048], metavar="B")
     parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
@@ -78,6 +81,10 @@ def main(arguments: Sequence[str]) -> int:
             if options.what in ("replay", "all"):
                 rows = bench_replay(shape, options)
                 report(f"replay {shape}", rows, options.out / "bench_replay.csv", command)
+    if options.what in ("critics", "all"):
+        for obs, act in sizes:
+            found = bench_critics(obs, act, options)
+            report(f"critics {obs}x{act}", found, options.out / "bench_critics.csv", command)
     if options.what in ("kernels", "all"):
         for size in FLOWS:
             found = bench_kernels(size, options)

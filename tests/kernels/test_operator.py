@@ -69,3 +69,16 @@ def test_shapes_that_do_not_belong_together_are_refused(broken, message):
     points = 1 if broken == "table" else 9
     with pytest.raises(InputError, match=message):
         critic_integration(field, BOUNDED, start, condition, time, table_points=points)
+
+
+@FORMS
+@torch.no_grad()
+def test_autocast_reaches_the_products_and_nothing_else(form):
+    field, start, condition, time, _ = problem(form, **TINY)
+    given = (field.map(torch.Tensor.float), form, start.float(), condition.float(), time.float())
+    plain_end = critic_integration(*given)
+    asked = critic_integration(*given, products=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(critic_integration(*given), asked)
+        assert torch.equal(critic_integration(*given, products=torch.float32), plain_end)
+    assert not torch.equal(plain_end, asked)

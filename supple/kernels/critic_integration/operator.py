@@ -57,17 +57,24 @@ def critic_integration(
         reduce: ``none``: (E, B, M); ``mean``: over members and samples, (B,); ``min``: the smallest
             member of each sample, then the mean over samples, (B,).
         table_points: grid points of the tabulated features of z; 0 encodes every z exactly.
-        products: dtype of the hidden layers' products; that of the weights by default.
+        products: dtype of the hidden layers' products; by default that of a surrounding autocast,
+            which reaches nothing else here, or of the weights.
 
     Raises:
         InputError: shapes that do not belong together.
     """
     _check(field, start_EBM, condition_EBH, time_KEH, table_points)
-    options: dict[str, Any] = {"table_points": table_points, "products": products}
-    if start_EBM.is_cuda and not form.endpoint:
-        end_EBM = integrate_by_operator(field, form, start_EBM, condition_EBH, time_KEH, **options)
-    else:
-        end_EBM = integrate_fused(field, form, start_EBM, condition_EBH, time_KEH, **options)
+    kind = start_EBM.device.type
+    if products is None and torch.is_autocast_enabled(kind):
+        products = torch.get_autocast_dtype(kind)
+    by_operator = start_EBM.is_cuda and not form.endpoint
+    how = integrate_by_operator if by_operator else integrate_fused
+    with torch.autocast(kind, enabled=False):
+        end_EBM = how(
+            *(field, form, start_EBM, condition_EBH, time_KEH),
+            table_points=table_points,
+            products=products,
+        )
     if reduce == "none":
         return end_EBM
     of_samples = end_EBM.mean(0) if reduce == "mean" else end_EBM.min(dim=0).values
