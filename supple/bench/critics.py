@@ -25,7 +25,7 @@ def bench_critics(obs: int, act: int, options: argparse.Namespace) -> list[dict[
     variants, shapes, flops = {}, {}, {}
     for critic in CRITICS:
         agent = default_settings("toy/lqr", preset="laptop", critic=critic).agent
-        agent.min_replay = 1
+        agent.min_replay = agent.update_every = 1
         shapes[critic] = Shape(obs, act, agent.batch_size)
         eager = our_updates(shapes[critic], agent, Compute(precision="float32", compile=False))
         flops[critic] = counted_flops(eager) / 2
