@@ -94,7 +94,8 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         lock = undo.enter_context(claim(folder))
         found, skipped = newest_resumable(folder) if list_checkpoints(folder) else (None, [])
         done = found.header["env_steps"] if found else 0
-        if done >= recorded.env_steps and (folder / RESULT).exists():
+        finished = done >= recorded.env_steps and (folder / RESULT).exists()
+        if finished or (env_steps is not None and env_steps <= done):
             raise InputError(
                 f"{folder} has already trained {done:,} of {recorded.env_steps:,} env steps:"
                 f" extend it with --env-steps, more than {done}"
@@ -104,17 +105,11 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         undo.callback(env.close)
         if found:
             check_fits(found, settings, env.spec)
-            checkpoint.abandon_after(folder, done)
-            if env_steps is not None:
-                _write_json(folder / "settings.json", to_json(recorded))
         else:
             _prefill(settings, agent, replay)
-            _describe(folder, recorded, env.spec)
         display = Display(settings.env_steps, title=_title(settings))
         for reason in skipped:
             display.notice(f"skipped a damaged checkpoint: {reason}")
-        checkpoint.clean_leftovers(folder)
-        (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
         run = Run(
             settings,
             folder=folder,
@@ -125,7 +120,15 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
             resumed=found,
             lock=lock,
         )
-        if found is None:
+        # Nothing may be refused from here on: the folder changes.
+        checkpoint.clean_leftovers(folder)
+        (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
+        if found:
+            checkpoint.abandon_after(folder, done)
+            if env_steps is not None:
+                _write_json(folder / "settings.json", to_json(recorded))
+        else:
+            _describe(folder, recorded, env.spec)
             run.start_again()
             display.notice(f"{folder} has no checkpoint yet: starting again")
         undo.pop_all()
@@ -257,10 +260,26 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
             device=device,
             compute=agent.compute,
         )
+        _check_room(settings, replay)
     except BaseException:
         env.close()
         raise
     return env, agent, replay
+
+
+def _check_room(settings: Settings, replay: Replay) -> None:
+    """Refuse rings in which learning could never begin."""
+    rows, agent = replay.num_rows, settings.agent
+    if rows * replay.num_envs < agent.min_replay:
+        raise InputError(
+            f"learning begins at --agent.min-replay {agent.min_replay} transitions, the ring holds"
+            f" {rows * replay.num_envs}: raise --replay.capacity, or lower --agent.min-replay"
+        )
+    if agent.n_step >= rows:
+        raise InputError(
+            f"--agent.n-step {agent.n_step} needs more rows than the ring's {rows} (one per vector"
+            " step): raise --replay.capacity, or lower --agent.n-step"
+        )
 
 
 def default_folder(settings: Settings) -> Path:

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ class Region(Generic[T]):
         if _open and _open[-1].compute is self._compute:
             return cast(T, _open[-1].put_off(self, inputs))
         if self._run is None:
-            self._run = self._prepare(inputs)
+            with TRACING:
+                self._run = self._prepare(inputs)
         return self._run(*inputs)
 
     def _prepare(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
@@ -139,30 +141,32 @@ class Region(Generic[T]):
         return run
 
     def _compiled(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
-        with self._untouched_state():
-            try:
+        # Tracing runs the function too; each run begins from the same state (``_untouched_state``).
+        try:
+            with self._untouched_state():
                 run = compile_graph(self._function, inputs)
+            with self._untouched_state():
                 run(*inputs)
-            except Exception as error:  # whatever a compiler may raise, training goes on
-                self._compute.compile = False
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
-                return self._function
+        except Exception as error:  # whatever a compiler may raise, training goes on
+            self._compute.compile = False
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
+            return self._function
         return run
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]
-        with self._untouched_state():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                with self._untouched_state():
                     run(*static)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # The simulator may be using the GPU from its own thread (--overlap).
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = run(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # The simulator may be using the GPU from its own thread (--overlap).
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = run(*static)
 
         def replay(*values: Tensor) -> T:
             torch._foreach_copy_(static, values)
@@ -173,6 +177,11 @@ class Region(Generic[T]):
 
     @contextlib.contextmanager
     def _untouched_state(self) -> Iterator[None]:
+        """Undo one run of the function.
+
+        A ring is too large to copy. Its state is what says where rows go: writing them again then
+        changes nothing, but a second run within one block would write the rows after them.
+        """
         state = list(self._state())
         before = [value.detach().clone() for value in state]
         try:
@@ -233,6 +242,10 @@ class Joined:
 
         return Region(run, state=state, compute=self.compute)
 
+
+TRACING = threading.Lock()
+"""Held while a region is traced: torch marks the whole process then, and a simulator's own
+compiled functions refuse to run on another thread meanwhile."""
 
 _open: list[Joined] = []
 """Blocks being run, the innermost last."""

@@ -33,7 +33,7 @@ from supple.errors import InputError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
-from supple.region import Joined, Region
+from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
 
@@ -153,9 +153,13 @@ class Run:
     def begin_step(self, action: Tensor) -> None:
         """Start one vector step, on a thread of its own where the settings ask for overlap."""
         if self._simulator:
-            self._stepped = self._simulator.submit(self.env.step, action).result
+            self._stepped = self._simulator.submit(self._step_beside, action).result
         else:
             self._stepped = partial(self.env.step, action)
+
+    def _step_beside(self, action: Tensor) -> TensorDict:
+        with TRACING:
+            return self.env.step(action)
 
     def end_step(self) -> Step:
         """What the begun step returned.

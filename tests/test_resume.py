@@ -152,6 +152,30 @@ def test_nothing_to_resume_is_refused(tmp_path):
         launch.resumed_run(folder)
 
 
+def test_a_refused_resume_changes_nothing(tmp_path):
+    folder = tmp_path / "run"
+    run_until(small_settings("toy/lqr", folder, env_steps=400), 200)
+    before = (folder / "settings.json").read_bytes()
+    with pytest.raises(InputError, match="already trained 200 of 50 env steps"):
+        launch.resumed_run(folder, 50)
+    table = folder / "metrics.csv"
+    table.write_text("x" + table.read_text())
+    with pytest.raises(InputError):
+        launch.resumed_run(folder, 300)
+    assert (folder / "settings.json").read_bytes() == before
+
+
+def test_rings_in_which_learning_never_begins_are_refused(tmp_path):
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=400)
+    settings.replay.capacity, settings.agent.min_replay = 100, 200
+    with pytest.raises(InputError, match=r"the ring holds 100: raise --replay\.capacity"):
+        launch.new_run(settings)
+    settings.replay.capacity, settings.agent.min_replay, settings.agent.n_step = 20, 10, 20
+    with pytest.raises(InputError, match="n-step 20 needs more rows than the ring"):
+        launch.new_run(settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "supple.cli", "train", "toy/lqr", "--run-dir", str(folder)]

@@ -6,6 +6,7 @@ import torch
 
 from supple.envs.base import Discrete
 from supple.errors import InputError
+from supple.region import Compute, Region
 from tests.replay.naive import Naive, Stream, feed, make_ring, make_spec
 
 
@@ -229,3 +230,25 @@ def test_a_discrete_action_of_box_shape_is_refused():
     obs, _, step = Stream(seed=0, spec=ring.spec).step()
     with pytest.raises(InputError, match=r"action: expected shape \(3,\), got \(3, 1\)"):
         ring.add(obs, torch.zeros(3, 1), step)
+
+
+@pytest.mark.parametrize("written", [20, 23])
+def test_compiling_the_write_leaves_the_other_rows_of_a_wrapped_ring_alone(written):
+    """Preparing runs the write more than once; a resumed ring is full when that happens."""
+    rings = [make_ring(2, 8) for _ in range(2)]
+    for ring in rings:
+        feed(Stream(seed=0, spec=ring.spec, end=0.2), written, ring)
+    rings[1]._compute = compute = Compute(compile=True)
+    for region in (each for each in vars(rings[1]).values() if isinstance(each, Region)):
+        region._compute, region._run = compute, None
+    last = Stream(seed=1, spec=rings[0].spec, end=0.2).step()
+    for ring in rings:
+        ring.add(*last)
+    assert compute.compile, "compilation failed"
+    plain, compiled = rings
+    for name, column in plain.columns.items():
+        torch.testing.assert_close(compiled.columns[name], column, rtol=0, atol=0, equal_nan=True)
+    for group in plain.storage:
+        torch.testing.assert_close(
+            compiled.storage[group], plain.storage[group], rtol=0, atol=0, equal_nan=True
+        )
