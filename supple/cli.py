@@ -133,15 +133,16 @@ def resume(arguments: list[str]) -> int:
 
 
 def _train(run: Run) -> int:
+    from supple.checkpoint import list_checkpoints
     from supple.train import train as train_loop
 
     try:
         with run.display, run:
             train_loop(run)
     except KeyboardInterrupt:
-        return _fail(
-            f"stopped at once; the last checkpoint is intact: supple resume {run.folder}", FAILED
-        )
+        saved = list_checkpoints(run.folder)
+        kept = "the last checkpoint is intact" if saved else "no checkpoint yet, it starts again"
+        return _fail(f"stopped at once; {kept}: supple resume {run.folder}", FAILED)
     if run.complete:
         run.display.table("finished", run.summary())
     else:

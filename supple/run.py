@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ RESULT = "result.json"
 """What a complete run came to; there is none before."""
 PLOT_SECONDS = 30.0
 """The learning curve is drawn anew this often, and at the end [s]."""
+SAME_REQUEST_S = 1.0
+"""Signals closer together than this ask for one stop."""
 FINAL_VIDEO_SECONDS = 10.0
 """Simulated seconds filmed at the end of training; ``supple play`` films whole episodes [s]."""
 
@@ -83,6 +86,7 @@ class Run:
         self.replay = replay
         self.display = display
         self.stopped = False
+        self._stop_asked = 0.0
         self._resumed = resumed
         self._segments = Segments(replay, folder / REPLAY_FOLDER)
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
@@ -114,8 +118,9 @@ class Run:
     def start(self) -> Groups:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._request_stop)
+        if threading.current_thread() is threading.main_thread():  # no other may take signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._request_stop)
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env"))
         else:
@@ -369,9 +374,13 @@ class Run:
         return rows
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.stopped:
+            # A terminal and the program around this one may both send the same Ctrl-C.
+            if now - self._stop_asked < SAME_REQUEST_S:
+                return
             raise KeyboardInterrupt
-        self.stopped = True
+        self.stopped, self._stop_asked = True, now
         self.display.notice("stopping: finishing this step and saving (again to stop at once)")
 
     def _updates(self) -> int:

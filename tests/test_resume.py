@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from supple import checkpoint, launch
 from supple.checkpoint import list_checkpoints
+from supple.cli import main
 from supple.errors import InputError
 from tests.small_runs import (
     FLAGS,
@@ -193,12 +195,35 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
+    time.sleep(0.01)  # as a terminal and a program in between may both do
+    run.send_signal(signal.SIGINT)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 3
     assert f"supple resume {folder}" in out
     assert out.splitlines()[-1] == str(folder)
     found, _ = launch.newest_resumable(folder)
     assert found.header["env_steps"] > 0
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_there_is(tmp_path, monkeypatch, capsys):
+    def twice(run):
+        run.start()
+        run._request_stop(signal.SIGINT, None)
+        monkeypatch.setattr("supple.run.SAME_REQUEST_S", 0.0)
+        run._request_stop(signal.SIGINT, None)
+
+    monkeypatch.setattr("supple.train.train", twice)
+    folder = tmp_path / "run"
+    assert main(["train", "toy/lqr", "--run-dir", str(folder), *FLAGS]) == 1
+    said = capsys.readouterr().err
+    assert "stopped at once; no checkpoint yet, it starts again" in said
+    assert said.count("\n") == 1
+
+
+def test_a_run_may_be_started_from_another_thread(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_whole, small_settings("toy/lqr", tmp_path / "run", env_steps=100))
+        run.result()
 
 
 def test_thread_count_is_part_of_what_must_match(tmp_path, capsys):
