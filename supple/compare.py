@@ -59,6 +59,12 @@ class Job:
         found: dict[str, float] = json.loads(path.read_text())
         return found
 
+    def evaluations(self, column: str) -> dict[int, float]:
+        """A metric of the evaluations so far, by environment step."""
+        columns = read_csv(self.folder / "metrics.csv")
+        pairs = zip(columns["step"], columns[column], strict=True)
+        return {int(step): v for step, v in pairs if step is not None and v is not None}
+
 
 def main(arguments: Sequence[str]) -> int:
     """``supple compare``; returns the exit status."""
@@ -272,12 +278,7 @@ def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
     Returns:
         ``steps``, ``mean``, ``low``, ``high``, each (P,), at the evaluations all seeds share.
     """
-    tables = []
-    for job in jobs:
-        columns = read_csv(job.folder / "metrics.csv")
-        pairs = zip(columns["step"], columns["eval/return_mean"], strict=True)
-        found = {s: v for s, v in pairs if s is not None and v is not None}
-        tables.append(found)
+    tables = [job.evaluations("eval/return_mean") for job in jobs]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     values = np.array([[table[step] for step in shared] for table in tables])
     intervals = [interval95(values[:, i]) for i in range(len(shared))]

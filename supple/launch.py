@@ -27,6 +27,7 @@ from supple.errors import InputError
 from supple.files import claim, replace_file
 from supple.metrics import require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
+from supple.replay.plan import ReplayPlan, plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
@@ -253,6 +254,7 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
             )
         if settings.replay.spill and device.type != "cuda":
             raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")
+        _check_room(settings, plan_ring(env.spec, settings.replay, agent.extra_spec))
         replay = (SpilledReplay if settings.replay.spill else Replay)(
             env.spec,
             settings.replay,
@@ -260,20 +262,19 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
             device=device,
             compute=agent.compute,
         )
-        _check_room(settings, replay)
     except BaseException:
         env.close()
         raise
     return env, agent, replay
 
 
-def _check_room(settings: Settings, replay: Replay) -> None:
+def _check_room(settings: Settings, ring: ReplayPlan) -> None:
     """Refuse rings in which learning could never begin."""
-    rows, agent = replay.num_rows, settings.agent
-    if rows * replay.num_envs < agent.min_replay:
+    rows, agent = ring.num_rows, settings.agent
+    if rows * ring.num_envs < agent.min_replay:
         raise InputError(
             f"learning begins at --agent.min-replay {agent.min_replay} transitions, the ring holds"
-            f" {rows * replay.num_envs}: raise --replay.capacity, or lower --agent.min-replay"
+            f" {rows * ring.num_envs}: raise --replay.capacity, or lower --agent.min-replay"
         )
     if agent.n_step >= rows:
         raise InputError(

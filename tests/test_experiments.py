@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.experiments import high_utd_control, maze, policy_evaluation
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
+from supple.bench.table import read
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
 from supple.replay.prefill import prefill
@@ -132,10 +133,10 @@ def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch, capsys):
     asked = ["--settings", "utd 8", "--critics", "scalar", "--seeds"]
     monkeypatch.setattr("sys.argv", ["x", *asked, "0", "1"])
     policy_evaluation.main()
-    first = policy_evaluation.read_rows()
+    first = read(policy_evaluation.ROWS)
     monkeypatch.setattr("sys.argv", ["x", *asked, "0", "1", "2"])
     policy_evaluation.main()
-    rows = policy_evaluation.read_rows()
+    rows = read(policy_evaluation.ROWS)
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
     assert rows[:2] == first
     assert "final RMSE" in capsys.readouterr().out
@@ -199,7 +200,7 @@ def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [*asked, "--out", str(tmp_path / "runs")])
     for _ in range(2):
         high_utd_control.main()
-        rows = high_utd_control.read_rows()
+        rows = read(high_utd_control.ROWS)
         assert [(row["critic"], row["step"]) for row in rows] == [
             (critic, step) for critic in ("scalar", "zero") for step in ("20", "40")
         ]

@@ -28,7 +28,6 @@ Source: the question is that of arXiv:2603.04333; maze, sizes and criteria are o
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,10 +37,9 @@ import numpy as np
 
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, write_prior_data
 from supple import compare
-from supple.bench.table import append
+from supple.bench.table import append, read
 from supple.display import Display
 from supple.errors import InputError
-from supple.metrics import read_csv
 
 ROWS = Path(__file__).parents[1] / "results" / "high_utd_control.csv"
 COMMAND = "python -m benchmarks.experiments.high_utd_control"
@@ -95,7 +93,7 @@ def prior(out: Path, maze: str) -> Path:
 
 def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
     """Append the evaluations of finished runs that the file does not have yet."""
-    known = {(row["maze"], row["utd"], row["critic"], row["seed"]) for row in read_rows()}
+    known = {(row["maze"], row["utd"], row["critic"], row["seed"]) for row in read(ROWS)}
     for utd, of_utd in planned.items():
         for job in of_utd:
             result = job.result()
@@ -112,30 +110,15 @@ def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
                     "success": success,
                     "seconds": round(result["seconds"]),
                 }
-                for step, success in successes(job.folder).items()
+                for step, success in job.evaluations("eval/success_once").items()
             ]
             append(rows, ROWS, COMMAND)
-
-
-def successes(folder: Path) -> dict[int, float]:
-    """Share of evaluation episodes that reached the goal, by environment step."""
-    columns = read_csv(folder / "metrics.csv")
-    pairs = zip(columns["step"], columns["eval/success_once"], strict=True)
-    return {int(step): value for step, value in pairs if step is not None and value is not None}
-
-
-def read_rows() -> list[dict[str, str]]:
-    """What has been run."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def curves(maze: str) -> dict[tuple[int, str], list[dict[int, float]]]:
     """What ``verdict`` reads."""
     by_run: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
-    for row in read_rows():
+    for row in read(ROWS):
         if row["maze"] == maze:
             key = (int(row["utd"]), row["critic"], row["seed"])
             by_run[key][int(row["step"])] = float(row["success"])

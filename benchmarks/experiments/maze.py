@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from supple.envs.toy import State, ToyEnv
+from supple.files import replace_file
 from supple.rng import derive_seed
 
 STRIDE = 0.04
@@ -63,12 +64,12 @@ def towards(maze: Maze, at_N2: Tensor, goal_N2: Tensor) -> Tensor:
     """Unit directions to goals, through the middle of each gap between, (..., 2)."""
     x, goal_x = at_N2[..., 0], goal_N2[..., 0]
     next_N2 = goal_N2.expand_as(at_N2)
-    for wall in sorted(maze, key=lambda wall: wall.at, reverse=True):  # the nearest one last
-        gap = at_N2.new_tensor((wall.at + STRIDE / 2, (wall.low + wall.high) / 2))
-        next_N2 = torch.where(((x < wall.at) & (goal_x >= wall.at))[..., None], gap, next_N2)
-    for wall in maze:
-        gap = at_N2.new_tensor((wall.at - STRIDE / 2, (wall.low + wall.high) / 2))
-        next_N2 = torch.where(((x >= wall.at) & (goal_x < wall.at))[..., None], gap, next_N2)
+    for from_left, walls in ((True, maze[::-1]), (False, maze)):  # the nearest wall last
+        for wall in walls:
+            beyond = STRIDE / 2 if from_left else -STRIDE / 2
+            gap = at_N2.new_tensor((wall.at + beyond, (wall.low + wall.high) / 2))
+            between = ((x < wall.at) == from_left) & ((goal_x < wall.at) != from_left)
+            next_N2 = torch.where(between[..., None], gap, next_N2)
     return torch.nn.functional.normalize(next_N2 - at_N2, dim=-1)
 
 
@@ -165,4 +166,4 @@ def prior_data(maze: Maze, transitions: int, seed: int) -> Mapping[str, Tensor]:
 
 def write_prior_data(path: Path, maze: Maze, transitions: int, seed: int) -> None:
     """What ``--replay.prefill`` reads."""
-    save_file(dict(prior_data(maze, transitions, seed)), path)
+    replace_file(path, save(dict(prior_data(maze, transitions, seed))))

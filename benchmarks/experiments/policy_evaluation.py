@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -53,11 +52,11 @@ from supple.agents.critics import CriticSize
 from supple.agents.flow_critics import FlowPrediction, FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import published
 from supple.agents.velocity import MLPSize, PublishedMLP
-from supple.bench.table import append
-from supple.diagnostics import recovery, representation
+from supple.bench.table import append, read
+from supple.diagnostics import plasticity, recovery, representation
 from supple.display import Display
 from supple.intervals import half_width95
-from supple.kernels.critic_integration import Form, ValueEncoding, hidden_layers
+from supple.kernels.critic_integration import Form, ValueEncoding
 from supple.rng import derive_seed
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -155,14 +154,6 @@ class Scalar(Learner):
         """Mean squared error, 0-d."""
         return (self.values(state_EB2, uniform_BR) - target_EB).square().mean(1).sum()
 
-    def features(self, state_EB2: Tensor) -> Tensor:
-        """What the output reads, (E, B, H)."""
-        first_EBH = torch.baddbmm(
-            self.body.first_bias_EH[:, None], state_EB2, self.body.first_EHD.mT
-        )
-        layers = hidden_layers(self.body.field(), self.body.form, first_EBH.unsqueeze(2))
-        return layers[1].squeeze(2)
-
 
 class Categorical(Scalar):
     """Cross-entropy to a Gaussian histogram. Source: HL-Gauss, arXiv:2403.03950."""
@@ -179,7 +170,7 @@ class Categorical(Scalar):
 
     def logits(self, state_EB2: Tensor) -> Tensor:
         """(E, B, K)."""
-        return torch.bmm(self.features(state_EB2), self.head_EKH.mT)
+        return torch.bmm(self.body.features(state_EB2), self.head_EKH.mT)
 
     def values(self, state_EB2: Tensor, uniform_BM: Tensor) -> Tensor:
         """Mean of each histogram, (E, B)."""
@@ -368,19 +359,15 @@ def measure(learner: Learner, snapshot: Learner, known: Truth, seeds: int) -> di
     names = ("z0 gain K=8", "recovery index K=8", "contraction t=0", "rmse K=64 / K")
     found = dict.fromkeys((*names, "srank", "dormant"), none_E)
     generator = torch.Generator().manual_seed(derive_seed(0, "measured states"))
-    state_EN2 = torch.rand(2048, 2, generator=generator).expand(seeds, -1, -1)
+    state_N2 = torch.rand(2048, 2, generator=generator)
     with torch.no_grad():
         if isinstance(learner, Scalar):
-            feature_ENH = learner.features(state_EN2)
+            feature_ENH = learner.body.features(state_N2)
         else:
             assert isinstance(learner, Flow)
-            net, prediction = learner.critic.net, learner.predict(state_EN2)
-            start_1N1 = learner.critic.noise(even(1, 2048))[None]
-            features, encoding = net.form.encoding(start_1N1), net.field().value_EHZ
-            first_ENH = prediction.condition_EBH + net.grid(1)[0][:, None]
-            first_ENH = first_ENH + torch.einsum("nz,ehz->enh", features[0, :, 0], encoding)
-            layers = hidden_layers(net.field(), net.form, first_ENH.unsqueeze(2))
-            feature_ENH = layers[1].squeeze(2)
+            start_N1 = learner.critic.noise(even(1, 2048))
+            features = plasticity.flow_features(learner.critic, state_N2, start_N1, steps=1)
+            feature_ENH = features.after_norm[0]
     found["srank"] = representation.srank(representation.singular_values(feature_ENH)).float()
     found["dormant"] = representation.dormant_fraction(feature_ENH).float()
     if not isinstance(learner, Flow) or learner.critic.net.form.endpoint:
@@ -406,14 +393,6 @@ def measure(learner: Learner, snapshot: Learner, known: Truth, seeds: int) -> di
     return {name: value.detach() for name, value in found.items()}
 
 
-def read_rows() -> list[dict[str, str]]:
-    """What has been run."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def grouped(rows: Sequence[Mapping[str, str]], column: str) -> dict[tuple[str, str], np.ndarray]:
     """A column's values over seeds, by setting and critic."""
     found = defaultdict(list)
@@ -424,7 +403,7 @@ def grouped(rows: Sequence[Mapping[str, str]], column: str) -> dict[tuple[str, s
 
 def report() -> None:
     """Print a table of every critic and setting, and whether the pilot's ordering is reproduced."""
-    rows = read_rows()
+    rows = read(ROWS)
     final, worst = grouped(rows, "rmse final"), grouped(rows, "rmse worst after 25 %")
     index, gain = grouped(rows, "recovery index K=8"), grouped(rows, "z0 gain K=8")
     for setting in SETTINGS:
@@ -496,7 +475,7 @@ def main() -> None:
             continue
         done = {
             int(row["seed"])
-            for row in read_rows()
+            for row in read(ROWS)
             if (row["setting"], row["critic"]) == (setting, critic)
         }
         seeds = [seed for seed in options.seeds if seed not in done]

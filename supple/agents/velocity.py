@@ -25,6 +25,7 @@ from supple.kernels.critic_integration import (
     Field,
     Form,
     after_first_layer,
+    hidden_layers,
     time_features,
 )
 
@@ -77,10 +78,17 @@ class PublishedMLP(nn.Module):
         self.out_bias_E = constant(0, members)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, inputs) -> (E, B)."""
+        """(B, inputs) -> (E, B); (E, B, inputs) gives every member rows of its own."""
+        return after_first_layer(self.field(), self.form, self._first(x_BD)).squeeze(2)
+
+    def features(self, x_BD: Tensor) -> Tensor:
+        """What the output reads, (E, B, H)."""
+        return hidden_layers(self.field(), self.form, self._first(x_BD))[1].squeeze(2)
+
+    def _first(self, x_BD: Tensor) -> Tensor:
+        """The first layer's sums, (E, B, 1, H)."""
         rows = x_BD.expand(len(self.first_EHD), -1, -1)
-        x_EBH = torch.baddbmm(self.first_bias_EH[:, None], rows, self.first_EHD.mT)
-        return after_first_layer(self.field(), self.form, x_EBH.unsqueeze(2)).squeeze(2)
+        return torch.baddbmm(self.first_bias_EH[:, None], rows, self.first_EHD.mT).unsqueeze(2)
 
     def field(self) -> Field:
         """Every layer but the first."""

@@ -129,3 +129,11 @@ def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
         if new:
             writer.writeheader()
         writer.writerows([row | where for row in rows])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows ``append`` wrote; none without a file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
