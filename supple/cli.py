@@ -161,7 +161,7 @@ def train_settings(arguments: list[str]) -> Settings:
     first.add_argument("task", nargs="?", default="")
     first.add_argument("--agent", default="flashsac")
     first.add_argument("--preset", default="")
-    first.add_argument("--agent.critic", dest="critic", default="categorical")
+    first.add_argument("--agent.critic", dest="critic", default="")
     options, rest = first.parse_known_args(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if arguments and arguments[0].startswith("-") and not wants_help:
@@ -207,7 +207,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     try:
         seed = derive_seed(options.seed, "eval")
-        found = run_episodes(trained.act, env, episodes=options.episodes, seed=seed)
+        found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
     finally:
         env.close()
     if options.json:
@@ -250,7 +250,7 @@ def play(arguments: list[str]) -> int:
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix != ".mp4":
         raise InputError(f"--video must end in .mp4, got {video}")
-    found = film(trained.settings, trained.act, video, seed=options.seed)
+    found = film(trained.settings, trained.greedy, video, seed=options.seed)
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)
     return DONE

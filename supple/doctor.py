@@ -9,8 +9,7 @@ import torch
 
 from supple import machine
 from supple.cli import DONE, FAILED
-from supple.configs import AGENTS
-from supple.configs.base import PRESETS
+from supple.configs import PRESETS
 from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
 from supple.envs.base import Env
@@ -74,11 +73,9 @@ def print_list(simulator: str | None) -> None:
     """
     simulators = known_tasks()
     if simulator is None:
-        Display.print_table("agents", dict.fromkeys(AGENTS, ""))
-        Display.print_table(
-            "presets",
-            {name: (preset.__doc__ or "").split("\n")[0] for name, preset in PRESETS.items()},
-        )
+        for agent, presets in PRESETS.items():
+            said = {name: (preset.__doc__ or "").split("\n")[0] for name, preset in presets.items()}
+            Display.print_table(f"--agent {agent}, --preset", said)
         rows = {}
         for name, found in simulators.items():
             shown = ", ".join(found.tasks[:TASKS_SHOWN])

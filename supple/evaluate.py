@@ -23,6 +23,8 @@ from supple.errors import InputError, SimulatorError
 from supple.intervals import half_width95
 from supple.rng import derive_seed
 
+Policy = Callable[[Groups], Tensor]
+"""Observation groups, each (N, D), to actions (N, A) or choices (N,)."""
 MAX_EPISODE_STEPS = 10_000
 """Where a task has no time limit of its own, evaluation cuts its episodes here."""
 
@@ -58,7 +60,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    act: Callable[[Groups], Tensor],
+    greedy: Callable[[], Policy],
     env: Env,
     *,
     episodes: int,
@@ -71,7 +73,8 @@ def evaluate(
     short episodes are not over-represented.
 
     Args:
-        act: observation groups -> actions (N, A); must be deterministic and change no state.
+        greedy: called when episodes begin; gives what maps observation groups to actions (N, A),
+            which must be deterministic and may remember earlier calls (a recurrent policy).
         env: an environment of its own, never the one being trained in.
         episodes: how many, >= 1; the last round uses only as many environments as are missing.
         seed: of the first round's reset; later rounds continue the environment's own stream.
@@ -89,7 +92,7 @@ def evaluate(
     end: list[Tensor] = []
     missing, reported = episodes, False
     while missing > 0:
-        obs = env.reset(seed)["observation"]
+        obs, act = env.reset(seed)["observation"], greedy()
         seed = None
         if on_step:
             on_step()
@@ -136,7 +139,7 @@ def evaluate(
 
 
 def record_video(
-    act: Callable[[Groups], Tensor],
+    greedy: Callable[[], Policy],
     env: Env,
     path: str,
     *,
@@ -147,7 +150,7 @@ def record_video(
     """Film one deterministic episode of environment 0.
 
     Args:
-        act: as in ``evaluate``.
+        greedy: as in ``evaluate``.
         env: one environment made with ``render=True``.
         path: the ``.mp4`` to write; its folder must exist.
         seed: of the reset.
@@ -179,7 +182,7 @@ def record_video(
             if left >= 0:
                 writer.append_data(np.ascontiguousarray(env.render()))
 
-        return evaluate(act, env, episodes=1, seed=seed, on_step=film_step)
+        return evaluate(greedy, env, episodes=1, seed=seed, on_step=film_step)
 
 
 def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = False) -> Env:
@@ -195,7 +198,7 @@ def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = 
 
 def film(
     settings: Settings,
-    act: Callable[[Groups], Tensor],
+    greedy: Callable[[], Policy],
     path: Path,
     *,
     seed: int,
@@ -217,7 +220,7 @@ def film(
     try:
         with closing(make_env(settings, num_envs=1, purpose="video", render=True)) as env:
             found = record_video(
-                act,
+                greedy,
                 env,
                 str(partial),
                 seed=derive_seed(seed, "video"),

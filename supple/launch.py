@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from supple import checkpoint, machine
-from supple.agents import Agent, FlashSAC
+from supple.agents import AGENTS, Agent
 from supple.checkpoint import Checkpoint, list_checkpoints
 from supple.configs.base import Settings, from_json, to_json
 from supple.display import Display
@@ -27,7 +27,7 @@ from supple.errors import InputError
 from supple.files import claim, replace_file
 from supple.metrics import require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
-from supple.replay.plan import ReplayPlan, plan_ring
+from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
@@ -172,8 +172,8 @@ class Trained:
     folder: Path
     settings: Settings
     env_steps: int
-    act: Callable[[Groups], Tensor]
-    """Deterministic actions (N, A) for observation groups."""
+    greedy: Callable[[], Callable[[Groups], Tensor]]
+    """Called as episodes begin: deterministic actions for observation groups."""
 
 
 def load_trained(path: Path, *, device: str = "") -> Trained:
@@ -213,18 +213,18 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
         folder=folder,
         settings=settings,
         env_steps=found.header["env_steps"],
-        act=agent.greedy(),
+        greedy=agent.greedy,
     )
 
 
 def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
     """The agent the settings describe, for an environment of this spec."""
     device = machine.resolve_device(settings.device)
-    steps = settings.env_steps * settings.agent.utd
+    steps = settings.agent.gradient_steps(settings.env_steps, spec.num_envs)
     compute = settings.compute.resolve(device, gradient_steps=steps)
     if compute.precision == "tf32":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-    return FlashSAC(
+    return AGENTS[settings.agent_name](
         spec,
         settings.agent,
         total_env_steps=settings.env_steps,
@@ -250,14 +250,15 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         if settings.overlap and agent.horizon > 1:
             raise InputError(
                 f"--overlap learns at every step, {settings.agent_name} here every"
-                f" {agent.horizon}: drop the flag, or set --agent.update-every 1"
+                f" {agent.horizon}: drop the flag (FlashSAC: or set --agent.update-every 1)"
             )
         if settings.replay.spill and device.type != "cuda":
             raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")
-        _check_room(settings, plan_ring(env.spec, settings.replay, agent.extra_spec))
-        replay = (SpilledReplay if settings.replay.spill else Replay)(
+        ring = agent.ring(settings.replay)
+        agent.check_room(plan_ring(env.spec, ring, agent.extra_spec))
+        replay = (SpilledReplay if ring.spill else Replay)(
             env.spec,
-            settings.replay,
+            ring,
             extra_spec=agent.extra_spec,
             device=device,
             compute=agent.compute,
@@ -266,21 +267,6 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         env.close()
         raise
     return env, agent, replay
-
-
-def _check_room(settings: Settings, ring: ReplayPlan) -> None:
-    """Refuse rings in which learning could never begin."""
-    rows, agent = ring.num_rows, settings.agent
-    if rows * ring.num_envs < agent.min_replay:
-        raise InputError(
-            f"learning begins at --agent.min-replay {agent.min_replay} transitions, the ring holds"
-            f" {rows * ring.num_envs}: raise --replay.capacity, or lower --agent.min-replay"
-        )
-    if agent.n_step >= rows:
-        raise InputError(
-            f"--agent.n-step {agent.n_step} needs more rows than the ring's {rows} (one per vector"
-            " step): raise --replay.capacity, or lower --agent.n-step"
-        )
 
 
 def default_folder(settings: Settings) -> Path:

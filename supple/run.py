@@ -245,7 +245,7 @@ class Run:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
         self._evaluation = evaluate(
-            self.agent.greedy(), self._eval_env, episodes=settings.eval.episodes, seed=seed
+            self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
         )
         self._evaluated_at = self.env_steps
         return self._evaluation
@@ -384,7 +384,7 @@ class Run:
         self.display.notice("stopping: finishing this step and saving (again to stop at once)")
 
     def _updates(self) -> int:
-        return int(getattr(self.agent, "updates", 0))
+        return self.agent.updates
 
     def _make_eval_env(self) -> Env:
         on_gpu = self.env.spec.device.type == "cuda"
@@ -418,7 +418,7 @@ class Run:
         try:
             film(
                 self.settings,
-                self.agent.greedy(),
+                self.agent.greedy,
                 self.folder / "videos" / "final.mp4",
                 seed=self.settings.seed,
                 max_seconds=FINAL_VIDEO_SECONDS,

@@ -1,6 +1,7 @@
 """Runs small enough for a test: tiny networks, seconds."""
 
 import json
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def small_settings(task, folder, *, env_steps, num_envs=2, **agent):
     settings.eval.video = False
     settings.log.every = num_envs
     settings.checkpoint.every = env_steps
-    small = settings.agent
+    small: Any = settings.agent
     small.min_replay, small.batch_size, small.utd = 40, 16, 0.5
     small.actor_hidden = small.critic_hidden = 8
     small.actor_blocks = small.critic_blocks = 1

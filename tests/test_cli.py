@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from supple import checkpoint
+from supple.agents import FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
 from tests.small_runs import FLAGS, run_whole, small_settings
@@ -34,7 +35,7 @@ def one_line(capsys):
         (["train", "toy/lqr", "--agent.gama", "0.9"], "unknown flag --agent.gama; did you mean"),
         (["train", "toy/lqr", "--agent.gamma", "much"], "much"),
         (["train", "toy/lqr", "--agent.gamma", "1.5"], "--agent.gamma must be in (0, 1), got 1.5"),
-        (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, got sac"),
+        (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, ppo, got sac"),
         (["train", "toy/lqr", "--preset", "lap"], "did you mean laptop?"),
         (["train", "toy/lqr", "--device", "tpu"], "--device must be auto, cpu, cuda"),
         (["train", "gym/CartPole-v1"], "needs continuous actions, gym/CartPole-v1 has 2 discrete"),
@@ -242,9 +243,10 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
     [("flow", 64, 2, "integrate"), ("flow_official", 128, 2, "distilled")],
 )
 def test_a_critic_brings_its_own_defaults_under_every_flag(critic, width, depth, readout):
-    settings = train_settings(
+    agent = train_settings(
         ["toy/lqr", "--preset", "laptop", "--agent.critic", critic, "--agent.flow.kappa", "0.25"]
-    )
-    flow = settings.agent.flow
-    assert settings.agent.critic == critic
+    ).agent
+    assert isinstance(agent, FlashSACSettings)
+    flow = agent.flow
+    assert agent.critic == critic
     assert (flow.width, flow.depth, flow.readout, flow.kappa) == (width, depth, readout, 0.25)

@@ -55,10 +55,7 @@ def test_the_bandits_best_action_is_found(critic):
 @pytest.mark.slow
 def test_lqr_comes_close_to_the_riccati_optimum():
     def mean_return(agent):
-        act = agent.act
-        return evaluate(
-            lambda obs: act(obs, explore=False)[0], Lqr(50, CPU), episodes=50, seed=3
-        ).return_mean
+        return evaluate(agent.greedy, Lqr(50, CPU), episodes=50, seed=3).return_mean
 
     optimum = Lqr.optimal_episode_return()
     gaps = []

@@ -136,7 +136,7 @@ class SucceedsAtFirst(Counter):
 def test_every_round_counts_in_the_success_rate():
     env = SucceedsAtFirst(1, torch.device("cpu"))
     zeros = torch.zeros(1, env.spec.action.size)
-    found = evaluate(lambda obs: zeros, env, episodes=4, seed=0)
+    found = evaluate(lambda: lambda obs: zeros, env, episodes=4, seed=0)
     assert (found.success_once, found.success_end) == (0.25, 0.25)
 
 

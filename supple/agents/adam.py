@@ -9,7 +9,7 @@ repeat such scalar arithmetic for every weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,19 +33,33 @@ class Adam:
         self._rate = torch.zeros((), device=device)
         self._root = torch.zeros((), device=device)
 
-    def begin(self, rate: float, number: int) -> None:
+    def begin(self, rate: float, number: int | Tensor) -> None:
         """Say what the next step is.
 
         Args:
             rate: its learning rate.
-            number: how many steps there are with it, from 1.
+            number: how many steps there are with it, from 1; a float64 tensor where only the
+                device knows.
         """
         self._rate.fill_(rate / (1 - BETA1**number))
         self._root.fill_((1 - BETA2**number) ** -0.5)
 
     @torch.no_grad()
-    def step(self, gradients: tuple[Tensor, ...]) -> None:
-        """Move every tensor against its gradient; gradients come in the order of ``params``."""
+    def step(
+        self,
+        gradients: tuple[Tensor, ...],
+        *,
+        factor: Tensor | None = None,
+        enabled: Tensor | None = None,
+    ) -> None:
+        """Move every tensor against its gradient.
+
+        Args:
+            gradients: in the order of ``params``.
+            factor: multiplies the learning rate, 0-d.
+            enabled: False leaves everything as it is, 0-d bool.
+        """
+        before = [] if enabled is None else [value.clone() for value in self.tensors()]
         torch._foreach_lerp_(self.mean, gradients, 1 - BETA1)
         torch._foreach_mul_(self.square, BETA2)
         torch._foreach_addcmul_(self.square, gradients, gradients, value=1 - BETA2)
@@ -53,8 +67,10 @@ class Adam:
         torch._foreach_mul_(spread, self._root)
         torch._foreach_add_(spread, EPS)
         move = torch._foreach_div(self.mean, spread)
-        torch._foreach_mul_(move, self._rate)
+        torch._foreach_mul_(move, self._rate if factor is None else self._rate * factor)
         torch._foreach_sub_(self.params, move)
+        for value, old in zip(self.tensors(), before, strict=False):
+            value.copy_(torch.where(cast(Tensor, enabled), value, old))
 
     def tensors(self) -> list[Tensor]:
         """Every tensor a step changes."""

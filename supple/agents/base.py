@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from supple.envs.base import EnvSpec, Groups, Step
+from supple.errors import InputError
 from supple.region import Compute
-from supple.replay import Replay
+from supple.replay import Replay, ReplayPlan, ReplaySettings
 
 
 def critic_groups(spec: EnvSpec) -> tuple[str, ...]:
@@ -29,6 +30,22 @@ def concat(groups: Groups, names: tuple[str, ...]) -> Tensor:
     return torch.cat([groups[name] for name in names], dim=-1)
 
 
+def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse tensors of another architecture or number of environments, before anything is loaded.
+
+    Raises:
+        InputError: a tensor is missing, unexpected or of another shape.
+    """
+    for key in own.keys() | state.keys():
+        expected = tuple(own[key].shape) if key in own else "nothing"
+        got = tuple(state[key].shape) if key in state else "nothing"
+        if expected != got:
+            raise InputError(
+                f"checkpoint does not fit this agent: {name}.{key} expected {expected}, got {got};"
+                " use the settings and task the checkpoint was trained with"
+            )
+
+
 class Agent(ABC):
     """A learner. ``act`` and ``update`` hold no host synchronisation and no branch on data."""
 
@@ -41,8 +58,25 @@ class Agent(ABC):
     device: torch.device
     metrics: Mapping[str, Tensor]
     """0-d metrics of the newest update, on the device; empty before the first."""
+    updates: int
+    """Gradient steps so far."""
     compute: Compute
     """How updates run: eager or compiled, and in which precision."""
+
+    def ring(self, settings: ReplaySettings) -> ReplaySettings:
+        """The ring this agent wants, given what the run's settings say of it.
+
+        Raises:
+            InputError: they ask for one it cannot use.
+        """
+        return settings
+
+    def check_room(self, ring: ReplayPlan) -> None:  # noqa: B027 - most rings will do
+        """Refuse a ring in which learning could never begin.
+
+        Raises:
+            InputError: names the settings to turn.
+        """
 
     @abstractmethod
     def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,7 +87,8 @@ class Agent(ABC):
             explore: False is deterministic and changes no state.
 
         Returns:
-            Actions (N, A) in the policy's own scale, and the values of ``extra_spec``'s columns.
+            Actions (N, A) in the policy's own scale, or choices (N,) int64, and the values of
+            ``extra_spec``'s columns.
         """
 
     @abstractmethod
@@ -77,11 +112,11 @@ class Agent(ABC):
     def policy(self) -> nn.Module:
         """The deterministic policy as it is now, a copy that stays so.
 
-        (B, sum of ``actor_groups``' widths) -> actions (B, A).
+        (B, sum of ``actor_groups``' widths) -> actions (B, A), or choices (B,) int64.
         """
 
     def greedy(self) -> Callable[[Groups], Tensor]:
-        """``policy()`` as a function of observation groups, each (N, D)."""
+        """``policy()`` as a function of observation groups, each (N, D), as episodes begin."""
         policy, names = self.policy(), self.actor_groups
 
         @torch.no_grad()

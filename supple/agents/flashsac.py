@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
-from supple.agents.base import Agent, concat, critic_groups
+from supple.agents.base import Agent, check_sizes, concat, critic_groups
 from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
 from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
@@ -29,7 +29,7 @@ from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
-from supple.replay import AgeBias, Replay
+from supple.replay import AgeBias, Replay, ReplayPlan
 from supple.rng import Generators
 
 
@@ -77,7 +77,7 @@ class FlashSAC(Agent):
         if not isinstance(spec.action, Box):
             raise InputError(
                 f"FlashSAC needs continuous actions, {spec.task_id} has {spec.action.size} discrete"
-                " ones: choose a continuous-action task (supple list)"
+                " ones: take --agent ppo, or choose a continuous-action task (supple list)"
             )
         if not spec.has_final_obs and not settings.allow_missing_final_obs:
             raise InputError(
@@ -187,6 +187,21 @@ class FlashSAC(Agent):
         found += self.reward_scaler.state_dict().values()
         found += self.noise.state_dict().values()
         return found + self._target_params
+
+    def check_room(self, ring: ReplayPlan) -> None:
+        """Refuse rings in which learning could never begin."""
+        rows, settings = ring.num_rows, self.settings
+        if rows * ring.num_envs < settings.min_replay:
+            raise InputError(
+                f"learning begins at --agent.min-replay {settings.min_replay} transitions, the ring"
+                f" holds {rows * ring.num_envs}: raise --replay.capacity, or lower"
+                " --agent.min-replay"
+            )
+        if settings.n_step >= rows:
+            raise InputError(
+                f"--agent.n-step {settings.n_step} needs more rows than the ring's {rows} (one per"
+                " vector step): raise --replay.capacity, or lower --agent.n-step"
+            )
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -491,19 +506,3 @@ class FlashSAC(Agent):
         self._budget = counters["budget"]
         self._learning = counters["learning"]
         self._schedule_updates = counters["schedule_updates"]
-
-
-def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
-    """Refuse tensors of another architecture or number of environments, before anything is loaded.
-
-    Raises:
-        InputError: a tensor is missing, unexpected or of another shape.
-    """
-    for key in own.keys() | state.keys():
-        expected = tuple(own[key].shape) if key in own else "nothing"
-        got = tuple(state[key].shape) if key in state else "nothing"
-        if expected != got:
-            raise InputError(
-                f"checkpoint does not fit this agent: {name}.{key} expected {expected}, got {got};"
-                " use the settings and task the checkpoint was trained with"
-            )

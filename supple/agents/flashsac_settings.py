@@ -111,6 +111,7 @@ class FlashSACSettings:
             ("lr_decay", self.lr_decay > 0, "> 0"),
             ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
             ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
+            ("noise.exponent", self.noise.exponent > 0, "> 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
         require_finite(self, "--agent.")
@@ -121,3 +122,7 @@ class FlashSACSettings:
                 "--agent.next-actions must divide --agent.flow.target-samples,"
                 f" got {self.next_actions} and {samples}"
             )
+
+    def gradient_steps(self, env_steps: int, num_envs: int) -> float:
+        """How many a run of so many environment steps takes, whatever ``num_envs`` is."""
+        return env_steps * self.utd

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from supple.agents.flashsac_settings import CRITICS
+from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
 from supple.bench.table import Shape, interleaved, row
 from supple.bench.update import counted_flops, our_updates
 from supple.configs import default_settings
@@ -25,6 +25,7 @@ def bench_critics(obs: int, act: int, options: argparse.Namespace) -> list[dict[
     variants, shapes, flops = {}, {}, {}
     for critic in CRITICS:
         agent = default_settings("toy/lqr", preset="laptop", critic=critic).agent
+        assert isinstance(agent, FlashSACSettings)
         agent.min_replay = agent.update_every = 1
         shapes[critic] = Shape(obs, act, agent.batch_size)
         eager = our_updates(shapes[critic], agent, Compute(precision="float32", compile=False))

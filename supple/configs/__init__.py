@@ -7,37 +7,44 @@ from typing import Any, cast
 
 import torch
 
-from supple.agents.flashsac_settings import CRITICS
+from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
 from supple.agents.flow_settings import published
-from supple.configs.base import PRESETS, Settings
+from supple.configs import flashsac, ppo
+from supple.configs.base import AGENT_SETTINGS, Settings
 from supple.errors import InputError
 
-AGENTS = ("flashsac",)
+PRESETS = {"flashsac": flashsac.PRESETS, "ppo": ppo.PRESETS}
+"""Of each agent, by name."""
+AGENTS = tuple(PRESETS)
 
 
 def default_settings(
-    task: str, *, agent: str = "flashsac", preset: str = "", critic: str = "categorical"
+    task: str, *, agent: str = "flashsac", preset: str = "", critic: str = ""
 ) -> Settings:
     """The settings of a task before any flag: defaults, those of the critic, then the preset.
 
     Args:
         task: ``<simulator>/<task>`` or ``module:callable``.
         agent: one of ``AGENTS``.
-        preset: one of ``PRESETS``; empty is ``gpu`` where CUDA is, else ``laptop``.
-        critic: one of ``CRITICS``.
+        preset: one of the agent's ``PRESETS``; empty is ``gpu`` where CUDA is, else ``laptop``.
+        critic: of FlashSAC, one of ``CRITICS``; empty is ``categorical``.
 
     Raises:
         InputError: unknown agent, preset or critic.
     """
     preset = preset or ("gpu" if torch.cuda.is_available() else "laptop")
     _known("--agent", agent, AGENTS)
-    _known("--preset", preset, tuple(PRESETS))
-    _known("--agent.critic", critic, CRITICS)
-    settings = Settings(task=task, agent_name=agent, preset=preset)
-    settings.agent.critic = cast(Any, critic)
-    if critic == "flow_official":
-        settings.agent.flow = published()
-    PRESETS[preset](settings)
+    _known("--preset", preset, tuple(PRESETS[agent]))
+    own = AGENT_SETTINGS[agent]()
+    settings = Settings(task=task, agent_name=agent, preset=preset, agent=own)
+    if isinstance(own, FlashSACSettings):
+        _known("--agent.critic", critic or own.critic, CRITICS)
+        own.critic = cast(Any, critic or own.critic)
+        if critic == "flow_official":
+            own.flow = published()
+    elif critic:
+        raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
+    PRESETS[agent][preset](settings)
     return settings
 
 

@@ -1,7 +1,8 @@
-"""The settings of a run, its presets, and their JSON form.
+"""The settings of a run, and their JSON form.
 
-Order: recipe (per task), preset (per machine and purpose), command-line flags. Presets and recipes
-are functions that return or change a full settings object; nothing is overwritten afterwards.
+Order: recipe (per task), preset (per machine and purpose), command-line flags. Presets (a file per
+agent beside this one) and recipes are functions that return or change a full settings object;
+nothing is overwritten afterwards.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from supple.agents.flashsac_settings import FlashSACSettings
+from supple.agents.ppo_settings import PPOSettings
 from supple.envs import EnvSettings
 from supple.errors import InputError, require_finite, require_rules
 from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
+
+AgentSettings = FlashSACSettings | PPOSettings
+AGENT_SETTINGS: dict[str, type[AgentSettings]] = {
+    "flashsac": FlashSACSettings,
+    "ppo": PPOSettings,
+}
+"""What ``--agent`` names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,7 +86,7 @@ class Settings:
     run_dir: str = ""
     """The run's folder, exactly; empty makes runs/<task>/<agent>/<time>-seed<k>."""
     env: EnvSettings = field(default_factory=EnvSettings)
-    agent: FlashSACSettings = field(default_factory=FlashSACSettings)
+    agent: tyro.conf.AvoidSubcommands[AgentSettings] = field(default_factory=FlashSACSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -92,7 +101,6 @@ class Settings:
             ("seed", self.seed >= 0, ">= 0"),
             ("threads", self.threads >= 0, ">= 0"),
             ("max_minutes", self.max_minutes >= 0, ">= 0"),
-            ("agent.noise.exponent", self.agent.noise.exponent > 0, "> 0"),
             ("eval.every", self.eval.every >= 0, ">= 0"),
             ("eval.episodes", self.eval.episodes >= 1, ">= 1"),
             ("log.every", self.log.every >= 0, ">= 0"),
@@ -100,88 +108,6 @@ class Settings:
             ("checkpoint.keep_replay", self.checkpoint.keep_replay >= 1, ">= 1"),
         )
         require_rules(self, "--", rules)
-
-
-def laptop(settings: Settings) -> None:
-    """Minutes on a CPU: small networks, small batches, three-step returns.
-
-    One environment: at the same number of updates, more environments learned slower here. Eight
-    steps, then eight gradient steps: each first one after the other kind finds the processor's
-    caches cold. One thread: its products are too small to share, 128-158 updates/s against 95-122
-    with two. float32: for its small networks bfloat16 saves a tenth of the time, and cost about as
-    much return (benchmarks/results/precision_curves.csv).
-    """
-    settings.env_steps = 36_000
-    settings.threads = 1
-    settings.compute.precision = "float32"
-    settings.env.num_envs = 1
-    settings.replay.capacity = 36_000
-    agent = settings.agent
-    agent.batch_size = 128
-    agent.utd = 1.0
-    agent.update_every = 8
-    agent.min_replay = 2_000
-    agent.n_step = 3
-    agent.tau = 0.02
-    agent.actor_hidden, agent.actor_blocks = 64, 1
-    agent.critic_hidden, agent.critic_blocks = 64, 1
-    agent.lr_init = agent.lr_peak = 1e-3
-    agent.lr_end = 5e-4
-    flow = agent.flow
-    flow.target_steps = flow.read_steps = 4
-    flow.width = agent.critic_hidden
-    if agent.critic == "flow_official":
-        flow.width, flow.depth = 128, 2
-        flow.target_samples = flow.train_samples = flow.read_samples = 4
-
-
-def cpu(settings: Settings) -> None:
-    """The paper's settings for CPU simulators."""
-    settings.env_steps = 1_000_000
-    settings.env.num_envs = 1
-    settings.replay.capacity = 1_000_000
-    settings.eval.episodes = 50
-    agent = settings.agent
-    agent.batch_size = 512
-    agent.utd = 1.0
-    agent.min_replay = 10_000
-
-
-def gpu(settings: Settings) -> None:
-    """The paper's settings for GPU simulators, without its half-precision autocast."""
-    settings.env_steps = 50_000_896
-    settings.env.num_envs = 1024
-    settings.replay.capacity = 10_000_000
-    # Episodes of a hundred steps and more: five in a hundred rows would only cost memory.
-    settings.replay.final_fraction = 0.01
-    settings.eval.episodes = 1024
-    agent = settings.agent
-    agent.batch_size = 2048
-    agent.utd = 2 / 1024
-    agent.min_replay = 100_000
-
-
-def quality(settings: Settings) -> None:
-    """The ``gpu`` preset with what the published ablation says helps at 12-25 % more time each.
-
-    Width 512/256 (+11 %), four blocks (+9 %), four updates per 1024 transitions (+8 %), batch 4096
-    (+6 %), target_std 0.2 (+2 %), each alone relative to the default on the ablation's four tasks.
-    """
-    gpu(settings)
-    agent = settings.agent
-    agent.actor_hidden, agent.critic_hidden = 256, 512
-    agent.actor_blocks = agent.critic_blocks = 4
-    agent.utd = 4 / 1024
-    agent.batch_size = 4096
-    agent.target_std = 0.2
-
-
-PRESETS: dict[str, Callable[[Settings], None]] = {
-    "laptop": laptop,
-    "cpu": cpu,
-    "gpu": gpu,
-    "quality": quality,
-}
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
@@ -216,6 +142,12 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
     if not isinstance(record, Mapping):
         raise InputError(f"{where}: expected an object, got {record!r}")
     hints = typing.get_type_hints(kind)
+    if kind is Settings:
+        name = record.get("agent_name")
+        if name not in AGENT_SETTINGS:
+            known = ", ".join(AGENT_SETTINGS)
+            raise InputError(f"{where}.agent_name: expected one of {known}, got {name!r}")
+        hints["agent"] = AGENT_SETTINGS[name]
     names = {item.name for item in dataclasses.fields(kind)}
     if names != set(record):
         odd = ", ".join(sorted(names ^ set(record)))
@@ -235,6 +167,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None or isinstance(value, tuple(o for o in options if isinstance(o, type))):
             return value
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple) and all(type(item) is options[0] for item in value):
+            return tuple(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif type(value) is hint:

@@ -10,15 +10,17 @@ import re
 import tyro
 
 from supple.agents.flashsac_settings import CRITICS
-from supple.configs.base import PRESETS, Settings
+from supple.configs import AGENTS, PRESETS
+from supple.configs.base import Settings
 from supple.errors import InputError
 
 _HELP = f"""Learn a task.
 
 TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
-  --agent flashsac
-  --preset {"|".join(PRESETS)}   (default: gpu where CUDA is, else laptop)
-  --agent.critic {"|".join(CRITICS)}   (--agent.flow.* are of the last two)
+  --agent {"|".join(AGENTS)}
+  --preset {"|".join(PRESETS["flashsac"])}   (default: gpu where CUDA is, else laptop; PPO has the
+           first three)
+  --agent.critic {"|".join(CRITICS)}   (FlashSAC's; --agent.flow.* are of the last two)
 Every other flag is a field of the settings; the defaults shown are those of these choices."""
 
 

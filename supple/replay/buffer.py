@@ -268,6 +268,7 @@ class Replay:
         The newest row of each becomes truncated, with the newest observation as its final one. Such
         rows stay valid: the transition itself is true.
         """
+        self._step_in_episode.zero_()
         if self.vector_steps == 0:
             return
         t = (self.vector_steps - 1) % self.num_rows
@@ -278,7 +279,6 @@ class Replay:
         newest = {group: self.ring(group)[t + 1].clone() for group in self.spec.observation}
         cells = t * self.num_envs + self._env_index
         self._keep_final(cells, cut, newest)
-        self._step_in_episode.zero_()
 
     def adopt_prefilled(self, rows: int, owners: Tensor) -> None:
         """Account for rows written by ``prefill``; ``owners`` are the flat rows of its finals."""
@@ -479,6 +479,22 @@ class Replay:
         return TensorDict(
             {"observation": TensorDict(groups, batch_size=[]), **self.columns}, batch_size=[]
         )
+
+    @torch.no_grad()
+    def next_observations(self) -> dict[str, Tensor]:
+        """What followed each row of ``window()``, before any reset: groups (T * N, D) float32."""
+        slot = self._records[:, records.FINAL_SLOT].long()
+        in_ring = torch.arange(len(slot), device=self.device) + self.num_envs
+        after = torch.where(slot >= 0, self._final_start + slot, in_ring)
+        return {
+            group: storage.index_select(0, after).float() for group, storage in self.storage.items()
+        }
+
+    def clear(self) -> None:
+        """Forget all rows: an on-policy agent has learned from them. Episodes go on."""
+        self.vector_steps = 0
+        self._count_to(torch.zeros_like(self._steps))
+        self._final_owner.fill_(-1)
 
     def steps(self) -> Iterator[TensorDict]:
         """The stored vector steps, oldest first: reward and the three flags, (N,) each."""

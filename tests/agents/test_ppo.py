@@ -1,0 +1,477 @@
+"""PPO against hand-worked numbers and plain loops."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from supple.agents import PPO, PPOSettings
+from supple.envs.base import Discrete, step_result
+from supple.envs.toy import make_toy
+from supple.errors import InputError
+from supple.region import Compute
+from supple.replay import Replay, ReplaySettings
+from tests.agents.small_agents import assert_same_bits, generator, small_spec
+
+CPU = torch.device("cpu")
+
+
+def small_settings(**changes):
+    sizes: dict[str, Any] = {
+        "rollout_steps": 6,
+        "epochs": 2,
+        "minibatches": 3,
+        "actor_hidden": (16,),
+        "critic_hidden": (12,),
+    }
+    return PPOSettings(**{**sizes, **changes})
+
+
+def small_agent(spec=None, *, seed=0, total_env_steps=2000, compute=None, **changes):
+    return PPO(
+        spec or small_spec(),
+        small_settings(**changes),
+        total_env_steps=total_env_steps,
+        seed=seed,
+        compute=compute,
+    )
+
+
+def ring_of(agent):
+    return Replay(agent.spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
+
+
+def random_groups(random, spec):
+    return {
+        name: torch.randn(spec.num_envs, width, generator=random)
+        for name, width in spec.observation.items()
+    }
+
+
+def random_step(random, spec, *, end=0.15, invalid=0.0):
+    terminated, truncated, holes = torch.rand(3, spec.num_envs, generator=random)
+    valid = holes >= invalid
+    return step_result(
+        observation=random_groups(random, spec),
+        final_observation=random_groups(random, spec),
+        reward=torch.randn(spec.num_envs, generator=random),
+        terminated=(terminated < end) & valid,
+        truncated=(truncated < end) & valid,
+        valid=valid,
+    ).to_dict()
+
+
+def collect(agent, replay, random, obs=None, **chances):
+    obs = random_groups(random, agent.spec) if obs is None else obs
+    for _ in range(agent.horizon):
+        action, extras = agent.act(obs, explore=True)
+        step = random_step(random, agent.spec, **chances)
+        agent.observe(step)
+        replay.add(obs, action, step, extras)
+        obs = step["observation"]
+    return obs
+
+
+def packed(agent, replay):
+    rows = agent._pack(agent._rollout(replay))
+    parts = rows.split(list(agent._fields.values()), dim=-1)
+    return dict(zip(agent._fields, parts, strict=True))
+
+
+def column(*values):
+    return torch.tensor(values)[:, None]
+
+
+def test_advantages_worked_by_hand():
+    agent = small_agent(gamma=0.5, gae_lambda=0.5)
+    # Step 1 terminates; step 3 is cut by time, its final state worth 8; step 4 goes on, worth 2.
+    advantage, target = agent.advantages(
+        reward=column(1.0, 2.0, 3.0, 4.0, 5.0),
+        value=column(1.0, 1.0, 2.0, 2.0, 1.0),
+        next_value=column(1.0, 99.0, 2.0, 8.0, 2.0),
+        terminated=column(False, True, False, False, False),
+        truncated=column(False, False, False, True, False),
+        valid=column(True, True, True, True, True),
+    )
+    # Errors: 1 + .5*1 - 1 = .5, 2 - 1 = 1, 3 + .5*2 - 2 = 2, 4 + .5*8 - 2 = 6, 5 + .5*2 - 1 = 5.
+    # Each adds a quarter of the next advantage, within an episode.
+    assert advantage.flatten().tolist() == [0.75, 1.0, 3.5, 6.0, 5.0]
+    assert target.flatten().tolist() == [1.75, 2.0, 5.5, 8.0, 6.0]
+
+
+def test_time_outs_can_bootstrap_as_rsl_rl_does():
+    agent = small_agent(gamma=0.5, gae_lambda=0.5, timeout_bootstrap="pre_step")
+    advantage, _ = agent.advantages(
+        reward=column(3.0, 4.0),
+        value=column(2.0, 2.0),
+        next_value=column(2.0, 8.0),
+        terminated=column(False, False),
+        truncated=column(False, True),
+        valid=column(True, True),
+    )
+    # 4 + .5 * V(before the step) 2 - 2 = 3;  3 + .5 * 2 - 2 + .25 * 3 = 2.75.
+    assert advantage.flatten().tolist() == [2.75, 3.0]
+
+
+def test_rows_that_are_no_steps_cut_and_count_nothing():
+    agent = small_agent(gamma=0.5, gae_lambda=0.5)
+    nan = float("nan")
+    advantage, target = agent.advantages(
+        reward=column(1.0, nan, 3.0),
+        value=column(1.0, nan, 2.0),
+        next_value=column(1.0, nan, 2.0),
+        terminated=column(False, False, False),
+        truncated=column(False, False, False),
+        valid=column(True, False, True),
+    )
+    assert advantage.flatten().tolist() == [0.5, 0.0, 2.0]
+    assert target.flatten()[[0, 2]].tolist() == [1.5, 4.0]
+
+
+def test_advantages_equal_a_plain_loop():
+    agent = small_agent()
+    random = generator(3)
+    shape = (20, 5)
+    reward, value, next_value = torch.randn(3, *shape, generator=random)
+    terminated, truncated, valid = torch.rand(3, *shape, generator=random) < torch.tensor(
+        [0.1, 0.2, 0.9]
+    ).view(3, 1, 1)
+    found, _ = agent.advantages(
+        reward=reward,
+        value=value,
+        next_value=next_value,
+        terminated=terminated,
+        truncated=truncated,
+        valid=valid,
+    )
+    gamma, decay = agent.settings.gamma, agent.settings.gae_lambda
+    for env in range(shape[1]):
+        after = 0.0
+        for t in reversed(range(shape[0])):
+            if not valid[t, env]:
+                after = 0.0
+                continue
+            stop = bool(terminated[t, env])
+            delta = reward[t, env] + gamma * next_value[t, env] * (not stop) - value[t, env]
+            ended = stop or bool(truncated[t, env])
+            follows = not ended and t + 1 < shape[0] and bool(valid[t + 1, env])
+            after = float(delta) + (gamma * decay * after if follows else 0.0)
+            assert float(found[t, env]) == pytest.approx(after, abs=1e-5)
+
+
+def test_the_rollout_is_a_view_of_the_ring_and_forgotten_afterwards():
+    agent = small_agent()
+    replay = ring_of(agent)
+    assert (replay.num_rows, replay.num_envs) == (6, 4)
+    obs = collect(agent, replay, generator(1))
+    rollout = agent._rollout(replay)
+    own = replay.ring("policy")
+    assert rollout["actor_obs"].data_ptr() == own.data_ptr()
+    assert agent.update(replay)
+    assert replay.size == 0
+    collect(agent, replay, generator(2), obs)
+    assert agent.update(replay)
+    assert agent.updates == 2 * 2 * 3
+
+
+def test_next_observations_are_the_final_ones_where_an_episode_ended():
+    agent = small_agent()
+    replay, random = ring_of(agent), generator(4)
+    obs = random_groups(random, agent.spec)
+    expected = []
+    for _ in range(agent.horizon):
+        action, extras = agent.act(obs, explore=True)
+        step = random_step(random, agent.spec, end=0.3)
+        replay.add(obs, action, step, extras)
+        ended = (step["terminated"] | step["truncated"])[:, None]
+        final, after = step["final_observation"]["policy"], step["observation"]["policy"]
+        expected.append(torch.where(ended, final, after))
+        obs = step["observation"]
+    found = replay.next_observations()["policy"]
+    assert torch.equal(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("memory", [0, 5])
+def test_before_the_first_step_learning_sees_what_acting_saw(memory):
+    agent = small_agent(memory=memory, normalise_reward=True)
+    replay, random = ring_of(agent), generator(1)
+    obs = collect(agent, replay, random)
+    agent.update(replay)
+    collect(agent, replay, random, obs)
+    rows = packed(agent, replay)
+    for index in agent._shuffle():
+        row = {name: part[index] for name, part in rows.items()}
+        params = agent.distribution.params(agent._unroll(agent.actor, row, "actor"))
+        torch.testing.assert_close(params, row["params"], atol=1e-6, rtol=1e-5)
+        value = agent._unroll(agent.critic, row, "critic")
+        torch.testing.assert_close(value, row["value"], atol=1e-6, rtol=1e-5)
+
+
+def test_minibatches_are_drawn_anew_for_each_pass_and_cover_every_row_once():
+    agent = small_agent(minibatches=5)  # 24 rows: 4 sit out
+    first, second = agent._shuffle(), agent._shuffle()
+    for batches in (first, second):
+        rows = torch.cat(batches)
+        assert len(batches) == 5
+        assert len(rows) == len(rows.unique()) == 20
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+
+
+def test_sequences_of_a_minibatch_are_consecutive_rows_of_one_environment():
+    agent = small_agent(memory=3, sequence_steps=2, minibatches=3)
+    batches = agent._shuffle()
+    assert len(torch.cat(batches).unique()) == 24
+    for rows in batches:
+        step, env = (rows // 4).view(2, -1), (rows % 4).view(2, -1)
+        assert torch.equal(step[1], step[0] + 1)
+        assert (step[0] % 2 == 0).all()
+        assert torch.equal(env[0], env[1])
+
+
+def test_invalid_rows_change_nothing_that_is_learned():
+    spec = small_spec()
+    first, second = small_agent(spec), small_agent(spec)
+    for agent, poison in ((first, 0.0), (second, float("nan"))):
+        replay, random = ring_of(agent), generator(1)
+        obs = random_groups(random, spec)
+        for _ in range(agent.horizon):
+            action, extras = agent.act(obs, explore=True)
+            step = random_step(random, spec, invalid=0.3)
+            step["reward"] = torch.where(step["valid"], step["reward"], poison)
+            agent.observe(step)
+            replay.add(obs, action, step, extras)
+            obs = step["observation"]
+        agent.update(replay)
+    assert_same_bits(first.state_dict()["actor"], second.state_dict()["actor"])
+    assert_same_bits(first.state_dict()["critic"], second.state_dict()["critic"])
+
+
+def test_early_stop_leaves_the_rest_of_a_phase_out():
+    agent = small_agent(kl_stop=1e-3, epochs=8, lr=1e-2, lr_schedule="fixed")
+    replay = ring_of(agent)
+    collect(agent, replay, generator(1))
+    seen = []
+    learn = agent._learn_step
+
+    def watch(*inputs):
+        learn(*inputs)
+        seen.append((bool(agent._going), copy.deepcopy(agent._optimizer.state_dict())))
+        return {}
+
+    agent._learn_step = watch
+    metrics = agent.update(replay)
+    going = [on for on, _ in seen]
+    stop = going.index(False)
+    assert 0 < stop < len(going) - 1
+    assert not any(going[stop:])
+    for _, state in seen[stop:]:
+        assert_same_bits(state, seen[stop - 1][1])
+    assert int(agent._taken) == stop
+    assert float(metrics["actor/kl"]) <= 1e-3  # a mean over the steps that were taken
+    collect(agent, replay, generator(2))
+    agent._learn_step = learn
+    agent.update(replay)
+    assert int(agent._taken) > stop
+
+
+def test_an_early_stop_that_never_comes_changes_nothing():
+    agents = [small_agent(kl_stop=stop) for stop in (0.0, 1e9)]
+    for agent in agents:
+        replay = ring_of(agent)
+        collect(agent, replay, generator(1))
+        agent.update(replay)
+    for left, right in zip(*(agent._optimizer.params for agent in agents), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+def test_the_rate_follows_the_divergence_or_the_run():
+    agent = small_agent(desired_kl=0.01, lr=1e-3)
+    for kl, expected in ((0.021, 1e-3 / 1.5), (0.004, 1e-3), (0.0, 1e-3), (0.01, 1e-3)):
+        agent._adapt_rate(torch.tensor(kl))
+        assert float(agent._rate) == pytest.approx(expected)
+    for _ in range(50):
+        agent._adapt_rate(torch.tensor(1.0))
+    assert float(agent._rate) == pytest.approx(1e-5)
+    for _ in range(50):
+        agent._adapt_rate(torch.tensor(1e-4))
+    assert float(agent._rate) == pytest.approx(1e-2)
+
+    agent = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=96)
+    replay, random, rates = ring_of(agent), generator(1), []
+    for _ in range(5):
+        collect(agent, replay, random)
+        rates.append(float(agent.update(replay)["actor/learning_rate"]))
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 0.0])
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_gradients_are_clipped_for_each_network(limit):
+    from supple.agents.ppo import _clipped
+
+    gradients = (torch.full((3,), 2.0), torch.full((4,), -1.0))
+    norm = torch.cat(gradients).norm()
+    found, reported = _clipped(gradients, limit)
+    assert float(reported) == pytest.approx(float(norm))
+    expected = limit or float(norm)
+    assert float(torch.cat(found).norm()) == pytest.approx(expected, rel=1e-4)
+
+
+def discrete_spec():
+    return small_spec(action=Discrete(n=3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        (small_spec(), {}),
+        (small_spec(observation={"policy": 6, "critic": 4}), {"std": "state"}),
+        (small_spec(), {"distribution": "squashed", "entropy_coef": 0.01}),
+        (discrete_spec(), {"normalise_advantage": "minibatch"}),
+        (small_spec(), {"memory": 4, "sequence_steps": 3, "lr_schedule": "linear"}),
+        (small_spec(), {"kl_stop": 1e-3, "normalise_reward": True}),
+    ],
+    ids=["gaussian", "asymmetric", "squashed", "discrete", "memory", "kl_stop"],
+)
+def test_every_form_updates_saves_and_continues_with_the_same_bits(spec, changes):
+    def run(agent, phases, replay, random, obs):
+        for _ in range(phases):
+            obs = collect(agent, replay, random, obs, invalid=0.1)
+            metrics = agent.update(replay)
+            assert all(torch.isfinite(value) for value in metrics.values())
+        return obs
+
+    agent = small_agent(spec, **changes)
+    before = copy.deepcopy(agent.actor.state_dict())
+    replay, random = ring_of(agent), generator(1)
+    obs = run(agent, 2, replay, random, random_groups(random, spec))
+    assert not torch.equal(before["layers.0.weight"], agent.actor.state_dict()["layers.0.weight"])
+    other = small_agent(spec, seed=9, **changes)
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    again = generator(0)
+    again.set_state(random.get_state())
+    run(agent, 2, replay, random, obs)
+    run(other, 2, ring_of(other), again, obs)
+    assert_same_bits(agent.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{}, {"memory": 4}, {"kl_stop": 1e-3}], ids=str)
+def test_compiled_updates_agree_with_eager_ones(changes):
+    agents = [small_agent(compute=Compute(compile=on), **changes) for on in (False, True)]
+    for agent in agents:
+        replay, random = ring_of(agent), generator(1)
+        obs = None
+        for _ in range(2):
+            obs = collect(agent, replay, random, obs)
+            agent.update(replay)
+    assert agents[1].compute.compile
+    for left, right in zip(*(agent._optimizer.params for agent in agents), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+
+
+def test_greedy_policies_are_copies_and_remember_only_their_own_episodes():
+    agent = small_agent(memory=4)
+    random = generator(1)
+    obs = [random_groups(random, agent.spec) for _ in range(3)]
+    first = agent.greedy()
+    expected = [first(each) for each in obs]
+    assert not torch.equal(expected[0], first(obs[0]))  # it remembers
+    agent.act(obs[0], explore=True)
+    second = agent.greedy()
+    for parameter in agent.actor.parameters():
+        parameter.data.zero_()
+    assert all(
+        torch.equal(second(each), action) for each, action in zip(obs, expected, strict=True)
+    )
+
+
+def test_evaluating_changes_nothing():
+    agent = small_agent(memory=4, normalise_reward=True)
+    replay, random = ring_of(agent), generator(1)
+    obs = collect(agent, replay, random)
+    before = copy.deepcopy(agent.state_dict())
+    agent.act(obs, explore=False)
+    agent.greedy()(obs)
+    assert_same_bits(before, agent.state_dict())
+
+
+def test_memories_end_with_their_episodes():
+    agent = small_agent(memory=4)
+    random = generator(1)
+    agent.act(random_groups(random, agent.spec), explore=True)
+    step = random_step(random, agent.spec, end=0.0)
+    step["terminated"][0] = step["truncated"][1] = True
+    step["valid"][2] = False
+    agent.observe(step)
+    for memory in agent._memory.values():
+        assert not memory[:3].any()
+        assert memory[3].any()
+    agent.forget_episodes()
+    assert not any(memory.any() for memory in agent._memory.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"minibatches": 25}, "--agent.minibatches 25 is more than the 24 transitions"),
+        ({"minibatches": 5, "memory": 4}, "is more than the 4 sequences"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, text):
+    with pytest.raises(InputError, match=text):
+        small_agent(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"gamma": 1.0}, r"--agent.gamma must be in \(0, 1\), got 1.0"),
+        ({"rollout_steps": 1}, "--agent.rollout-steps must be >= 2"),
+        ({"actor_hidden": (4, 0)}, "--agent.actor-hidden must be widths >= 1"),
+        ({"critic_hidden": (0,)}, "--agent.critic-hidden must be widths >= 1"),
+        ({"sequence_steps": 5}, "--agent.sequence-steps must divide --agent.rollout-steps 24"),
+        ({"activation": "gelu"}, "--agent.activation must be one of tanh, relu, elu"),
+        ({"initial_std": 0.0}, "--agent.initial-std must be"),
+        ({"lr": float("nan")}, "--agent.lr must be a finite number"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(changes, text):
+    with pytest.raises(InputError, match=text):
+        PPOSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"capacity": 5000}, {"spill": True}, {"obs_dtype": "bfloat16"}], ids=str
+)
+def test_a_ring_of_ones_own_is_refused(changes):
+    with pytest.raises(InputError, match="is not PPO's to choose"):
+        small_agent().ring(ReplaySettings(**changes))
+
+
+def test_without_final_observations_time_outs_bootstrap_from_the_state_before():
+    agent = small_agent(small_spec(has_final_obs=False))
+    assert not agent._final_bootstrap
+    with pytest.raises(InputError, match=r"set --agent\.timeout-bootstrap auto"):
+        small_agent(small_spec(has_final_obs=False), timeout_bootstrap="final")
+
+
+def test_a_checkpoint_of_other_sizes_is_refused():
+    state = small_agent(actor_hidden=(9,)).state_dict()
+    with pytest.raises(InputError, match=r"does not fit this agent: actor\.layers"):
+        small_agent().load_state_dict(state)
+
+
+def learn(task, *, steps, seed=0, num_envs=32, **changes):
+    env = make_toy(task, num_envs, CPU)
+    agent = PPO(env.spec, PPOSettings(**changes), total_env_steps=steps, seed=seed)
+    replay = ring_of(agent)
+    obs = env.reset(seed)["observation"]
+    while agent.updates == 0 or agent._rollouts < agent._schedule_rollouts:
+        for _ in range(agent.horizon):
+            action, extras = agent.act(obs, explore=True)
+            step = env.step(action).to_dict()
+            agent.observe(step)
+            replay.add(obs, action, step, extras)
+            obs = step["observation"]
+        agent.update(replay)
+    return agent
