@@ -33,6 +33,12 @@ def traced_graphs(monkeypatch):
     return graphs
 
 
+@pytest.fixture(scope="module", params=["flashsac", "ppo"])
+def agent(request):
+    """The name of each agent in turn."""
+    return request.param
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--require",

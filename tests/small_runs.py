@@ -10,35 +10,58 @@ from supple.configs import default_settings
 from supple.metrics import read_csv
 from supple.train import train
 
-FLAGS = [
+COMMON_FLAGS = [
     *("--preset", "laptop", "--device", "cpu", "--eval.episodes", "1", "--log.every", "1"),
-    *("--env.num-envs", "2", "--agent.min-replay", "40", "--agent.batch-size", "16"),
-    *("--agent.utd", "0.5", "--agent.n-step", "1", "--replay.capacity", "1000"),
-    *("--agent.actor-hidden", "8", "--agent.critic-hidden", "8", "--agent.actor-blocks", "1"),
-    *("--agent.critic-blocks", "1", "--agent.num-atoms", "11", "--eval.no-video"),
-    *("--agent.update-every", "1"),
+    *("--env.num-envs", "2", "--eval.no-video"),
 ]
-"""The same smallness as command-line flags."""
+AGENT_FLAGS = {
+    "flashsac": [
+        *("--agent.min-replay", "40", "--agent.batch-size", "16", "--replay.capacity", "1000"),
+        *("--agent.utd", "0.5", "--agent.n-step", "1", "--agent.num-atoms", "11"),
+        *("--agent.actor-hidden", "8", "--agent.critic-hidden", "8", "--agent.actor-blocks", "1"),
+        *("--agent.critic-blocks", "1", "--agent.update-every", "1"),
+    ],
+    "ppo": [
+        *("--agent", "ppo", "--agent.rollout-steps", "2", "--agent.minibatches", "2"),
+        *("--agent.epochs", "1", "--agent.actor-hidden", "8", "--agent.critic-hidden", "8"),
+    ],
+}
 
 
-def small_settings(task, folder, *, env_steps, num_envs=2, **agent):
-    settings = default_settings(task, preset="laptop")
+def flags(agent="flashsac"):
+    """The same smallness as command-line flags."""
+    return [*AGENT_FLAGS[agent], *COMMON_FLAGS]
+
+
+def reached(agent, env_steps, num_envs=2):
+    """Where a run of small settings stands once it has so many environment steps."""
+    at_once = num_envs * (2 if agent == "ppo" else 1)
+    return -(-env_steps // at_once) * at_once
+
+
+def small_settings(task, folder, *, env_steps, agent="flashsac", num_envs=2, **changes):
+    settings = default_settings(task, agent=agent, preset="laptop")
     settings.device = "cpu"
     settings.env_steps = env_steps
     settings.run_dir = str(folder)
     settings.env.num_envs = num_envs
-    settings.replay.capacity = max(env_steps // 2, 64)  # wraps within the run
     settings.eval.episodes = 1
     settings.eval.every = env_steps // 2
     settings.eval.video = False
     settings.log.every = num_envs
     settings.checkpoint.every = env_steps
     small: Any = settings.agent
-    small.min_replay, small.batch_size, small.utd = 40, 16, 0.5
-    small.actor_hidden = small.critic_hidden = 8
-    small.actor_blocks = small.critic_blocks = 1
-    small.update_every, small.num_atoms = 1, 11
-    for name, value in agent.items():
+    if agent == "ppo":
+        small.rollout_steps = small.minibatches = 2
+        small.epochs = 1
+        small.actor_hidden = small.critic_hidden = (8,)
+    else:
+        settings.replay.capacity = max(env_steps // 2, 64)  # wraps within the run
+        small.min_replay, small.batch_size, small.utd = 40, 16, 0.5
+        small.actor_hidden = small.critic_hidden = 8
+        small.actor_blocks = small.critic_blocks = 1
+        small.update_every, small.num_atoms = 1, 11
+    for name, value in changes.items():
         setattr(small, name, value)
     return settings
 

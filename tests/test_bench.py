@@ -15,7 +15,7 @@ from supple.bench.table import Shape, interleaved
 from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
 from supple.region import Compute
-from tests.small_runs import FLAGS
+from tests.small_runs import flags
 
 
 def test_every_variant_is_timed_in_every_round_in_turn():
@@ -113,7 +113,7 @@ def test_every_critic_is_timed_with_its_arithmetic(bench, monkeypatch):
 
 
 def test_the_loop_is_timed_part_by_part(bench):
-    rows = bench("loop", "--task", "toy/lqr", "--", *FLAGS, "--env-steps", "300")
+    rows = bench("loop", "--task", "toy/lqr", "--", *flags(), "--env-steps", "300")
     seconds = {row["part"]: float(row["seconds"]) for row in rows}
     calls = {row["part"]: int(row["calls"]) for row in rows}
     assert {row["updates"] for row in rows} == {"131"}

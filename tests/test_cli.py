@@ -11,13 +11,13 @@ from supple import checkpoint
 from supple.agents import FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
-from tests.small_runs import FLAGS, run_whole, small_settings
+from tests.small_runs import flags, reached, run_whole, small_settings
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(agent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pendulum"
-    run_whole(small_settings("gym/Pendulum-v1", folder, env_steps=400))
+    run_whole(small_settings("gym/Pendulum-v1", folder, env_steps=400, agent=agent))
     return folder
 
 
@@ -37,6 +37,24 @@ def one_line(capsys):
         (["train", "toy/lqr", "--agent.gamma", "1.5"], "--agent.gamma must be in (0, 1), got 1.5"),
         (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, ppo, got sac"),
         (["train", "toy/lqr", "--preset", "lap"], "did you mean laptop?"),
+        (["train", "toy/lqr", "--agent", "ppo", "--preset", "quality"], "one of laptop, cpu, gpu"),
+        (["train", "toy/lqr", "--agent", "ppo", "--agent.critic", "flow"], "drop one of the two"),
+        (["train", "toy/lqr", "--agent", "ppo", "--agent.utd", "2"], "unknown flag --agent.utd"),
+        (["train", "toy/lqr", "--agent", "ppo", "--agent.clip", "0"], "--agent.clip must be > 0"),
+        (["train", "toy/lqr", "--agent", "ppo", "--agent.gamma", "2"], "must be in (0, 1), got 2"),
+        (
+            ["train", "toy/lqr", "--agent", "ppo", "--agent.minibatches", "9999"],
+            "is more than the 2048 transitions of a rollout",
+        ),
+        (
+            ["train", "toy/lqr", "--agent", "ppo", "--replay.capacity", "4096"],
+            "--replay.capacity is not PPO's to choose",
+        ),
+        (["train", "toy/lqr", "--agent", "ppo", "--overlap"], "ppo here every 128: drop the flag"),
+        (
+            ["train", "toy/lqr", "--agent", "ppo", "--agent.sequence-steps", "3"],
+            "--agent.sequence-steps must divide --agent.rollout-steps 128, got 3",
+        ),
         (["train", "toy/lqr", "--device", "tpu"], "--device must be auto, cpu, cuda"),
         (["train", "gym/CartPole-v1"], "needs continuous actions, gym/CartPole-v1 has 2 discrete"),
         (["train", "toy/lqr", "--replay.capacity", "10000000000000"], "lower --replay.capacity"),
@@ -74,23 +92,24 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, text, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+def test_a_run_folder_that_cannot_be_written_is_refused(agent, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert main(["train", "toy/lqr", *FLAGS, "--run-dir", str(blocked / "run")]) == BAD_INPUT
+    assert main(["train", "toy/lqr", *flags(agent), "--run-dir", str(blocked / "run")]) == BAD_INPUT
     assert "choose another --run-dir" in one_line(capsys)
 
 
-def test_an_existing_run_is_never_overwritten(trained, capsys):
+def test_an_existing_run_is_never_overwritten(agent, trained, capsys):
     before = sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
-    assert main(["train", "gym/Pendulum-v1", *FLAGS, "--run-dir", str(trained)]) == BAD_INPUT
+    assert main(["train", "gym/Pendulum-v1", *flags(agent), "--run-dir", str(trained)]) == BAD_INPUT
     assert f"supple resume {trained}" in one_line(capsys)
     assert sorted(path.stat().st_mtime_ns for path in trained.rglob("*")) == before
 
 
-def test_train_leaves_a_complete_run_and_names_it_last(tmp_path, capsys):
+def test_train_leaves_a_complete_run_and_names_it_last(agent, tmp_path, capsys):
     folder = tmp_path / "run"
-    arguments = ["train", "toy/lqr", *FLAGS, "--env-steps", "400", "--run-dir", str(folder)]
+    arguments = ["train", "toy/lqr", *flags(agent), "--env-steps", "400"]
+    arguments += ["--run-dir", str(folder)]
     assert main(arguments) == DONE
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == str(folder)
@@ -100,7 +119,8 @@ def test_train_leaves_a_complete_run_and_names_it_last(tmp_path, capsys):
     assert {"progress.png", "result.json", "checkpoints"} <= names
     assert any(name.startswith("events") for name in names)
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["agent"]["batch_size"] == 16
+    assert settings["agent_name"] == agent
+    assert settings["agent"]["actor_hidden"] in (8, [8])
     assert json.loads((folder / "spec.json").read_text())["deployment"] is None
 
 
@@ -137,7 +157,7 @@ def corrupted(trained, tmp_path, how):
         found = checkpoint.load(newest)
         header = dict(found.header)
         if how == "agent":
-            header["agent"] = "ppo"
+            header["agent"] = "another"
         else:
             header["spec"] = header["spec"] | {"observation": {"policy": 4}}
         checkpoint.save(folder, found.header["env_steps"], header, found.state)
@@ -150,7 +170,7 @@ def corrupted(trained, tmp_path, how):
     [
         ("truncated", "bytes"),
         ("flipped", "SHA-256"),
-        ("agent", "is a checkpoint of agent ppo"),
+        ("agent", "is a checkpoint of agent another"),
         ("observation", "made with observation {'policy': 4}"),
     ],
 )
@@ -178,16 +198,18 @@ class TurnsNan(gymnasium.Env):
         return np.full(2, value, np.float32), 0.0, False, False, {}
 
 
-def test_a_simulator_that_returns_nan_ends_the_run_and_names_field_and_step(tmp_path, capsys):
+def test_a_simulator_that_returns_nan_ends_the_run_and_names_field_and_step(
+    agent, tmp_path, capsys
+):
     folder = tmp_path / "run"
-    arguments = ["train", f"{__name__}:TurnsNan", *FLAGS, "--env-steps", "400", "--env.num-envs"]
-    small = ["2", "--checkpoint.every", "50", "--eval.every", "1000", "--run-dir", str(folder)]
+    arguments = ["train", f"{__name__}:TurnsNan", *flags(agent), "--env-steps", "400"]
+    small = ["--checkpoint.every", "50", "--eval.every", "1000", "--run-dir", str(folder)]
     assert main([*arguments, *small]) == FAILED
     error = one_line(capsys)
     assert "NaN or infinity in observation/policy" in error
     assert "vector step 100" in error
     found, skipped = checkpoint.newest_intact(folder)
-    assert found.header["env_steps"] == 150
+    assert found.header["env_steps"] == reached(agent, 150)
     assert not skipped
 
 
@@ -206,6 +228,7 @@ def test_doctor_and_list_say_what_is_here(capsys):
     out = capsys.readouterr().out
     assert "laptop" in out
     assert "flashsac" in out
+    assert "ppo" in out
     assert main(["list", "gym"]) == DONE
     assert "gym/HalfCheetah-v5" in capsys.readouterr().out.splitlines()
 
@@ -225,7 +248,7 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
         "--variant",
         "one: --agent.num-critics 1",
     ]
-    arguments += ["--", *FLAGS, "--env-steps", "100"]
+    arguments += ["--", *flags(), "--env-steps", "100"]
     assert main(arguments) == DONE
     assert main(arguments) == DONE
     printed = capsys.readouterr().out

@@ -15,10 +15,10 @@ from supple.checkpoint import list_checkpoints
 from supple.cli import main
 from supple.errors import InputError
 from tests.small_runs import (
-    FLAGS,
     assert_same,
     deterministic_rows,
     finish,
+    flags,
     newest_state,
     run_until,
     run_whole,
@@ -27,32 +27,39 @@ from tests.small_runs import (
 
 
 @pytest.mark.parametrize(
-    ("task", "n_step", "overlap"),
+    ("agent", "task", "changes", "overlap"),
     [
-        ("toy/counter", 3, False),
-        ("toy/lqr", 1, False),
-        ("toy/lqr", 3, True),
-        ("gym/Pendulum-v1", 3, False),
-        ("gym/Pendulum-v1", 3, True),
-        ("gym/HalfCheetah-v5", 1, False),
-        ("gym/Ant-v5", 3, False),
+        ("flashsac", "toy/counter", {"n_step": 3}, False),
+        ("flashsac", "toy/lqr", {"n_step": 1}, False),
+        ("flashsac", "toy/lqr", {"n_step": 3}, True),
+        ("flashsac", "gym/Pendulum-v1", {"n_step": 3}, False),
+        ("flashsac", "gym/Pendulum-v1", {"n_step": 3}, True),
+        ("flashsac", "gym/HalfCheetah-v5", {"n_step": 1}, False),
+        ("flashsac", "gym/Ant-v5", {"n_step": 3}, False),
+        ("ppo", "toy/counter", {"memory": 4}, False),
+        ("ppo", "toy/lqr", {"kl_stop": 0.01, "rollout_steps": 6}, False),
+        ("ppo", "toy/asymmetric", {"std": "state"}, False),
+        ("ppo", "gym/CartPole-v1", {"memory": 3}, False),
+        ("ppo", "gym/Pendulum-v1", {"distribution": "squashed", "entropy_coef": 0.01}, False),
+        ("ppo", "gym/HalfCheetah-v5", {"lr_schedule": "adaptive"}, False),
     ],
 )
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, n_step, overlap, tmp_path):
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(agent, task, changes, overlap, tmp_path):
     def settings(folder):
-        made = small_settings(task, folder, env_steps=2 * 500, n_step=n_step)
+        made = small_settings(task, folder, env_steps=2 * 500, agent=agent, **changes)
         made.overlap = overlap
         return made
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_whole(settings(whole))
-    # 233 vector steps: Pendulum and Ant are then in the middle of an episode, with open windows.
+    # About 233 vector steps: Pendulum and Ant are then in the middle of an episode, with open
+    # windows.
     run_until(settings(parts), 466)
-    assert newest_state(parts)[0].header["env_steps"] == 466
+    assert 466 <= newest_state(parts)[0].header["env_steps"] < 480
     finish(launch.resumed_run(parts))
 
     rows = deterministic_rows(whole)
-    assert len(rows["step"]) == 500
+    assert len(rows["step"]) == -(-500 // changes.get("rollout_steps", 2 if agent == "ppo" else 1))
     assert rows == deterministic_rows(parts)
     (first, state), (second, other) = newest_state(whole), newest_state(parts)
     assert_same(state, other)
@@ -60,13 +67,14 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(task, n_step, overlap,
     assert names[0] == names[1], "segment names carry the hash of their rows"
 
 
-def test_resuming_twice_and_extending_changes_nothing_either(tmp_path):
+def test_resuming_twice_and_extending_changes_nothing_either(agent, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = small_settings("toy/lqr", whole, env_steps=400)
-    settings.replay.capacity = 1000
+    settings = small_settings("toy/lqr", whole, env_steps=400, agent=agent)
+    capacity = 1000 if agent == "flashsac" else settings.replay.capacity
+    settings.replay.capacity = capacity
     run_whole(settings)
-    settings = small_settings("toy/lqr", parts, env_steps=200)
-    settings.replay.capacity = 1000
+    settings = small_settings("toy/lqr", parts, env_steps=200, agent=agent)
+    settings.replay.capacity = capacity
     settings.eval.every = settings.checkpoint.every = 200
     run_until(settings, 90)
     finish(launch.resumed_run(parts))
@@ -75,10 +83,16 @@ def test_resuming_twice_and_extending_changes_nothing_either(tmp_path):
     # The learning-rate schedule keeps its length, so only what it does not touch is the same.
     assert deterministic_rows(whole)["step"] == deterministic_rows(parts)["step"]
     found, _ = newest_state(parts)
-    assert found.state["agent"]["counters"]["schedule_updates"] == 200 * 0.5
+    counters = found.state["agent"]["counters"]
+    if agent == "flashsac":
+        assert counters["schedule_updates"] == 200 * 0.5
+    else:
+        assert counters["schedule_rollouts"] == 200 / 4
 
 
-def test_a_simulator_without_saved_state_starts_afresh_and_says_so(tmp_path, capsys, monkeypatch):
+def test_a_simulator_without_saved_state_starts_afresh_and_says_so(
+    agent, tmp_path, capsys, monkeypatch
+):
     from supple.envs.toy import Lqr
 
     folder = tmp_path / "run"
@@ -91,10 +105,12 @@ def test_a_simulator_without_saved_state_starts_afresh_and_says_so(tmp_path, cap
         self.spec = dataclasses.replace(self.spec, exact_resume=False)
 
     monkeypatch.setattr(Lqr, "__init__", without)
-    run_until(small_settings("toy/lqr", folder, env_steps=600), 310)
+    run_until(small_settings("toy/lqr", folder, env_steps=600, agent=agent), 310)
     run = finish(launch.resumed_run(folder))
     assert "cannot restore its state" in capsys.readouterr().out
     assert run.env_steps == 600
+    if agent == "ppo":
+        return  # its ring is empty then
     replay = run.replay
     # The row before the reset was cut: 155 vector steps had been made, ring rows are 300 / 2.
     cut = (155 - 1) % replay.num_rows
@@ -114,9 +130,9 @@ def damage(path, how):
 
 
 @pytest.fixture(scope="module")
-def stopped_twice(tmp_path_factory):
+def stopped_twice(agent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    settings = small_settings("toy/lqr", folder, env_steps=600)
+    settings = small_settings("toy/lqr", folder, env_steps=600, agent=agent)
     settings.checkpoint.every = 100
     run_until(settings, 250)
     return folder
@@ -125,8 +141,10 @@ def stopped_twice(tmp_path_factory):
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 @pytest.mark.parametrize("part", ["tensors", "manifest", "rows"])
 def test_a_damaged_newest_checkpoint_is_skipped_with_its_reason(
-    stopped_twice, tmp_path, part, how, capsys
+    agent, stopped_twice, tmp_path, part, how, capsys
 ):
+    if (agent, part) == ("ppo", "rows"):
+        pytest.skip("PPO has forgotten its rows whenever it is saved")
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(stopped_twice), str(folder)], check=True)
     *_, before, newest = list_checkpoints(folder)
@@ -145,18 +163,18 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_its_reason(
     assert "skipped a damaged checkpoint" in capsys.readouterr().out
 
 
-def test_nothing_to_resume_is_refused(tmp_path):
+def test_nothing_to_resume_is_refused(agent, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         launch.resumed_run(tmp_path)
     folder = tmp_path / "run"
-    run_whole(small_settings("toy/lqr", folder, env_steps=100))
+    run_whole(small_settings("toy/lqr", folder, env_steps=100, agent=agent))
     with pytest.raises(InputError, match="already trained 100 of 100 env steps: extend it"):
         launch.resumed_run(folder)
 
 
-def test_a_refused_resume_changes_nothing(tmp_path):
+def test_a_refused_resume_changes_nothing(agent, tmp_path):
     folder = tmp_path / "run"
-    run_until(small_settings("toy/lqr", folder, env_steps=400), 200)
+    run_until(small_settings("toy/lqr", folder, env_steps=400, agent=agent), 200)
     before = (folder / "settings.json").read_bytes()
     with pytest.raises(InputError, match="already trained 200 of 50 env steps"):
         launch.resumed_run(folder, 50)
@@ -178,12 +196,12 @@ def test_rings_in_which_learning_never_begins_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(agent, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "supple.cli", "train", "toy/lqr", "--run-dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        [*command, *FLAGS, "--env-steps", "1000000"],
+        [*command, *flags(agent), "--env-steps", "1000000", "--compute.compile", "off"],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
@@ -205,7 +223,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert found.header["env_steps"] > 0
 
 
-def test_a_second_ctrl_c_stops_at_once_and_says_what_there_is(tmp_path, monkeypatch, capsys):
+def test_a_second_ctrl_c_stops_at_once_and_says_what_there_is(agent, tmp_path, monkeypatch, capsys):
     def twice(run):
         run.start()
         run._request_stop(signal.SIGINT, None)
@@ -214,7 +232,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_there_is(tmp_path, monkeypa
 
     monkeypatch.setattr("supple.train.train", twice)
     folder = tmp_path / "run"
-    assert main(["train", "toy/lqr", "--run-dir", str(folder), *FLAGS]) == 1
+    assert main(["train", "toy/lqr", "--run-dir", str(folder), *flags(agent)]) == 1
     said = capsys.readouterr().err
     assert "stopped at once; no checkpoint yet, it starts again" in said
     assert said.count("\n") == 1
@@ -226,9 +244,9 @@ def test_a_run_may_be_started_from_another_thread(tmp_path):
         run.result()
 
 
-def test_thread_count_is_part_of_what_must_match(tmp_path, capsys):
+def test_thread_count_is_part_of_what_must_match(agent, tmp_path, capsys):
     folder = tmp_path / "run"
-    run_until(small_settings("toy/lqr", folder, env_steps=200), 100)
+    run_until(small_settings("toy/lqr", folder, env_steps=200, agent=agent), 100)
     threads = torch.get_num_threads()
     settings = launch.read_settings(folder)
     settings.threads = threads + 1

@@ -9,14 +9,18 @@ from supple.errors import InputError
 from supple.files import claim
 from supple.metrics import read_csv
 from supple.run import RESULT
-from tests.small_runs import finish, result, run_until, run_whole, small_settings
+from tests.small_runs import finish, reached, result, run_until, run_whole, small_settings
 
 
-def settings_of(tmp_path, **changes):
-    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
-    for name, value in changes.items():
-        setattr(settings, name, value)
-    return settings
+@pytest.fixture
+def settings_of(agent, tmp_path):
+    def made(**changes):
+        settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100, agent=agent)
+        for name, value in changes.items():
+            setattr(settings, name, value)
+        return settings
+
+    return made
 
 
 def stop_in(run, method):
@@ -32,16 +36,16 @@ def stop_in(run, method):
 
 
 @pytest.mark.parametrize("method", ["record", "evaluate", "save"])
-def test_a_run_stopped_while_it_ends_is_complete(tmp_path, method):
-    run = launch.new_run(settings_of(tmp_path))
+def test_a_run_stopped_while_it_ends_is_complete(settings_of, method):
+    run = launch.new_run(settings_of())
     stop_in(run, method)
     finish(run)
     assert run.complete
     assert result(run.folder)["env_steps"] == 100
 
 
-def test_a_run_that_died_after_its_last_step_is_completed_by_resume(tmp_path):
-    run = run_whole(settings_of(tmp_path))
+def test_a_run_that_died_after_its_last_step_is_completed_by_resume(settings_of):
+    run = run_whole(settings_of())
     expected = result(run.folder)
     (run.folder / RESULT).unlink()
     again = finish(launch.resumed_run(run.folder))
@@ -53,12 +57,12 @@ def test_a_run_that_died_after_its_last_step_is_completed_by_resume(tmp_path):
         launch.resumed_run(run.folder)
 
 
-def test_a_video_that_fails_costs_the_run_nothing(tmp_path, monkeypatch):
+def test_a_video_that_fails_costs_the_run_nothing(settings_of, monkeypatch):
     def fail(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr("supple.run.film", fail)
-    settings = settings_of(tmp_path)
+    settings = settings_of()
     settings.eval.video = True
     run = run_whole(settings)
     assert run.complete
@@ -67,9 +71,9 @@ def test_a_video_that_fails_costs_the_run_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("env_steps", "log_every"), [(100, 2), (105, 15), (104, 100)])
 def test_every_step_has_at_most_one_row_and_the_last_one_is_evaluated(
-    tmp_path, env_steps, log_every
+    settings_of, env_steps, log_every
 ):
-    settings = settings_of(tmp_path, env_steps=env_steps)
+    settings = settings_of(env_steps=env_steps)
     settings.log.every = log_every
     run = run_whole(settings)
     columns = read_csv(run.folder / "metrics.csv")
@@ -78,11 +82,12 @@ def test_every_step_has_at_most_one_row_and_the_last_one_is_evaluated(
     assert columns["critic/loss"][-1] is not None
 
 
-def test_rows_that_are_not_valid_repeat_no_evaluation(tmp_path):
-    settings = settings_of(tmp_path, env_steps=90)
+def test_rows_that_are_not_valid_repeat_no_evaluation(agent, settings_of):
+    settings = settings_of(env_steps=90)
     settings.env.num_envs = 2
     settings.eval.every = 20
-    settings.agent.n_step = 1  # no window of three avoids every third row
+    if agent == "flashsac":
+        settings.agent.n_step = 1  # no window of three avoids every third row
     run = launch.new_run(settings)
     original, at = run.env.step, []  # type: ignore[var-annotated]
 
@@ -103,11 +108,12 @@ def test_rows_that_are_not_valid_repeat_no_evaluation(tmp_path):
 
     run.evaluate = count_evaluations  # type: ignore[method-assign]
     finish(run)
-    assert evaluated == [20, 40, 60, 80, 90]
+    late = [at - due for at, due in zip(evaluated, (20, 40, 60, 80, 90), strict=True)]
+    assert all(0 <= each < reached(agent, 1) for each in late)
 
 
-def test_a_run_before_its_first_checkpoint_starts_again(tmp_path):
-    settings = settings_of(tmp_path)
+def test_a_run_before_its_first_checkpoint_starts_again(settings_of):
+    settings = settings_of()
     with launch.new_run(settings) as run:
         run.start()  # killed here
     resumed = finish(launch.resumed_run(run.folder))
@@ -116,36 +122,36 @@ def test_a_run_before_its_first_checkpoint_starts_again(tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
-    run = run_until(settings_of(tmp_path), 50)
+def test_a_folder_in_use_is_refused(settings_of):
+    run = run_until(settings_of(), 50)
     with claim(run.folder), pytest.raises(InputError, match="in use by another supple process"):
         launch.resumed_run(run.folder)
     finish(launch.resumed_run(run.folder))
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_of_the_same_second_get_folders_of_their_own(settings_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
     folders = []
     for _ in range(3):
-        with launch.new_run(settings_of(tmp_path, run_dir="")) as run:
+        with launch.new_run(settings_of(run_dir="")) as run:
             folders.append(run.folder.name)
     assert folders == [f"20260101-000000-seed0{end}" for end in ("", "_2", "_3")]
 
 
 @pytest.mark.parametrize("name", ["spec.json", "metrics.csv", "videos"])
-def test_a_users_files_are_never_written_over(tmp_path, name):
+def test_a_users_files_are_never_written_over(settings_of, tmp_path, name):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).write_text("mine")
     with pytest.raises(InputError, match=f"holds {name}, which a run would write over"):
-        launch.new_run(settings_of(tmp_path))
+        launch.new_run(settings_of())
     assert [path.name for path in folder.iterdir()] == [name]
     assert (folder / name).read_text() == "mine"
 
 
-def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(tmp_path):
-    settings = settings_of(tmp_path)
+def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(settings_of):
+    settings = settings_of()
     settings.checkpoint.every = 20
     run = run_until(settings, 60)
     newest = run.folder / "checkpoints" / "step_60"
@@ -156,8 +162,8 @@ def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(tmp_path):
     assert launch.load_trained(run.folder).env_steps == 100
 
 
-def test_a_folder_with_nothing_but_settings_starts_again(tmp_path):
-    with launch.new_run(settings_of(tmp_path)) as run:
+def test_a_folder_with_nothing_but_settings_starts_again(settings_of):
+    with launch.new_run(settings_of()) as run:
         pass
     for name in ("spec.json", "versions.json"):  # killed between the first file and the second
         (run.folder / name).unlink()
@@ -165,25 +171,26 @@ def test_a_folder_with_nothing_but_settings_starts_again(tmp_path):
     assert launch.load_trained(run.folder).env_steps == 100
 
 
-def test_steps_never_fall_back_when_rows_turn_out_not_valid(tmp_path):
+def test_steps_never_fall_back_when_rows_turn_out_not_valid(agent, settings_of):
     """As on a GPU, where rows that are not valid are only known at a synchronisation."""
-    run = run_until(settings_of(tmp_path), 50)
+    run = run_until(settings_of(), 50)
+    there = reached(agent, 50)
     run._invalid += 10
     run._synchronise()
-    assert run.env_steps == 50
+    assert run.env_steps == there
     run.stopped = False
     run.save()
     again = launch.resumed_run(run.folder)
     with again.display, again:
         again.start()
-        assert again.env_steps == 50
-    assert read_csv(run.folder / "metrics.csv")["step"][-1] == 50
+        assert again.env_steps == there
+    assert read_csv(run.folder / "metrics.csv")["step"][-1] == there
 
 
-def test_a_run_stopped_at_its_end_is_not_filmed(tmp_path, monkeypatch):
+def test_a_run_stopped_at_its_end_is_not_filmed(settings_of, monkeypatch):
     filmed = []
     monkeypatch.setattr("supple.run.film", lambda *_, **__: filmed.append(1))
-    settings = settings_of(tmp_path)
+    settings = settings_of()
     settings.eval.video = True
     run = launch.new_run(settings)
     stop_in(run, "evaluate")

@@ -17,9 +17,9 @@ from tests.small_runs import finish, run_until, small_settings
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
+def stopped(agent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run_until(small_settings("toy/lqr", folder, env_steps=100), 60)
+    run_until(small_settings("toy/lqr", folder, env_steps=100, agent=agent), 60)
     return folder
 
 
@@ -72,13 +72,13 @@ def test_a_task_that_cannot_be_drawn_leaves_no_file(copy, tmp_path, capsys):
 
 
 @pytest.fixture
-def from_cuda(copy, monkeypatch):
+def from_cuda(copy, agent, monkeypatch):
     """A run as a machine with CUDA leaves it: that device, its flags, its generators' states."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     settings = launch.read_settings(copy)
     settings.device = "cuda:1"
     settings.compute.precision, settings.compute.cuda_graphs = "tf32", True
-    settings.replay.spill = True
+    settings.replay.spill = agent == "flashsac"
     (copy / "settings.json").write_text(launch.as_text(settings))
     found = checkpoint.load(list_checkpoints(copy)[0])
     for state in (found.state["agent"]["generators"]["streams"], found.state["env"]):

@@ -34,7 +34,7 @@ def cpu(settings: Settings) -> None:
     agent.lr_schedule = "linear"
     agent.normalise_reward = True
     agent.normalise_advantage = "minibatch"
-    agent.actor_hidden = agent.critic_hidden = (64, 64)
+    agent.actor_hidden = agent.critic_hidden = (256, 256)
     agent.activation = "tanh"
 
 
