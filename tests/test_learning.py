@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from supple.agents import FlashSAC, FlashSACSettings
+from supple.agents import PPO, FlashSAC, FlashSACSettings, PPOSettings
 from supple.envs.toy import Bandit, Lqr
+from supple.envs.toy_hidden import Disturbed, Recall
 from supple.evaluate import evaluate
 from supple.replay import Replay, ReplaySettings
 from supple.rng import derive_seed
@@ -64,3 +65,66 @@ def test_lqr_comes_close_to_the_riccati_optimum():
         trained = mean_return(learn(Lqr(8, CPU), steps=4000, seed=seed, gamma=0.95, n_step=3))
         gaps.append((optimum - trained) / (optimum - untrained))
     assert sorted(gaps)[1] < 0.02, gaps
+
+
+def learn_on_policy(env, *, steps, seed, **changes):
+    """PPO on a toy, for so many environment steps."""
+    settings = PPOSettings(
+        **{
+            "rollout_steps": 16,
+            "actor_hidden": (32,),
+            "critic_hidden": (32,),
+            "lr_schedule": "fixed",
+            "entropy_coef": 0.0,
+            "initial_std": 0.5,
+            **changes,
+        }
+    )
+    agent = PPO(env.spec, settings, total_env_steps=steps, seed=seed)
+    replay = Replay(env.spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
+    obs = env.reset(seed)["observation"]
+    for vector_step in range(steps // env.spec.num_envs):
+        action, extras = agent.act(obs, explore=True)
+        step = env.step(action).to_dict()
+        agent.observe(step)
+        replay.add(obs, action, step, extras)
+        obs = step["observation"]
+        if (vector_step + 1) % agent.horizon == 0:
+            agent.update(replay)
+    return agent
+
+
+def reward_per_step(agent, env):
+    return evaluate(agent.greedy, env, episodes=200, seed=9).return_mean / env.MAX_EPISODE_STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_recalls_with_a_memory_and_cannot_without(seed):
+    def learned(**changes):
+        agent = learn_on_policy(Recall(64, CPU), steps=64 * 16 * 40, seed=seed, **changes)
+        return reward_per_step(agent, Recall(200, CPU))
+
+    assert learned(memory=16) > 0.9
+    assert learned(memory=16, sequence_steps=8) > 0.9  # as long as an episode
+    assert learned() < Recall.best_memoryless_reward() + 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_sees_through_a_disturbance_with_a_privileged_critic_and_not_without(seed):
+    def regret(privileged):
+        agent = learn_on_policy(
+            Disturbed(64, CPU),
+            steps=64 * 16 * 20,
+            seed=seed,
+            privileged=privileged,
+            normalise_reward=True,
+        )
+        context = 2 * torch.rand(1000, 2, generator=torch.Generator().manual_seed(1)) - 1
+        action = agent.greedy()({"policy": context})
+        return float((action - Disturbed.optimal_action(context)).square().mean())
+
+    # Doing nothing has 1 / 6.
+    assert regret(privileged=True) < 0.02
+    assert regret(privileged=False) > 0.08

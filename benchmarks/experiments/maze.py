@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from supple.envs.toy import State, ToyEnv
+from supple.envs.toy_base import State, ToyEnv
 from supple.files import replace_file
 from supple.rng import derive_seed
 

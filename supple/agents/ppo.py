@@ -90,7 +90,7 @@ class PPO(Agent):
             raise InputError("PPO learns from one rollout, on the GPU: drop --replay.spill")
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.critic_groups = critic_groups(spec)
+        self.critic_groups = critic_groups(spec) if settings.privileged else self.actor_groups
         self._sequence_steps = settings.sequence_steps or settings.rollout_steps
         if not settings.memory:
             self._sequence_steps = 1

@@ -62,6 +62,8 @@ class PPOSettings:
     """Width of a GRU in front of actor and critic each; 0 has none."""
     sequence_steps: int = 0
     """Steps through which a memory is trained; 0 is the whole rollout, which it must divide."""
+    privileged: bool = True
+    """Whether the critic sees the observation group ``critic``, where there is one."""
     timeout_bootstrap: Literal["auto", "final", "pre_step"] = "auto"
     """The state whose value a time-out adds: the final one, or the one before the last step, as
     rsl_rl does. auto takes pre_step only where the simulator cannot tell the final one."""

@@ -26,6 +26,7 @@ def cpu(settings: Settings) -> None:
     agent.rollout_steps = 128
     agent.epochs = 10
     agent.minibatches = 16
+    agent.gae_lambda = 0.9
     agent.clip_value = False
     agent.value_coef = 0.5
     agent.entropy_coef = 0.0
@@ -36,6 +37,7 @@ def cpu(settings: Settings) -> None:
     agent.normalise_advantage = "minibatch"
     agent.actor_hidden = agent.critic_hidden = (256, 256)
     agent.activation = "tanh"
+    agent.initial_std = 0.5
 
 
 def gpu(settings: Settings) -> None:

@@ -8,13 +8,10 @@ import torch
 
 from supple.agents import PPO, PPOSettings
 from supple.envs.base import Discrete, step_result
-from supple.envs.toy import make_toy
 from supple.errors import InputError
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
 from tests.agents.small_agents import assert_same_bits, generator, small_spec
-
-CPU = torch.device("cpu")
 
 
 def small_settings(**changes):
@@ -459,19 +456,3 @@ def test_a_checkpoint_of_other_sizes_is_refused():
     state = small_agent(actor_hidden=(9,)).state_dict()
     with pytest.raises(InputError, match=r"does not fit this agent: actor\.layers"):
         small_agent().load_state_dict(state)
-
-
-def learn(task, *, steps, seed=0, num_envs=32, **changes):
-    env = make_toy(task, num_envs, CPU)
-    agent = PPO(env.spec, PPOSettings(**changes), total_env_steps=steps, seed=seed)
-    replay = ring_of(agent)
-    obs = env.reset(seed)["observation"]
-    while agent.updates == 0 or agent._rollouts < agent._schedule_rollouts:
-        for _ in range(agent.horizon):
-            action, extras = agent.act(obs, explore=True)
-            step = env.step(action).to_dict()
-            agent.observe(step)
-            replay.add(obs, action, step, extras)
-            obs = step["observation"]
-        agent.update(replay)
-    return agent

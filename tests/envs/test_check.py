@@ -19,7 +19,9 @@ from supple.envs.base import (
     step_result,
 )
 from supple.envs.check import PoisonFinalObs, check_env, fill_unended_final_obs_with_nan
-from supple.envs.toy import TOY_TASKS, Asymmetric, Bandit, Counter, ToyEnv, make_toy
+from supple.envs.toy import TOY_TASKS, Bandit, Counter, make_toy
+from supple.envs.toy_base import ToyEnv
+from supple.envs.toy_hidden import Asymmetric
 from supple.errors import InputError
 
 CPU = torch.device("cpu")

@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from supple.envs.base import Env
-from supple.envs.toy import (
-    TOY_TASKS,
-    Asymmetric,
-    Bandit,
-    Counter,
-    Lqr,
-    make_toy,
-)
+from supple.envs.toy import TOY_TASKS, Bandit, Counter, Lqr, make_toy
+from supple.envs.toy_hidden import Asymmetric, Disturbed, Recall
 from supple.envs.toy_lqr import LQR_Q, lyapunov, riccati
 from supple.errors import InputError
 
@@ -211,6 +205,38 @@ def test_asymmetric_targets_stay_stationary_and_the_limit_truncates():
         step = env.step(torch.zeros(4000, 2))
         assert step["truncated"].all() == (t + 1 == Asymmetric.MAX_EPISODE_STEPS)
         observation = step["observation"]
+
+
+def test_recall_pays_for_the_cue_it_showed_once():
+    env = Recall(2000, CPU)
+    cue = env.reset(seed=1)["observation", "policy"][:, :1]
+    assert set(cue.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(cue.mean())) < 0.1
+    paid = []
+    for t in range(Recall.MAX_EPISODE_STEPS):
+        remembering = t % 2 == 1
+        step = env.step(cue if remembering else torch.zeros_like(cue))
+        assert torch.equal(step["reward"], torch.full((2000,), float(remembering)))
+        shown = step["final_observation" if t == 7 else "observation", "policy"]
+        assert not shown.any()
+        assert bool(step["truncated"].all()) == (t == 7)
+        assert not step["terminated"].any()
+        paid.append(1.0 if t == 0 else 0.0)
+    assert (step["observation", "policy"][:, 1] == 1).all()
+    assert Recall.best_memoryless_reward() == sum(paid) / len(paid)
+
+
+def test_disturbance_reaches_the_reward_and_only_the_critic():
+    env = Disturbed(4000, CPU)
+    obs = env.reset(seed=1)["observation"]
+    best = Disturbed.optimal_action(obs["policy"])
+    step = env.step(best + 0.5)
+    disturbance = obs["critic"][:, 2]
+    torch.testing.assert_close(step["reward"], 0.75 + disturbance)
+    assert float(disturbance.std()) == pytest.approx(Disturbed.DISTURBANCE_STD, rel=0.05)
+    assert torch.equal(obs["critic"][:, :2], obs["policy"])
+    assert step["terminated"].all()
+    assert not torch.equal(step["observation", "critic"], obs["critic"])
 
 
 def test_unended_rows_keep_their_observation_as_final():
