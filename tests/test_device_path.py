@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from supple.agents.flashsac import FlashSAC
-from supple.envs.base import step_result
+from supple.agents import PPO, FlashSAC, PPOSettings
+from supple.envs.base import Discrete, step_result
 from supple.replay import Replay, ReplaySettings
 from supple.rng import Generators
 from tests.agents.small_agents import (
@@ -74,6 +74,10 @@ def getitem(tensor, index):
     return tensor
 
 
+def setitem(tensor, index, value):
+    aten.copy_.default(getitem(tensor, index), value)
+
+
 def to(tensor, target):
     kind = "dtype" if isinstance(target, torch.dtype) else "device"
     return aten._to_copy.default(tensor, **{kind: target})
@@ -84,6 +88,7 @@ def to(tensor, target):
 CONVERSIONS = ("float", "double", "long", "int")
 BEHIND: dict[str, Any] = {
     "__getitem__": getitem,
+    "__setitem__": setitem,
     "__invert__": aten.bitwise_not.default,
     "copy_": aten.copy_.default,
     "to": to,
@@ -106,7 +111,8 @@ def fake_cuda(monkeypatch):
         Generators, "__getitem__", lambda self, name: generators.setdefault(name, FakeGenerator())
     )
     monkeypatch.setattr("supple.replay.plan.free_memory", lambda device: 2**30)
-    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda tensor, generator=None: tensor)
+    for name in ("orthogonal_", "uniform_", "kaiming_uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     with FakeTensorMode(), Operators():
         yield
 
@@ -170,6 +176,62 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
     assert all(value.device == CUDA for value in diagnostics.values())
     assert deterministic.device == CUDA
     assert state() == before  # the same tensors, of the same size
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"memory": 4, "sequence_steps": 2, "normalise_reward": True},
+        {"kl_stop": 0.01, "distribution": "squashed", "lr_schedule": "linear"},
+    ],
+    ids=["published", "memory", "squashed"],
+)
+@pytest.mark.parametrize("discrete", [False, True])
+def test_ppo_stays_on_the_device(fake_cuda, changes, discrete):
+    action = {"action": Discrete(n=3)} if discrete else {}
+    spec = small_spec(device=CUDA, observation={"policy": 6, "critic": 9}, **action)
+    sizes: Any = {"rollout_steps": 4, "actor_hidden": (8,), "critic_hidden": (8,)}
+    agent = PPO(spec, PPOSettings(**sizes, **changes), total_env_steps=1000)
+    replay = Replay(spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
+    agent._learn_step = lambda *inputs: {}  # type: ignore[assignment]
+    obs = fake_step(spec)["observation"]
+
+    def state():
+        found = [*agent._tensors(), *replay._counters(), *replay.columns.values()]
+        return [
+            (id(value), value.shape, value.device) for value in [*found, *replay.storage.values()]
+        ]
+
+    before = state()
+    with NoTransfers():
+        for _ in range(3):
+            for _ in range(agent.horizon):
+                chosen, extras = agent.act(obs, explore=True)
+                step = fake_step(spec).to_dict()
+                agent.observe(step)
+                replay.add(obs, chosen, step, extras)
+                obs = step["observation"]
+            metrics = agent.update(replay)
+        deterministic, _ = agent.act(obs, explore=False)
+    assert agent.updates == 3 * 5 * 4
+    assert {chosen.device, deterministic.device} == {CUDA}
+    assert all(value.device == CUDA for value in metrics.values())
+    assert state() == before  # the same tensors, of the same size
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"memory": 4, "kl_stop": 0.01}, {"distribution": "squashed"}], ids=str
+)
+def test_ppos_gradient_step_stays_on_the_device(changes):
+    sizes: Any = {"rollout_steps": 4, "actor_hidden": (8,), "critic_hidden": (8,)}
+    agent = PPO(small_spec(), PPOSettings(**sizes, **changes), total_env_steps=1000)
+    inputs = [torch.rand(8, sum(agent._fields.values()))]
+    if "distribution" in changes:
+        inputs.append(torch.randn(8, 3))
+    graph = make_fx(lambda *values: agent._learn(*values))(*inputs)
+    run_on_fake_gpu(graph, inputs)
 
 
 def run_on_fake_gpu(graph, inputs):

@@ -89,14 +89,22 @@ class Gaussian(Distribution):
         actions: A.
         initial_std: standard deviation at the start.
         state_dependent: whether the network says it for each state, or one parameter for all.
+        device: where the parameter lives.
     """
 
-    def __init__(self, actions: int, *, initial_std: float, state_dependent: bool) -> None:
+    def __init__(
+        self,
+        actions: int,
+        *,
+        initial_std: float,
+        state_dependent: bool,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.draw_width = actions
         self.width = 2 * actions
         self.head_width = 2 * actions if state_dependent else actions
-        initial = torch.full((actions,), math.log(initial_std))
+        initial = torch.full((actions,), math.log(initial_std), device=device)
         if state_dependent:
             self.register_buffer("log_std", initial)  # the head adds to it
         else:

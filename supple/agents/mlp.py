@@ -25,6 +25,7 @@ class ObservationNormaliser(nn.Module):
     Args:
         width: D.
         enabled: False passes observations through.
+        device: where the moments live.
     """
 
     mean: Tensor
@@ -33,15 +34,14 @@ class ObservationNormaliser(nn.Module):
     _mean: Tensor
     _square: Tensor
 
-    def __init__(self, width: int, *, enabled: bool) -> None:
+    def __init__(self, width: int, *, enabled: bool, device: torch.device | None = None) -> None:
         super().__init__()
         self.enabled = enabled
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(width, device=device))
+        self.register_buffer("std", torch.ones(width, device=device))
         # float64: late in a long run one rollout is a small part of all rows.
-        self.register_buffer("_count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("_mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("_square", torch.zeros(width, dtype=torch.float64))
+        for name, shape in (("_count", ()), ("_mean", (width,)), ("_square", (width,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=device))
 
     def forward(self, x_MD: Tensor) -> Tensor:
         """Normalised observations, (M, D)."""
@@ -101,7 +101,7 @@ class Network(nn.Module):
         super().__init__()
         device = generator.device
         self.memory = memory
-        self.normaliser = ObservationNormaliser(inputs, enabled=normalise).to(device)
+        self.normaliser = ObservationNormaliser(inputs, enabled=normalise, device=device)
         self.cell = nn.GRUCell(inputs, memory, device=device) if memory else None
         if self.cell is not None:
             for weight in (self.cell.weight_ih, self.cell.weight_hh):

@@ -112,7 +112,7 @@ class PPO(Agent):
             )
 
         self.generators = Generators(seed, self.device)
-        self.distribution = self._build_distribution().to(self.device)
+        self.distribution = self._build_distribution()
         self.actor = self._build_network(
             self.actor_groups, self.distribution.head_width, settings.actor_hidden, ACTOR_GAIN
         )
@@ -165,6 +165,7 @@ class PPO(Agent):
             action.size,
             initial_std=settings.initial_std,
             state_dependent=settings.std == "state",
+            device=self.device,
         )
 
     def _build_network(

@@ -17,6 +17,7 @@ from supple.bench.critics import bench_critics
 from supple.bench.kernels import SIZES as FLOWS
 from supple.bench.kernels import bench_kernels
 from supple.bench.loop import bench_loop
+from supple.bench.ppo import bench_ppo
 from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
 from supple.bench.table import Shape, parse_size, report
@@ -26,7 +27,7 @@ from supple.errors import InputError
 
 SIZES = ("17x6", "376x17", "310x37")
 MODES = ("eager", "compiled")
-WHAT = ("update", "profile", "replay", "kernels", "critics", "loop", "all")
+WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "loop", "all")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="supple bench",
         description="Times gradient steps (update), what they consist of (profile), replay"
         " sampling, the integration of flow critics (kernels), the laptop preset with each critic"
-        " (critics) and the whole training loop, and appends rows to OUT/bench_WHAT.csv. Flags of"
-        " supple train for the loop come after --.",
+        " (critics), PPO's iterations (ppo) and the whole training loop, and appends rows to"
+        " OUT/bench_WHAT.csv. Flags of supple train for the loop come after --.",
     )
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
@@ -85,6 +86,10 @@ def main(arguments: Sequence[str]) -> int:
         for obs, act in sizes:
             found = bench_critics(obs, act, options)
             report(f"critics {obs}x{act}", found, options.out / "bench_critics.csv", command)
+    if options.what in ("ppo", "all"):
+        for obs, act in sizes:
+            found = bench_ppo(obs, act, options)
+            report(f"PPO iteration {obs}x{act}", found, options.out / "bench_ppo.csv", command)
     if options.what in ("kernels", "all"):
         for size in FLOWS:
             found = bench_kernels(size, options)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from supple import launch
-from supple.agents import FlashSAC
+from supple.agents import PPO, Agent, FlashSAC
 from supple.bench.table import quantiles
 from supple.cli import train_settings
 from supple.envs.base import Env
@@ -25,6 +25,11 @@ EVALUATION, EVALUATION_STEP = "evaluation", "evaluation's simulator step"
 FINAL = "final evaluation and video"
 INSIDE = ("simulator step", "gradient step", "sampling", EVALUATION_STEP)
 """Parts that are the work itself: a gradient step includes drawing its minibatch."""
+OWN_PARTS: dict[type[Agent], tuple[tuple[str, str], ...]] = {
+    FlashSAC: (("_sample", "sampling"), ("_draw_noise", "sampling"), ("learn", "gradient step")),
+    PPO: (("_pack", "sampling"), ("_learn_step", "gradient step")),
+}
+"""What each agent's ``update`` calls."""
 EXCLUDED = (FINAL, "compiling")
 """Parts a short run would count too heavily: once per run, once per machine."""
 OTHER = "everything else"
@@ -98,7 +103,6 @@ def bench_loop(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _watch(watch: Stopwatch, run: Run) -> None:
     agent = run.agent
-    assert isinstance(agent, FlashSAC)
 
     def evaluation() -> str:
         return FINAL if run.complete else EVALUATION
@@ -110,19 +114,18 @@ def _watch(watch: Stopwatch, run: Run) -> None:
 
     made, run._make_eval_env = run._make_eval_env, make_eval_env  # type: ignore[method-assign]
 
-    for owner, method, name in (
+    parts: tuple[tuple[object, str, str | Callable[[], str]], ...] = (
         (run, "end_step", "simulator step"),
         (agent, "act", "acting"),
         (agent, "update", "update budget"),
-        (agent, "_sample", "sampling"),
-        (agent, "_draw_noise", "sampling"),
-        (agent, "learn", "gradient step"),
+        *((agent, method, name) for method, name in OWN_PARTS[type(agent)]),
         (run, "record", "recording"),
         (run, "evaluate", evaluation),
         (run, "_film", evaluation),
         (run, "log", "metric rows"),
         (run, "save", "checkpoints"),
-    ):
+    )
+    for owner, method, name in parts:
         watch.watch(owner, method, name)
 
 

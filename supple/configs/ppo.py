@@ -11,8 +11,10 @@ from supple.configs.base import Settings
 def laptop(settings: Settings) -> None:
     """Minutes on a CPU: many environments in a batch, small networks, normalised rewards."""
     cpu(settings)
-    settings.env_steps = 300_000
+    settings.env_steps = 200_000
     settings.eval.episodes = 10
+    agent = _own(settings)
+    agent.actor_hidden = agent.critic_hidden = (64, 64)
 
 
 def cpu(settings: Settings) -> None:

@@ -25,7 +25,8 @@ def importing_packages(task_id: str) -> Iterator[None]:
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise InputError(
             f"{task_id} needs packages that are not installed: {_one_line(error)}; MuJoCo tasks"
-            ' need pip install "supple[mujoco]"'
+            ' need pip install "supple[mujoco]", landers and walkers in two dimensions'
+            ' "supple[box2d]"'
         ) from error
     except gymnasium.error.Error as error:
         raise InputError(f"{task_id} cannot be made: {_one_line(error)}") from error
