@@ -223,6 +223,32 @@ def test_ctrl_c_saves_and_says_how_to_resume(agent, tmp_path):
     assert found.header["env_steps"] > 0
 
 
+def test_a_stop_of_the_whole_process_group_saves_with_worker_processes(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "supple.cli", "train", "gym/Pendulum-v1", *flags()]
+    own = ["--run-dir", str(folder), "--env.vectorization", "async", "--compute.compile", "off"]
+    run = subprocess.Popen(
+        [*command, *own, "--env-steps", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size > 2000):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 3, err
+    assert out.splitlines()[-1] == str(folder)
+    assert launch.newest_resumable(folder)[0].header["env_steps"] > 0
+    with pytest.raises(ProcessLookupError):  # nobody is left behind
+        os.killpg(run.pid, 0)
+
+
 def test_a_second_ctrl_c_stops_at_once_and_says_what_there_is(agent, tmp_path, monkeypatch, capsys):
     def twice(run):
         run.start()

@@ -21,6 +21,7 @@ TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all o
   --preset {"|".join(PRESETS["flashsac"])}   (default: gpu where CUDA is, else laptop; PPO has the
            first three)
   --agent.critic {"|".join(CRITICS)}   (FlashSAC's; --agent.flow.* are of the last two)
+
 Every other flag is a field of the settings; the defaults shown are those of these choices."""
 
 

@@ -184,7 +184,7 @@ class GymVector(Env):
         """End worker processes that can no longer be asked to."""
         self._closed = self._env.closed = True
         for process in getattr(self._env, "processes", ()):
-            process.terminate()
+            process.kill()  # they do not listen to less
             process.join()
 
     def _seeds(self, seed: int) -> Any:
@@ -325,8 +325,10 @@ def wrap_factory(
 
     def build() -> gymnasium.Env[Any, Any]:
         if os.getpid() != owner:
-            # Ctrl-C reaches the whole process group; the run itself ends its workers.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Ctrl-C and a cluster's request to stop reach the whole process group; the run itself
+            # saves, then ends its workers.
+            for request in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(request, signal.SIG_IGN)
         with quiet_mujoco():
             env = factory(**options)
         if render:
