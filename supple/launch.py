@@ -140,7 +140,7 @@ def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
     if settings.replay.prefill:
         prefill(replay, Path(settings.replay.prefill))
         for step in replay.steps():
-            agent.observe(step)
+            agent.observe(step.to(agent.device))
 
 
 def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
@@ -242,6 +242,7 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         InputError: the task, agent and memory do not fit together.
     """
     device = machine.resolve_device(settings.device)
+    machine.use(device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))

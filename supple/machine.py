@@ -69,6 +69,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def use(device: torch.device) -> None:
+    """Make a GPU this thread's own: streams and graphs are made there, not on the first one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+def model_name(device: torch.device) -> str:
+    """What the device is called by its maker."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
 def memory_gib(device: torch.device) -> float:
     """Memory in use [GiB]: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":

@@ -110,7 +110,11 @@ class Run:
         self._over = False
         self._eval_env: Env | None = None
         self._handlers: dict[int, Any] = {}
-        self._simulator = ThreadPoolExecutor(1, "simulator") if settings.overlap else None
+        self._simulator = (
+            ThreadPoolExecutor(1, "simulator", initializer=machine.use, initargs=(env.spec.device,))
+            if settings.overlap
+            else None
+        )
         self._stepped: Callable[[], TensorDict]
 
     # --- the loop's side --------------------------------------------------------------------
@@ -468,6 +472,7 @@ def execution_path(agent: Agent) -> dict[str, Any]:
     """What decides the bits of floating-point results, besides the code."""
     return {
         "device": agent.device.type,
+        "model": machine.model_name(agent.device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "mode": str(agent.compute),
