@@ -275,8 +275,9 @@ class PPO(Agent):
     ) -> dict[str, Tensor]:
         ended = terminated | truncated
         self.reward_scaler.observe(reward, ended, valid)
+        goes_on = (~ended & valid).unsqueeze(-1)
         for memory in self._memory.values():
-            memory.mul_((~ended & valid).to(memory.dtype).unsqueeze(-1))
+            memory.copy_(torch.where(goes_on, memory, 0.0))
         return {}
 
     def forget_episodes(self) -> None:

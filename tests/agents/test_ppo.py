@@ -395,7 +395,9 @@ def test_evaluating_changes_nothing():
 def test_memories_end_with_their_episodes():
     agent = small_agent(memory=4)
     random = generator(1)
-    agent.act(random_groups(random, agent.spec), explore=True)
+    obs = random_groups(random, agent.spec)
+    obs["policy"][2] = float("nan")  # a row that a simulator will call not valid
+    agent.act(obs, explore=True)
     step = random_step(random, agent.spec, end=0.0)
     step["terminated"][0] = step["truncated"][1] = True
     step["valid"][2] = False
