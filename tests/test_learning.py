@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from supple.agents import PPO, FlashSAC, FlashSACSettings, PPOSettings
+from supple.configs import default_settings
 from supple.envs.toy import Bandit, Lqr
 from supple.envs.toy_hidden import Disturbed, Recall
 from supple.evaluate import evaluate
 from supple.replay import Replay, ReplaySettings
 from supple.rng import derive_seed
+from tests.small_runs import result, run_whole
 
 CPU = torch.device("cpu")
 
@@ -128,3 +130,14 @@ def test_ppo_sees_through_a_disturbance_with_a_privileged_critic_and_not_without
     # Doing nothing has 1 / 6.
     assert regret(privileged=True) < 0.02
     assert regret(privileged=False) > 0.08
+
+
+@pytest.mark.slow
+def test_ppo_balances_the_pole_with_the_presets_own_settings(tmp_path):
+    settings = default_settings("gym/CartPole-v1", agent="ppo", preset="laptop")
+    settings.env_steps, settings.seed = 60_000, 4
+    settings.device, settings.compute.compile = "cpu", "off"
+    settings.run_dir = str(tmp_path / "run")
+    settings.eval.every, settings.eval.video = settings.env_steps, False
+    run_whole(settings)
+    assert result(tmp_path / "run")["return_mean"] >= 475

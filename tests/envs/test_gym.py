@@ -197,6 +197,19 @@ def test_discrete_actions_are_stepped_by_index():
     assert left < 0 < right
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        "CartPole-v1",
+        "Acrobot-v1",
+        pytest.param("LunarLander-v3", marks=pytest.mark.sim("Box2D")),
+    ],
+)
+def test_discrete_tasks_keep_the_contract(task):
+    checked = check_env(lambda: make(f"gym/{task}", EnvSettings(num_envs=2)), steps=120)
+    assert [each for each in checked if not each.ok] == []
+
+
 def test_environments_get_seeds_of_their_own_and_repeat_with_the_same():
     env = make("gym/Pendulum-v1", EnvSettings(num_envs=3))
     first = env.reset(5)["observation", "policy"]
