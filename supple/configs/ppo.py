@@ -48,6 +48,8 @@ def gpu(settings: Settings) -> None:
     Source: isaac-sim/IsaacLab, the rsl_rl settings of its rough-terrain velocity tasks.
     """
     settings.env_steps = 150_000_000
+    # As published; rounded to bfloat16, means and values carry noise into every probability ratio.
+    settings.compute.precision = "float32"
     settings.env.num_envs = 4096
     settings.eval.episodes = 1024
     agent = _own(settings)
