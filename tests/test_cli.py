@@ -77,7 +77,7 @@ def one_line(capsys):
         (["train", "--env-steps", "60", "toy/lqr"], "TASK comes first"),
         (["train", "toy/lqr", "--agent.utd", "inf"], "--agent.utd must be a finite number"),
         (["train", "toy/lqr", "--agent.noise.exponent", "nan"], "--agent.noise.exponent must be"),
-        (["train", "toy/lqr", "--agent.noise.exponent", "0"], "exponent must be > 0, got 0"),
+        (["train", "toy/lqr", "--agent.noise.exponent", "-1"], "exponent must be >= 0, got -1"),
         (["train", "toy/lqr", "--agent.target-entropy", "-inf"], "target-entropy must be a finite"),
         (["train", "toy/lqr", "--max-minutes", "inf"], "--max-minutes must be a finite number"),
         (["train", "toy/lqr", "--compute.precision", "tf32", "--device", "cpu"], "needs a CUDA"),

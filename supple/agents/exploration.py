@@ -19,7 +19,7 @@ class NoiseSettings:
     """Law of the hold lengths."""
 
     exponent: float = 2.0
-    """P(k) is proportional to k^-exponent."""
+    """P(k) is proportional to k^-exponent; 0 draws all lengths alike."""
     max_hold: int = 16
     """Longest hold [steps]; 1 draws fresh noise every step."""
     schedule: Literal["shared", "per_env"] = "shared"

@@ -111,7 +111,7 @@ class FlashSACSettings:
             ("lr_decay", self.lr_decay > 0, "> 0"),
             ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
             ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
-            ("noise.exponent", self.noise.exponent > 0, "> 0"),
+            ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
         require_finite(self, "--agent.")
