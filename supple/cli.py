@@ -29,6 +29,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple play DIR                film an episode
   supple export DIR              a trained policy as ONNX, torch and C, with all a robot needs
   supple verify BUNDLE           replays a bundle in every runtime here: table and exit status
+  supple chain DIR               export, verify, and a C++ runner that moves a simulated robot
   supple compare TASK            seeds and variants side by side: one table, one figure
   supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
@@ -95,6 +96,7 @@ def dispatch(arguments: list[str]) -> int:
         "play": play,
         "export": export,
         "verify": verify,
+        "chain": chain,
         "compare": compare,
         "bench": bench,
         "list": list_,
@@ -273,6 +275,13 @@ def verify(arguments: list[str]) -> int:
     from supple.deploy.command import verify as verify_main
 
     return verify_main(arguments)
+
+
+def chain(arguments: list[str]) -> int:
+    """``supple chain DIR``."""
+    from supple.deploy.command import chain as chain_main
+
+    return chain_main(arguments)
 
 
 def compare(arguments: list[str]) -> int:

@@ -1,12 +1,13 @@
-"""``supple export`` and ``supple verify`` on the command line."""
+"""``supple export``, ``supple verify`` and ``supple chain`` on the command line."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supple.cli import DONE, VERDICT, Parser
+from supple.cli import DONE, FAILED, VERDICT, Parser, train
 from supple.deploy.bundle import zip_path
 from supple.errors import InputError
 
@@ -100,3 +101,67 @@ def _print_report(report: Report) -> None:
     print(
         f"{len(failed)} of {len(report.verdicts)} checks failed" if failed else "all checks passed"
     )
+
+
+def chain(arguments: list[str]) -> int:
+    """``supple chain WHAT``: from training to a robot that moves, in one command."""
+    parser = Parser(
+        prog="supple chain",
+        description="Train or take a run, export, verify, build the C++ runner and let it move a"
+        " simulated robot in another process; ends with a video.",
+    )
+    parser.add_argument("what", metavar="DIR|TASK", help="a run's folder, or a task to train first")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long the robot moves")
+    parser.add_argument("--loss", type=float, default=0.01, help="probability, per packet")
+    parser.add_argument("--delay", type=float, default=0.0, help="mean delay of a packet [s]")
+    parser.add_argument("--seed", type=int, default=0, help="of start, losses and delays")
+    parser.add_argument("--no-video", action="store_true")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # --help was asked for and printed
+        return DONE
+    from supple.deploy.bundle import read_bundle
+    from supple.deploy.chain import build_runner, drive, film
+    from supple.deploy.export import export as write
+    from supple.deploy.verify import verify as check
+    from supple.display import Display
+
+    out: Path = options.out
+    if out.exists():
+        raise InputError(f"{out} is there already: choose another --out")
+    run = Path(options.what)
+    if not run.is_dir():
+        run = out / "run"
+        status = train([options.what, "--preset", "laptop", "--run-dir", str(run)])
+        if status != DONE:
+            return status
+    out.mkdir(parents=True, exist_ok=True)
+    bundle = write(run, out / "bundle", archive=False)
+    report = check(bundle, run=run)
+    _print_report(report)
+    if report.failed:
+        return VERDICT
+    runner = build_runner(bundle, out / "build")
+    found = drive(
+        runner,
+        bundle,
+        seconds=options.seconds,
+        loss=options.loss,
+        delay=options.delay,
+        seed=options.seed,
+        record=out / "poses.safetensors",
+        log=out / "runner.csv",
+    )
+    rows = {**found.runner, **{f"robot: {key}": value for key, value in found.robot.items()}}
+    Display.print_table("runner", {key: str(value) for key, value in rows.items()})
+    if found.status != 0:
+        print(f"supple: error: {found.error}", file=sys.stderr)
+        return FAILED
+    if not options.no_video:
+        contract = read_bundle(bundle).contract
+        fps = 1 / contract["timing"]["control_dt"]
+        film(contract["origin"]["task"], out / "poses.safetensors", out / "robot.mp4", fps=fps)
+        print(out / "robot.mp4")
+    print(out)
+    return DONE
