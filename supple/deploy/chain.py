@@ -21,9 +21,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from supple.deploy.robot import WAIT_S
-from supple.envs.gym_packages import drawing, follow_robot
+from supple.envs.gym_packages import drawing, follow_robot, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 
+_PLANE = 0
+"""``mjGEOM_PLANE``."""
 GRACE_S = 15.0
 """What a process may take beyond its seconds [s]."""
 
@@ -148,20 +150,38 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
     import gymnasium
 
     poses = load_file(record)
-    env = gymnasium.make(task.removeprefix("gym/"), render_mode="rgb_array")
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    with quiet_mujoco():
+        env = gymnasium.make(task.removeprefix("gym/"), render_mode="rgb_array")
     writer: Any
     try:
-        env.reset(seed=0)
+        with quiet_mujoco():
+            env.reset(seed=0)
         follow_robot(env)
         robot: Any = env.unwrapped
         partial = video.with_name(f".partial-{video.name}")
         with imageio.get_writer(partial, fps=fps, macro_block_size=2) as writer, drawing(task):
             for qpos, qvel in zip(poses["qpos"], poses["qvel"], strict=True):
                 robot.set_state(qpos, qvel)
+                carry_floor(robot.model, robot.data, float(qpos[0]))
                 writer.append_data(np.ascontiguousarray(env.render()))
         os.replace(partial, video)
     finally:
         env.close()
+
+
+def carry_floor(model: Any, data: Any, x: float) -> None:
+    """Draw the floor around ``x`` [m]: planes have no end but their picture has.
+
+    Moves by whole periods of the pattern, so that it seems to stand still.
+    """
+    for geom in np.flatnonzero(model.geom_type == _PLANE):
+        material, size = int(model.geom_matid[geom]), float(model.geom_size[geom, 0])
+        repeats = float(model.mat_texrepeat[material, 0]) if material >= 0 else 0.0
+        if size > 0 and repeats > 0:
+            period = 2 * size / repeats
+            data.geom_xpos[geom, 0] = round(x / period) * period
 
 
 def _last_json(text: str) -> dict[str, Any]:

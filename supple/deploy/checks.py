@@ -14,7 +14,7 @@ import numpy as np
 
 from supple.deploy import manifest as manifest_file
 from supple.deploy.contract import unknown
-from supple.deploy.explain import explain, relative_error, worst_error
+from supple.deploy.explain import command_unit, explain, relative_error, worst_error
 from supple.deploy.golden import SPREAD, TOLERANCE, Golden, history_pairs
 from supple.deploy.runtimes import CannotRunError, Outputs, Runtime
 
@@ -195,13 +195,12 @@ def history_runs(contract: Mapping[str, Any], vectors: Vectors) -> Verdict:
 def replays_golden(runtime: Runtime, vectors: Vectors, contract: Mapping[str, Any]) -> Verdict:
     """The runtime answers golden observations as the trained policy did."""
     check = f"golden, {runtime.name}"
-    discrete = contract["action"]["kind"] == "discrete"
     try:
         found = runtime.replay(vectors.observation, vectors.start)
         if found.command.shape != vectors.outputs.command.shape:
             shapes = f"{vectors.outputs.command.shape}, got {found.command.shape}"
             return Verdict(check, FAILED, f"expected commands of shape {shapes}")
-        worst = worst_error(found, vectors.outputs, discrete=discrete, tolerance=TOLERANCE)
+        worst = worst_error(found, vectors.outputs, contract, TOLERANCE)
         if worst <= TOLERANCE:
             return Verdict(check, PASSED, f"{len(vectors.start)} steps, worst {worst:.1e}")
         sentence = explain(
@@ -240,7 +239,6 @@ def runtimes_agree(
         return Verdict(check, FAILED, "no runtime could be started"), None
     reference, *others = runtimes
     rows = random_rows(contract, reference.memory)
-    discrete = contract["action"]["kind"] == "discrete"
     try:
         expected = reference.rows(*rows)
         expected = Outputs(expected.action.astype(np.float32), expected.command, expected.memory)
@@ -253,7 +251,7 @@ def runtimes_agree(
         except CannotRunError as error:
             faults.append(f"{other.file}: {error}")
             continue
-        apart = worst_error(found, expected, discrete=discrete, tolerance=TOLERANCE)
+        apart = worst_error(found, expected, contract, TOLERANCE)
         worst = max(worst, apart)
         if not apart <= TOLERANCE:
             faults.append(f"{other.file} differs from {reference.file} by {apart:.1e}")
@@ -279,7 +277,7 @@ def mapping_holds(contract: Mapping[str, Any], answers: Outputs) -> Verdict:
         faults.append("actions leave [-1, 1] although the manifest lists a tanh")
     measured = _unit_responses(bounded, answers.command.astype(np.float64))
     if measured is None:
-        error = relative_error(answers.command, offset + scale * bounded)
+        error = relative_error(answers.command, offset + scale * bounded, command_unit(contract))
         odd = np.flatnonzero(error.max(0) > TOLERANCE)
         faults += [f"the command of {names[i]} is not offset + scale * action" for i in odd]
         return verdict("action mapping", faults, "commands are offset + scale * action")
@@ -322,7 +320,7 @@ def permutation_shows(contract: Mapping[str, Any], vectors: Vectors) -> Verdict:
     for one, other in pairs:
         swapped = command.copy()
         swapped[:, [one, other]] = command[:, [other, one]]
-        if relative_error(swapped, command).max() <= DISTINCT:
+        if relative_error(swapped, command, command_unit(contract)).max() <= DISTINCT:
             faults.append(f"golden vectors cannot tell {names[one]} from {names[other]}")
     return verdict(check, faults, f"all {len(pairs)} swaps are seen")
 

@@ -14,22 +14,35 @@ FACTOR_SPREAD = 1e-3
 """Ratios this close together are one factor."""
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """|found - expected| / max(1, |expected|); infinite where ``found`` is NaN."""
+def relative_error(
+    found: np.ndarray, expected: np.ndarray, unit: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """|found - expected| / max(unit, |expected|); infinite where ``found`` is NaN."""
     wide = expected.astype(np.float64)
-    error = np.abs(found.astype(np.float64) - wide) / np.maximum(1, np.abs(wide))
+    error = np.abs(found.astype(np.float64) - wide) / np.maximum(unit, np.abs(wide))
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def worst_error(found: Outputs, expected: Outputs, *, discrete: bool, tolerance: float) -> float:
+def command_unit(contract: Mapping[str, Any]) -> np.ndarray | float:
+    """What a unit of action is in commands, at least 1: an error of the action grows with it."""
+    for step in contract["action"]["pipeline"]:
+        if step["step"] == "scale":
+            unit: np.ndarray = np.maximum(1, np.abs(step["values"]))
+            return unit
+    return 1.0
+
+
+def worst_error(
+    found: Outputs, expected: Outputs, contract: Mapping[str, Any], tolerance: float
+) -> float:
     """Largest relative error of actions, commands and memories.
 
     A choice that differs counts as infinite, unless the best two scores are as good as equal.
     """
-    parts = [relative_error(found.command, expected.command)]
+    parts = [relative_error(found.command, expected.command, command_unit(contract))]
     if expected.memory.size:
         parts.append(relative_error(found.memory, expected.memory))
-    if discrete:
+    if contract["action"]["kind"] == "discrete":
         ranked = np.sort(expected.command, axis=1)
         clear = ranked[:, -1] - ranked[:, -2] > 4 * tolerance * np.maximum(1, abs(ranked[:, -1]))
         differs = (found.action != expected.action)[:, 0] & clear
@@ -53,28 +66,32 @@ def explain(
     names = list(contract["action"]["names"])
     if contract["action"]["kind"] == "continuous":
         zero = np.array(contract["action"]["zero_action_command"])
-        sentence = _swapped(found, expected, names, tolerance)
+        sentence = _swapped(found, expected, names, tolerance, command_unit(contract))
         sentence = sentence or _scaled(found, expected, names, zero)
         if sentence:
             return sentence
     reversed_obs = reverse_history(observation, contract["observation"]["terms"])
     if reversed_obs is not None:
         again = runtime.replay(reversed_obs, start)
-        if relative_error(again.command, expected.command).max() <= tolerance:
+        if worst_error(again, expected, contract, tolerance) <= tolerance:
             return "the history is reversed: it answers as golden when frames run the other way"
-    return _where(found, expected, names)
+    return _where(found, expected, names, command_unit(contract))
 
 
 def _swapped(
-    found: Outputs, expected: Outputs, names: Sequence[str], tolerance: float
+    found: Outputs,
+    expected: Outputs,
+    names: Sequence[str],
+    tolerance: float,
+    command: np.ndarray | float,
 ) -> str | None:
     for one, other in combinations(range(len(names)), 2):
         order = np.arange(len(names))
         order[[one, other]] = order[[other, one]]
-        for kind in ("action", "command"):
+        for kind, unit in (("action", 1.0), ("command", command)):
             given, wanted = getattr(found, kind), getattr(expected, kind)
-            differs = relative_error(given, wanted).max() > tolerance
-            if differs and relative_error(given[:, order], wanted).max() <= tolerance:
+            differs = relative_error(given, wanted, unit).max() > tolerance
+            if differs and relative_error(given[:, order], wanted, unit).max() <= tolerance:
                 return f"the joints {names[one]} and {names[other]} are swapped in its {kind}s"
     return None
 
@@ -109,8 +126,10 @@ def reverse_history(
     return observation[:, order]
 
 
-def _where(found: Outputs, expected: Outputs, names: Sequence[str]) -> str:
-    error = relative_error(found.command, expected.command)
+def _where(
+    found: Outputs, expected: Outputs, names: Sequence[str], unit: np.ndarray | float
+) -> str:
+    error = relative_error(found.command, expected.command, unit)
     if error.max(initial=0.0) == 0:
         return "choices or memories differ from golden while commands agree"
     row, column = divmod(int(error.argmax()), error.shape[1])

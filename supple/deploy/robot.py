@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from supple.deploy.bundle import read_bundle
 from supple.deploy.protocol import MAX_BYTES, Kind, pack, pack_description, unpack
 from supple.envs import gym_facts
+from supple.envs.gym_packages import quiet_mujoco
 from supple.envs.gym_spaces import ActionMap
 from supple.errors import InputError
 from supple.files import replace_file
@@ -61,7 +62,8 @@ class Body:
         task = str(contract["origin"]["task"])
         if not task.startswith("gym/") or ":" in task:
             raise InputError(f"{task}: the stand-in robot knows Gymnasium's MuJoCo tasks, gym/<id>")
-        self._env: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix("gym/"))
+        with quiet_mujoco():
+            self._env: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix("gym/"))
         robot: Any = self._env.unwrapped
         self._robot = robot
         action = ActionMap(self._env.action_space, 1, task).spec

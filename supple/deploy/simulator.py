@@ -17,6 +17,7 @@ from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
 from supple.deploy.runtimes import Runtime
 from supple.envs import EnvSettings, make
 from supple.envs.base import Groups
+from supple.envs.gym_packages import quiet_mujoco
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
@@ -129,7 +130,7 @@ def unit_loads(task: str, joints: list[str], simulator: Mapping[str, Any]) -> np
     import gymnasium
     import mujoco
 
-    with closing(gymnasium.make(task)) as env:
+    with quiet_mujoco(), closing(gymnasium.make(task)) as env:
         env.reset(seed=0)
         robot: Any = env.unwrapped
         model, data = robot.model, robot.data

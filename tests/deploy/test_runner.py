@@ -5,13 +5,15 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from supple.deploy.bundle import read_bundle
-from supple.deploy.chain import build_runner, drive
+from supple.deploy.chain import build_runner, carry_floor, drive
 from supple.deploy.export import bundle_files
 from supple.deploy.plain import plain_policy
 from supple.deploy.protocol import Kind, pack, pack_description, unpack
@@ -192,6 +194,15 @@ def test_a_robot_that_falls_silent_is_damped_in_time(small, robot):
     gains = dict(zip(JOINTS, contract["safety"]["damping"]["gains"], strict=True))
     last = robot.packets[-1][1].numbers.tolist()
     assert last == pytest.approx([gains["ankle"], gains["hip"], gains["knee"]])
+
+
+def test_the_floor_is_drawn_where_the_robot_is():
+    with closing(gymnasium.make("HalfCheetah-v5")) as env:
+        robot: Any = env.unwrapped
+        # 80 m with 60 repeats: a period of 4/3 m.
+        for x, expected in ((0.5, 0.0), (0.7, 4 / 3), (100.1, 100.0), (-2.0, -8 / 3)):
+            carry_floor(robot.model, robot.data, x)
+            assert robot.data.geom("floor").xpos[0] == pytest.approx(expected)
 
 
 # --- the stand-in robot's own parts --------------------------------------------------------------

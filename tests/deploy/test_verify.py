@@ -15,6 +15,8 @@ from supple.cli import main
 from supple.deploy import checks, manifest
 from supple.deploy.bundle import read_bundle, write_zip
 from supple.deploy.checks import FAILED, PASSED, SKIPPED
+from supple.deploy.explain import worst_error
+from supple.deploy.runtimes import Outputs
 from supple.deploy.simulator import compare_returns, joints_move
 from supple.deploy.verify import verify
 from supple.envs.base import Deployment
@@ -253,6 +255,18 @@ def test_latency_is_reported_for_every_runtime(files, tmp_path, capsys):
     assert set(found) == {"torch", "onnxruntime", "C"}
     for times in found.values():
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+
+
+def test_an_error_of_the_action_may_grow_with_the_scale_but_no_further():
+    contract = {
+        "action": {"kind": "continuous", "pipeline": [{"step": "scale", "values": [100.0]}]}
+    }
+    zero = np.zeros((1, 1), np.float32)
+    expected = Outputs(zero, zero, np.zeros((1, 0)))
+    # 5e-4 N·m at a scale of 100 is an error of 5e-6 in the action, 2e-3 one of 2e-5.
+    for command, worst in ((5e-4, 5e-6), (2e-3, 2e-5)):
+        found = Outputs(zero, zero + np.float32(command), np.zeros((1, 0)))
+        assert worst_error(found, expected, contract, 1e-5) == pytest.approx(worst, rel=1e-5)
 
 
 # --- hostile bundles ---------------------------------------------------------------------------
