@@ -27,6 +27,7 @@ import torch
 from supple import machine
 from supple.agents import FlashSAC, FlashSACSettings
 from supple.deploy import c_source, onnx_file, torch_file
+from supple.deploy.bundle import read_bundle
 from supple.deploy.contract import action_names, observation_names
 from supple.deploy.export import export
 from supple.deploy.latency import measure
@@ -93,12 +94,15 @@ def parity(runs: Sequence[Path]) -> Iterator[dict[str, object]]:
             begin = time.monotonic()
             bundle = export(run, Path(folder) / "bundle")
             exported = time.monotonic()
+            origin = read_bundle(bundle).contract["origin"]
             report = verify(bundle, run=run)
             verified = time.monotonic()
         details = {found.check: f"{found.status}: {found.detail}" for found in report.verdicts}
         worst = {key: _worst(text) for key, text in details.items() if "worst" in text}
         yield {
-            "run": run.name,
+            "task": origin["task"],
+            "agent": origin["agent"],
+            "env steps": origin["env_steps"],
             "verdict": "FAILED" if report.failed else "passed",
             "checks": len(report.verdicts),
             "worst golden onnxruntime": worst.get("golden, onnxruntime", ""),
@@ -128,7 +132,7 @@ def write(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
         "versions": f"supple {versions['supple']}, torch {versions['torch']},"
         f" onnxruntime {onnxruntime.__version__}",
         "commit": versions["commit"],
-        "command": " ".join(["python benchmarks/deploy.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/deploy.py {sys.argv[1]}",
     }
     for row in rows:
         record = {**row, **origin}
