@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from supple.cli import main
 from supple.deploy.bundle import read_bundle
 from supple.deploy.chain import build_runner, carry_floor, drive
 from supple.deploy.export import bundle_files
@@ -203,6 +204,11 @@ def test_the_floor_is_drawn_where_the_robot_is():
         for x, expected in ((0.5, 0.0), (0.7, 4 / 3), (100.1, 100.0), (-2.0, -8 / 3)):
             carry_floor(robot.model, robot.data, x)
             assert robot.data.geom("floor").xpos[0] == pytest.approx(expected)
+
+
+def test_a_chain_never_writes_over_something(tmp_path, capsys):
+    assert main(["chain", "gym/HalfCheetah-v5", "--out", str(tmp_path)]) == 2
+    assert "is there already: choose another --out" in capsys.readouterr().err
 
 
 # --- the stand-in robot's own parts --------------------------------------------------------------
