@@ -8,7 +8,7 @@ from typing import Literal
 from supple.agents.exploration import NoiseSettings
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.reward_scaling import RewardScalerSettings
-from supple.errors import InputError, require_finite, require_rules
+from supple.errors import InputError, require_rules, require_values
 
 CRITICS = ("categorical", "scalar", "flow", "flow_official")
 
@@ -110,11 +110,10 @@ class FlashSACSettings:
             ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
             ("lr_decay", self.lr_decay > 0, "> 0"),
             ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
-            ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
             ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
-        require_finite(self, "--agent.")
+        require_values(self, "--agent.")
         require_rules(self, "--agent.", rules)
         samples = self.flow.target_samples
         if self.critic.startswith("flow") and samples % self.next_actions:
