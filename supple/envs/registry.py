@@ -16,6 +16,7 @@ from supple.errors import InputError
 ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
     "gym": "supple.envs.gym",
+    "mujoco": "supple.envs.mujoco",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
