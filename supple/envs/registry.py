@@ -17,6 +17,7 @@ ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
     "gym": "supple.envs.gym",
     "mujoco": "supple.envs.mujoco",
+    "envpool": "supple.envs.envpool",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
