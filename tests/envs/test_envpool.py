@@ -39,7 +39,7 @@ def test_every_family_keeps_the_contract(name, widths):
     assert env.spec.observation == widths
     assert env.spec.critic_contains_policy == ("critic" in widths)
     env.close()
-    findings = check_env(lambda: build(name), steps=60)
+    findings = check_env(lambda: build(name, 2), steps=60)
     assert [finding for finding in findings if not finding.ok] == []
 
 
