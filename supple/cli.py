@@ -292,7 +292,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """``supple bench update|profile|replay|kernels|critics|loop|all``."""
+    """``supple bench update|profile|replay|kernels|critics|ppo|envs|loop|all``."""
     from supple.bench import main as bench_main
 
     return bench_main(arguments)
