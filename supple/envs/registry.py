@@ -11,11 +11,13 @@ from typing import Literal, Protocol, cast
 import torch
 
 from supple.envs.base import Env
+from supple.envs.torch_sim import RandomStreams
 from supple.errors import InputError
 
 ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
     "gym": "supple.envs.gym",
+    "mjlab": "supple.envs.mjlab",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
@@ -28,6 +30,8 @@ class EnvSettings:
     """Parallel environments, >= 1."""
     vectorization: Literal["sync", "async"] = "sync"
     """One process for all of them, or one for each (worth it only where a step is slow)."""
+    action_bound: float = 1.0
+    """What the policy's 1 means to simulators whose actions have no bounds, > 0."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
@@ -35,6 +39,8 @@ class EnvSettings:
             raise InputError(f"--env.num-envs must be >= 1, got {self.num_envs}")
         if self.vectorization not in ("sync", "async"):
             raise InputError(f"--env.vectorization must be sync or async, got {self.vectorization}")
+        if not self.action_bound > 0:
+            raise InputError(f"--env.action-bound must be > 0, got {self.action_bound}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +87,15 @@ def make(
         task: ``<simulator>/<task>`` or ``module:callable``.
         settings: how many, and how they run.
         device: where their tensors live.
-        seed: of the reset it comes with.
+        seed: of what is drawn while building, and of the reset it comes with.
         render: whether ``render()`` will be called.
 
     Raises:
         InputError: unknown task (with the nearest names), or one that cannot be built here.
     """
-    env = _build(task, settings, torch.device(device), render)
+    # Some simulators randomise robots once, as they are built, from the global generators.
+    with RandomStreams(torch.device(device), seed):
+        env = _build(task, settings, torch.device(device), render)
     try:
         env.reset(seed)
     except BaseException:
