@@ -8,7 +8,6 @@ observations. Draws of its start-up randomisation come from the seed ``supple.en
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 from collections.abc import Mapping
@@ -18,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supple.envs import managers
+from supple.envs import installed, managers
 from supple.envs.base import Deployment
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, unbounded
-from supple.errors import InputError
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -171,14 +169,12 @@ def _gains(model: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def status() -> str:
     """Whether it can run here, and if not, what to install."""
-    if importlib.util.find_spec("mjlab") is None:
-        return 'not installed: pip install "supple[mjlab]", or make sim-mjlab'
-    return "installed"
+    return installed.status("mjlab", "mjlab")
 
 
 def tasks() -> tuple[str, ...]:
     """Mjlab's own registry where it is installed, else the tasks it is known to ship."""
-    if importlib.util.find_spec("mjlab") is None:
+    if not installed.is_installed("mjlab"):
         return TASKS
     from mjlab.tasks.registry import list_tasks
 
@@ -196,8 +192,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     Raises:
         InputError: mjlab is not installed.
     """
-    if importlib.util.find_spec("mjlab") is None:
-        raise InputError(f"mjlab/{name} needs mjlab, which is {status()}")
+    installed.require("mjlab", "mjlab", f"mjlab/{name}")
     if render and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     import mjlab.tasks  # noqa: F401 - fills the registry

@@ -17,7 +17,14 @@ from supple.errors import InputError
 ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
     "gym": "supple.envs.gym",
+    "dmc": "supple.envs.dmc",
+    "metaworld": "supple.envs.metaworld",
+    "myosuite": "supple.envs.myosuite",
+    "humanoidbench": "supple.envs.humanoidbench",
+    "isaaclab": "supple.envs.isaaclab",
     "mjlab": "supple.envs.mjlab",
+    "playground": "supple.envs.playground",
+    "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
