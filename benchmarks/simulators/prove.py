@@ -71,7 +71,6 @@ PROOFS = {
         num_envs=64,
         flashsac="--env-steps 25600 --agent.utd 0.05 --agent.update-every 1",
         ppo="--env-steps 102400 --agent.rollout-steps 25 --agent.minibatches 4 --agent.epochs 4",
-        renders=True,
     ),
     "brax": Proof(
         task="brax/inverted_pendulum",
@@ -93,13 +92,6 @@ PROOFS = {
         num_envs=4,
         flashsac="--env-steps 12000 --agent.utd 0.25",
         ppo="--env-steps 40000",
-    ),
-    "genesis": Proof(
-        task="genesis/cartpole",
-        packages=("genesis-world",),
-        num_envs=64,
-        flashsac="--env-steps 25600 --agent.utd 0.05 --agent.update-every 1",
-        ppo="--env-steps 51200 --agent.rollout-steps 25 --agent.minibatches 4 --agent.epochs 4",
     ),
     "isaaclab": Proof(
         task="isaaclab/Isaac-Cartpole-Direct",

@@ -23,6 +23,7 @@ ADAPTERS: dict[str, str] = {
     "humanoidbench": "supple.envs.humanoidbench",
     "isaaclab": "supple.envs.isaaclab",
     "mjlab": "supple.envs.mjlab",
+    "maniskill": "supple.envs.maniskill",
     "playground": "supple.envs.playground",
     "brax": "supple.envs.brax",
 }
