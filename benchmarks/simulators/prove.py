@@ -226,6 +226,8 @@ def append(row: dict[str, object]) -> None:
 
 def prepare(name: str) -> None:
     """What must be there before a simulator is imported."""
+    # Each environment traces the same step: compiled once, here and in its own tests.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="supple-jax-"))
     if name == "isaaclab" and "ISAACSIM_ASSET_ROOT" not in os.environ:
         sys.path.insert(0, str(Path(__file__).parent))
         from isaaclab_assets_offline import make_assets
