@@ -30,7 +30,7 @@ class RemoteEnv(Env):
 
     Args:
         task_id: ``<simulator>/<task>``, or ``module:callable``.
-        settings: how many.
+        settings: how many, and what the policy's 1 means; the rest is not for the other process.
         device: where its tensors live, there and here.
         render: whether ``render()`` will be called.
 
@@ -44,10 +44,14 @@ class RemoteEnv(Env):
         from supple.envs.registry import check_task
 
         check_task(task_id)
+        # What surrounds an environment here (noise, delay, history) must not surround it there too;
+        # what it draws as it is built follows from the seed this one is built with.
+        bare = type(settings)(num_envs=settings.num_envs, action_bound=settings.action_bound)
+        seed = int(torch.randint(2**31, ()))
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process: Any = context.Process(
-            target=_serve, args=(theirs, task_id, settings, str(device), render), daemon=True
+            target=_serve, args=(theirs, task_id, bare, str(device), render, seed), daemon=True
         )
         self._task_id, self._device = task_id, device
         self._process.start()
@@ -116,13 +120,13 @@ def _nested(arrays: dict[str, Any], device: torch.device, size: int) -> dict[str
 
 
 def _serve(
-    pipe: Connection, task_id: str, settings: EnvSettings, device: str, render: bool
+    pipe: Connection, task_id: str, settings: EnvSettings, device: str, render: bool, seed: int
 ) -> None:
     """Build, say what it is, and answer until asked to close or left alone."""
     from supple.envs.registry import make
 
     try:
-        env = make(task_id, settings, device=device, render=render)
+        env = make(task_id, settings, device=device, seed=seed, render=render)
     except InputError as error:
         pipe.send(("input", str(error)))
         return
