@@ -11,6 +11,7 @@ from typing import Literal, Protocol, cast
 import torch
 
 from supple.envs.base import Env
+from supple.envs.torch_sim import RandomStreams
 from supple.envs.wrappers import wrap
 from supple.errors import InputError, require_rules
 
@@ -19,6 +20,15 @@ ADAPTERS: dict[str, str] = {
     "gym": "supple.envs.gym",
     "mujoco": "supple.envs.mujoco",
     "envpool": "supple.envs.envpool",
+    "dmc": "supple.envs.dmc",
+    "metaworld": "supple.envs.metaworld",
+    "myosuite": "supple.envs.myosuite",
+    "humanoidbench": "supple.envs.humanoidbench",
+    "isaaclab": "supple.envs.isaaclab",
+    "mjlab": "supple.envs.mjlab",
+    "maniskill": "supple.envs.maniskill",
+    "playground": "supple.envs.playground",
+    "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
@@ -45,6 +55,8 @@ class EnvSettings:
     """Most that actions are scaled by during an episode: a factor within it of 1."""
     action_offset: float = 0.0
     """Most that is added to each action during an episode [policy action]."""
+    action_bound: float = 1.0
+    """What the policy's 1 means to simulators whose actions have no bounds, > 0."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
@@ -57,6 +69,7 @@ class EnvSettings:
             ("action_delay", self.action_delay >= 0, ">= 0"),
             ("action_scale", 0 <= self.action_scale < 1, "in [0, 1)"),
             ("action_offset", self.action_offset >= 0, ">= 0"),
+            ("action_bound", self.action_bound > 0, "> 0"),
         )
         require_rules(self, "--env.", rules)
         if self.vectorization not in ("sync", "async"):
@@ -107,13 +120,15 @@ def make(
         task: ``<simulator>/<task>`` or ``module:callable``.
         settings: how many, and how they run.
         device: where their tensors live.
-        seed: of the reset it comes with.
+        seed: of what is drawn while building, and of the reset it comes with.
         render: whether ``render()`` will be called.
 
     Raises:
         InputError: unknown task (with the nearest names), or one that cannot be built here.
     """
-    env = wrap(_build(task, settings, torch.device(device), render), settings)
+    # Some simulators randomise robots once, as they are built, from the global generators.
+    with RandomStreams(torch.device(device), seed):
+        env = wrap(_build(task, settings, torch.device(device), render), settings)
     try:
         env.reset(seed)
     except BaseException:
