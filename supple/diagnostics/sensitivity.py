@@ -105,18 +105,13 @@ def information_factor(logits: Function, obs_ND: Tensor, *held: Tensor) -> Tenso
     return weight_NC1 * jacobian(log_policy, obs_ND, *held)
 
 
-def boundary_distance(logits: Function, obs_ND: Tensor, scale_D: Tensor, *held: Tensor) -> Tensor:
+def boundary_distance(z_NC: Tensor, slope_NCD: Tensor) -> Tensor:
     """How far the nearest other choice is, to first order, (N,) [standard deviations].
 
     Args:
-        logits: (N, D) to (N, C), C >= 2.
-        obs_ND: raw observations.
-        scale_D: standard deviation of each channel; 0 leaves it out.
-        held: see ``jacobian``.
+        z_NC: logits or values of C >= 2 choices.
+        slope_NCD: their derivatives per standard deviation of each channel.
     """
-    with torch.no_grad():
-        z_NC = logits(obs_ND, *held)
-    slope_NCD = jacobian(logits, obs_ND, *held) * scale_D
     best_N1 = z_NC.argmax(-1, keepdim=True)
     margin_NC = z_NC.gather(-1, best_N1) - z_NC
     index_N1D = best_N1.unsqueeze(-1).expand(-1, -1, slope_NCD.shape[-1])
@@ -147,6 +142,14 @@ def over_candidates(value: Function) -> Function:
         return value(obs_ND.repeat_interleave(count, 0), held_NJA.flatten(0, 1)).view(states, count)
 
     return values
+
+
+def candidate_slopes(value: Function, obs_ND: Tensor, held_NJA: Tensor) -> Tensor:
+    """Derivatives of each held action's value, (N, J, D): every pair is a row of its own."""
+    states, count = held_NJA.shape[:2]
+    pairs = (obs_ND.repeat_interleave(count, 0), held_NJA.flatten(0, 1))
+    slope = jacobian(lambda obs, action: value(obs, action).unsqueeze(-1), *pairs)
+    return slope.view(states, count, -1)
 
 
 def smoothed(

@@ -42,13 +42,14 @@ def test_the_published_gradient_of_two_linear_choices():
 
 def test_distance_to_the_boundary_of_two_linear_choices():
     obs = torch.tensor([[1.0, 0.0, 0.0]])
-    found = sensitivity.boundary_distance(logits, obs, torch.ones(3))
+    slope = sensitivity.jacobian(logits, obs)
+    found = sensitivity.boundary_distance(logits(obs), slope)
     assert found.item() == pytest.approx(1 / math.sqrt(6))
-    # In standard deviations: the same boundary, seen from a channel with a larger unit.
-    wide = sensitivity.boundary_distance(lambda x: logits(x / 10), 10 * obs, 10 * torch.ones(3))
-    assert wide.item() == pytest.approx(1 / math.sqrt(6))
-    blind = sensitivity.boundary_distance(logits, obs, torch.zeros(3))
-    assert blind.item() == math.inf
+    # The third choice is nearer: 0.5 behind along one channel.
+    third = torch.cat((slope, torch.tensor([[[0.0, 2.0, 4.0]]])), 1)
+    z = torch.cat((logits(obs), torch.tensor([[0.5]])), 1)
+    assert sensitivity.boundary_distance(z, third).item() == pytest.approx(0.5 / math.sqrt(17))
+    assert sensitivity.boundary_distance(z, torch.zeros(1, 3, 3)).item() == math.inf
 
 
 def test_information_of_two_linear_choices():
@@ -108,6 +109,8 @@ def test_held_actions_are_choices_of_the_critic():
         sensitivity.over_candidates(value), obs, CHOICES.unsqueeze(0)
     )
     torch.testing.assert_close(factor, sensitivity.choice_factor(logits, obs))
+    slopes = sensitivity.candidate_slopes(value, obs, CHOICES.unsqueeze(0))
+    torch.testing.assert_close(slopes, CHOICES.unsqueeze(0))
 
 
 def test_chunks_change_nothing(monkeypatch):
