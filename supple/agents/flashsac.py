@@ -97,15 +97,8 @@ class FlashSAC(Agent):
 
         sampling = {"replay": torch.device(replay_device or self.device)}
         self.generators = Generators(seed, self.device, sampling)
-        weights = self.generators["weights"]
-        self.actor = Actor(
-            actor_width,
-            self._num_actions,
-            hidden=settings.actor_hidden,
-            blocks=settings.actor_blocks,
-            generator=weights,
-        )
-        self.critic = self._build_critic(critic_width + self._num_actions, weights)
+        self._widths = (actor_width, critic_width + self._num_actions)
+        self.actor, self.critic = self.build_networks(self.generators["weights"])
         project_(self.actor)
         project_(self.critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -148,6 +141,18 @@ class FlashSAC(Agent):
         self._budget = 0.0
         self._learning = False
         self.metrics: dict[str, Tensor] = {}
+
+    def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
+        """Untrained networks of this agent's sizes, not yet projected."""
+        settings, (actor_inputs, critic_inputs) = self.settings, self._widths
+        actor = Actor(
+            actor_inputs,
+            self._num_actions,
+            hidden=settings.actor_hidden,
+            blocks=settings.actor_blocks,
+            generator=generator,
+        )
+        return actor, self._build_critic(critic_inputs, generator)
 
     def _build_critic(self, inputs: int, generator: torch.Generator) -> Critic:
         settings = self.settings

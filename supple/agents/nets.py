@@ -98,6 +98,7 @@ class UnitBatchNorm(nn.Module):
         shared_input: bool = False,
     ) -> None:
         super().__init__()
+        self.momentum = BATCH_NORM_MOMENTUM
         self.scale = nn.Parameter(torch.ones(members, features, device=device))
         self.shift = nn.Parameter(torch.zeros(members, features, device=device))
         statistics = (1 if shared_input else members, features)
@@ -115,7 +116,7 @@ class UnitBatchNorm(nn.Module):
             self.scale.view(-1) if own_affine else None,
             self.shift.view(-1) if own_affine else None,
             training=train,
-            momentum=BATCH_NORM_MOMENTUM,
+            momentum=self.momentum,
             eps=BATCH_NORM_EPS,
         ).unflatten(1, self.running_mean.shape)
         return out if own_affine else torch.addcmul(self.shift, out, self.scale)
