@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from supple.configs.base import Settings
     from supple.run import Run
 
-DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+DONE, FAILED, BAD_INPUT, RESUMABLE, VERDICT = 0, 1, 2, 3, 4
 
 DESCRIPTION = """\
 Train robot policies fast, keep their networks able to learn, take them to the robot.
@@ -27,13 +27,15 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple resume DIR              continue a stopped run, or extend it with --env-steps
   supple eval DIR                deterministic episodes: mean return and its interval
   supple play DIR                film an episode
+  supple diagnose DIR            is it still able to learn, right, steady, robust? one page
   supple compare TASK            seeds and variants side by side: one table, one figure
   supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
   supple doctor                  what is installed and works here; --env checks your simulator
 """
 EXIT_STATUS = """\
-exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable"""
+exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable,
+             4 a verdict at or above --fail-on"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,6 +92,7 @@ def dispatch(arguments: list[str]) -> int:
         "resume": resume,
         "eval": evaluate,
         "play": play,
+        "diagnose": diagnose,
         "compare": compare,
         "bench": bench,
         "list": list_,
@@ -254,6 +257,22 @@ def play(arguments: list[str]) -> int:
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)
     return DONE
+
+
+def diagnose(arguments: list[str]) -> int:
+    """``supple diagnose DIR``."""
+    parser = Parser(
+        prog="supple diagnose",
+        description="Measure checkpoints, judge them, and write one self-contained page.",
+    )
+    from supple.diagnostics import command
+
+    command.add_arguments(parser)
+    _add_device(parser)
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    return VERDICT if command.run(options, arguments) else DONE
 
 
 def compare(arguments: list[str]) -> int:

@@ -43,8 +43,8 @@ class Evidence:
     """Checkpoints of the same run before this one, oldest first."""
     analyses: Mapping[str, Instability] = field(default_factory=dict)
     """Of policy instability, by mode."""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    """What can be switched on for this agent: purpose to command-line flag."""
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What this run could try, by purpose (``remedies.advice``)."""
     last_of_run: bool = True
     """Whether the run goes no further: rules about the whole run speak here."""
 
@@ -83,6 +83,10 @@ class Evidence:
         whole = [hit for hit in found if hit.reading.layer == "all"]
         return next(iter(whole or found), None)
 
+    def advise(self, *purposes: str) -> list[str]:
+        """What to try, as far as it applies."""
+        return [self.advice[purpose] for purpose in purposes if purpose in self.advice]
+
     def before(self, hit: Hit) -> list[float]:
         """Values of the same reading at earlier checkpoints, oldest first."""
         name, found = hit.reading.name, []
@@ -111,6 +115,16 @@ def above_fresh(hit: Hit | None, times: float, least: float) -> bool:
     if hit is None or hit.fresh() is None:
         return False
     return hit.value > times * (hit.fresh() or 0.0) and hit.value > least
+
+
+def those(*pairs: tuple[Hit | None, bool]) -> list[Hit]:
+    """The hits whose condition holds."""
+    return [hit for hit, holds in pairs if hit is not None and holds]
+
+
+def places(*hits: Hit | None) -> list[int]:
+    """Where the hits stand that there are."""
+    return [hit.place for hit in hits if hit is not None]
 
 
 class Verdict(NamedTuple):
