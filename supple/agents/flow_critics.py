@@ -220,6 +220,29 @@ class FlowCritic(Critic):
             return target_JB.mean(0)
         return target_JB.transpose(0, 1).flatten(1)
 
+    def regression(
+        self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the velocity network says at random times, (E, B, M), what it should, the noise.
+
+        Arguments as ``loss`` takes them.
+        """
+        noise_uniform, t_BM = uniform_BR.chunk(2, dim=-1)
+        start_BM = self.noise(noise_uniform)
+        if self.settings.train_time == "zero":
+            t_BM = torch.zeros_like(t_BM)
+        end = target[:, None] if target.dim() == 1 else target
+        state = (1 - t_BM) * start_BM + t_BM * end
+        found_EBM = velocity(
+            self.net.field(),
+            self.net.form,
+            state if state.dim() == 3 else state[None],
+            prediction.condition_EBH.unsqueeze(2),
+            self.net.time(t_BM),
+        )
+        goal = end.expand_as(state) if self.net.form.endpoint else end - start_BM
+        return found_EBM, goal, start_BM
+
     def loss(
         self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor | None = None
     ) -> Tensor:
@@ -232,20 +255,7 @@ class FlowCritic(Critic):
             uniform_BR: ``draws.loss`` numbers per row.
         """
         settings = self.settings
-        noise_uniform, t_BM = _given(uniform_BR).chunk(2, dim=-1)
-        start_BM = self.noise(noise_uniform)
-        if settings.train_time == "zero":
-            t_BM = torch.zeros_like(t_BM)
-        end = target[:, None] if target.dim() == 1 else target
-        state = (1 - t_BM) * start_BM + t_BM * end
-        found_EBM = velocity(
-            self.net.field(),
-            self.net.form,
-            state if state.dim() == 3 else state[None],
-            prediction.condition_EBH.unsqueeze(2),
-            self.net.time(t_BM),
-        )
-        goal = end.expand_as(state) if self.net.form.endpoint else end - start_BM
+        found_EBM, goal, start_BM = self.regression(prediction, target, _given(uniform_BR))
         error_EBM = ((found_EBM - goal) / self._velocity_scale).square()
         over_samples = error_EBM.sum(-1) if settings.reduction == "sum" else error_EBM.mean(-1)
         loss = over_samples.mean()

@@ -129,6 +129,14 @@ class Subject(ABC):
     def moments(self, role: str) -> Moments:
         """Of the optimiser that trains a network."""
 
+    def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients as the optimiser gets them."""
+        return gradients
+
+    @abstractmethod
+    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions drawn from the policy, as the environment takes them."""
+
     @abstractmethod
     def projected(self, role: str) -> bool:
         """Whether the network's norms are restored after each step."""
@@ -303,6 +311,13 @@ class FlashSACSubject(Subject):
         found: tuple[Tensor, Tensor] = self._actor(obs_ND, train=False)
         return found
 
+    @torch.no_grad()
+    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """From the squashed Gaussian, without the held noise of training."""
+        mean, log_std = self.policy_params(obs_ND)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return torch.tanh(mean + log_std.exp() * noise)
+
     def moments(self, role: str) -> Moments:
         """Of its own Adam."""
         agent = self.agent
@@ -423,6 +438,23 @@ class PPOSubject(Subject):
             return params, params
         mean, log_std = params.chunk(2, dim=-1)
         return mean, log_std
+
+    @torch.no_grad()
+    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """From the distribution."""
+        distribution, view = self._distribution, self.views["actor"]
+        params = distribution.params(view.outputs(view.module, obs_ND)[0])
+        draw = torch.rand if distribution.uniform else torch.randn
+        shape = (len(obs_ND), self.agent.spec.action.size)
+        noise = draw(shape, generator=generator, device=obs_ND.device)
+        return distribution.action(distribution.sample(params, noise))
+
+    def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """To the joint norm that the settings allow."""
+        limit = self.agent.settings.max_grad_norm
+        norm = torch.nn.utils.get_total_norm(gradients)
+        factor = (limit / (norm + 1e-6)).clamp_max(1.0) if limit else torch.ones_like(norm)
+        return tuple(factor * part for part in gradients)
 
     def moments(self, role: str) -> Moments:
         """The network's part of the joint optimiser; the standard deviation's parameter is not."""

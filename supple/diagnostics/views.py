@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -28,7 +29,7 @@ from supple.agents.critics import CategoricalCritic, Critic, HeadCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, FlowPrediction
 from supple.agents.mlp import Network
 from supple.agents.nets import Trunk, UnitBatchNorm
-from supple.diagnostics.plasticity import Features, flow_features, trunk_features
+from supple.diagnostics.plasticity import Features, flow_features, trunk_features, two_hot
 from supple.kernels.critic_integration import integrate
 
 NONLINEARITIES = frozenset(
@@ -79,6 +80,17 @@ class View(ABC):
     @abstractmethod
     def outputs(self, module: nn.Module, x_ND: Tensor) -> Tensor:
         """Values, pre-squash means or logits, (E, N, W), differentiable in module and input."""
+
+    def fit_loss(
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The loss by which a copy learns new outputs, in training mode, 0-d."""
+        return (self.outputs(module, x_BD) - goal_EBW).square().mean()
+
+    @property
+    def value_limit(self) -> float | None:
+        """End of the range of outputs, where there is one."""
+        return None
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """By name."""
@@ -159,6 +171,13 @@ class ActorView(View):
         mean_NA: Tensor = module(x_ND, train=False)[0]
         return mean_NA.unsqueeze(0)
 
+    def fit_loss(
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Squared error of the means."""
+        mean_BA: Tensor = module(x_BD, train=True)[0]
+        return (mean_BA - goal_EBW[0]).square().mean()
+
 
 class CriticView(View):
     """A FlashSAC critic without a flow."""
@@ -182,6 +201,21 @@ class CriticView(View):
         assert isinstance(module, HeadCritic)
         return module.value(module(x_ND, train=False)).unsqueeze(-1)
 
+    def fit_loss(
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The critic's own, on the two atoms around each value where it has atoms."""
+        assert isinstance(module, HeadCritic)
+        goal = goal_EBW.squeeze(-1)
+        if isinstance(module, CategoricalCritic):
+            goal = two_hot(goal.flatten(), module).unflatten(0, goal.shape)
+        return module.loss(module(x_BD, train=True), goal)
+
+    @property
+    def value_limit(self) -> float | None:
+        """Of the atoms."""
+        return self.module.value_max if isinstance(self.module, CategoricalCritic) else None
+
 
 class FlowView(View):
     """A flow critic; its features are averaged neither over time nor noise but listed side by side.
@@ -191,6 +225,7 @@ class FlowView(View):
 
     module: FlowCritic
     SAMPLES = 1
+    VALUE_SAMPLES = 8
     TIMES = (0.0, 0.25, 0.5, 0.75)
 
     def __init__(self, role: str, module: FlowCritic) -> None:
@@ -221,9 +256,23 @@ class FlowView(View):
         """Integrated values, averaged over the fixed noise, (E, N, 1)."""
         assert isinstance(module, FlowCritic)
         prediction = module(x_ND, train=False)
-        steps = module.settings.target_steps
-        value_EBM = _integrated(module, prediction, self.start(len(x_ND)), steps)
+        start_BM = self.start(len(x_ND), self.VALUE_SAMPLES)
+        value_EBM = _integrated(module, prediction, start_BM, module.settings.target_steps)
         return value_EBM.mean(-1, keepdim=True)
+
+    def fit_loss(
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Flow matching to one end point per row and member."""
+        assert isinstance(module, FlowCritic)
+        shape = (len(x_BD), module.draws.loss)
+        uniform_BR = torch.rand(shape, generator=generator, device=x_BD.device)
+        return module.loss(module(x_BD, train=True), goal_EBW, uniform_BR)
+
+    @property
+    def value_limit(self) -> float | None:
+        """Of its targets."""
+        return self.module.clip if math.isfinite(self.module.clip) else None
 
 
 class PerceptronView(View):
@@ -281,15 +330,6 @@ def critic_view(role: str, module: Critic) -> View:
 def trunk_layers(trunk: Trunk) -> tuple[str, ...]:
     """Names of a trunk's activations."""
     return tuple(f"block{i}.{side}" for i in range(len(trunk.block)) for side in ("inner", "outer"))
-
-
-def value_limit(critic: Critic) -> float | None:
-    """The end of a critic's value range, where it has one [scaled reward]."""
-    if isinstance(critic, CategoricalCritic):
-        return critic.value_max
-    if isinstance(critic, BoundedFlowCritic):
-        return critic.clip
-    return None
 
 
 def twin(module: nn.Module) -> Any:
