@@ -180,12 +180,12 @@ def _spectra(source: Source) -> Iterator[Figure]:
         if target["id"] != last:
             continue
         found: dict[str, list[float]] = {}
-        for name, values in source.arrays.get(last, {}).items():
-            network, layer, member, *rest = name.split("/")
+        for name, array in source.arrays.get(last, {}).items():
+            network, layer, member, *rest = [*name.split("/"), "", ""]
             if layer == "penultimate" and rest and rest[0].startswith("spectrum"):
                 if member != "0" or network in found:
                     continue
-                found[network] = [float(v) for v in values]
+                found[network] = [float(v) for v in array]
         lines = {n: [v / s[0] for v in s] for n, s in found.items() if s and s[0] > 0}
         if not lines:
             continue

@@ -351,8 +351,8 @@ def _metrics(document: Mapping[str, Any], rows: Sequence[_Row]) -> str:
         groups.setdefault(key, []).append((number, row))
     tables = "".join(_metric_group(name, own) for name, own in groups.items())
     return (
-        '<section id="metrics"><h2>All measurements</h2><p>The value at the last checkpoint that has'
-        " one, what untrained networks show, and the line it is held against. Lines are project"
+        '<section id="metrics"><h2>All measurements</h2><p>The value at the last checkpoint that'
+        " has one, what untrained networks show, and the line it is held against. Lines are project"
         " defaults [E] unless marked as from the literature [L].</p>"
         '<input id="find" type="search" placeholder="Find a metric" aria-label="Find a metric">'
         f"{tables}</section>"
@@ -448,21 +448,19 @@ def _provenance(document: Mapping[str, Any]) -> str:
         )
     skipped = "".join(
         f"<li><b>{escape(what)}</b>: {escape(why)}"
-        f"{escape(f' ({_counted(len(where), 'checkpoint')})') if where[0] else ''}</li>"
+        f"{f' ({len(where)} of {len(labels)} checkpoints)' if where[0] else ''}</li>"
         for (what, why), where in [*reasons.items()][:MOST_SKIPPED]
     )
     timing = "".join(
         f"<li>{escape(name)}: {seconds:.1f} s</li>" for name, seconds in document["timing"].items()
     )
+    spent = f"{sum(document['timing'].values()):.0f} s"
     versions = document["tool_version"]
     return (
         "<section><h2>Where this comes from</h2>"
-        f"<details><summary>Data <span>{_counted(len(document['datasets']), 'set')}</span></summary>"
-        f'<ul class="plain">{data}</ul></details>'
-        f"<details><summary>Not measured <span>{_counted(len(reasons), 'check')}</span></summary>"
-        f'<ul class="plain">{skipped}</ul></details>'
-        f"<details><summary>Time <span>{sum(document['timing'].values()):.0f} s</span></summary>"
-        f'<ul class="plain">{timing}</ul></details></section>'
+        f"{_listed('Data', _counted(len(document['datasets']), 'set'), data)}"
+        f"{_listed('Not measured', _counted(len(reasons), 'check'), skipped)}"
+        f"{_listed('Time', spent, timing)}</section>"
         f"<footer><p>{escape(', '.join(f'{k} {v}' for k, v in versions.items()))}</p>"
         f"<p><code>{escape(document['command'])}</code></p></footer>"
     )
