@@ -109,7 +109,9 @@ def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
     """The files of a report, each replaced in one step."""
     document = found.document.to_json()
     arrays = {
-        f"{number}/{name}": part for number, own in found.arrays.items() for name, part in own.items()
+        f"{number}/{name}": part
+        for number, own in found.arrays.items()
+        for name, part in own.items()
     }
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays_npz(arrays))  # type: ignore[arg-type]
@@ -129,6 +131,8 @@ def summary(found: Diagnosis) -> list[str]:
     lines = []
     for verdict in verdicts:
         sure = f"{verdict['rule']}, confidence {verdict['confidence']}"
-        lines.append(f"{SHAPES[verdict['level']]} {verdict['level']}: {verdict['sentence']} [{sure}]")
+        lines.append(
+            f"{SHAPES[verdict['level']]} {verdict['level']}: {verdict['sentence']} [{sure}]"
+        )
         lines += [f"    try: {action}" for action in verdict["actions"]]
     return lines

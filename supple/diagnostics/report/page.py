@@ -107,7 +107,7 @@ def _header(document: Mapping[str, Any]) -> str:
 
 
 def _lede(document: Mapping[str, Any]) -> str:
-    verdicts = document["verdicts"]
+    verdicts = latest(document)
     counts = {level: sum(v["level"] == level for v in verdicts) for level in ("bad", "warn")}
     worst = "bad" if counts["bad"] else "warn" if counts["warn"] else "ok"
     said = {
@@ -137,7 +137,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _verdicts(document: Mapping[str, Any], places: Mapping[int, str]) -> str:
-    verdicts = _latest(document)
+    verdicts = latest(document)
     if not verdicts:
         return ""
     shown = [_verdict(v, document, places) for v in verdicts[:MOST_VERDICTS]]
@@ -146,7 +146,7 @@ def _verdicts(document: Mapping[str, Any], places: Mapping[int, str]) -> str:
     return f'<section aria-label="Verdicts">{"".join(shown)}{rest}</section>'
 
 
-def _latest(document: Mapping[str, Any]) -> list[Entry]:
+def latest(document: Mapping[str, Any]) -> list[Entry]:
     """One verdict per rule and run, of the last checkpoint it spoke of; worst first."""
     runs = {target["id"]: target["run"] for target in document["targets"]}
     found: dict[tuple[str, str], Entry] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 520, 264
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 40
 MOST_POINTS = 400
 """Of one line: more cannot be told apart at this width."""
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -42,8 +42,11 @@ class Axis:
         """Round values inside the scale."""
         if self.log:
             least, most = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            every = max(1, (most - least) // count)
-            return [10.0**exponent for exponent in range(least, most + 1, every)]
+            if most - least >= 2:
+                every = max(1, (most - least) // count)
+                return [10.0**exponent for exponent in range(least, most + 1, every)]
+            fine = [f * 10.0**e for e in range(least - 1, most + 2) for f in (1, 2, 5)]
+            return [value for value in fine if self.low <= value <= self.high]
         step = _round_step((self.high - self.low) / count)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
@@ -209,8 +212,8 @@ class Chart:
         parts.append(
             f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{self.height - 5}"'
             f' text-anchor="middle">{escape(self.xlabel)}</text>'
-            f'<text class="label" x="14" y="{(TOP + bottom) / 2}" text-anchor="middle"'
-            f' transform="rotate(-90 14 {(TOP + bottom) / 2})">{escape(self.ylabel)}</text>'
+            f'<text class="label" x="12" y="{(TOP + bottom) / 2}" text-anchor="middle"'
+            f' transform="rotate(-90 12 {(TOP + bottom) / 2})">{escape(self.ylabel)}</text>'
         )
         for index, (swatch, name) in enumerate(self.legend):
             x, y = LEFT + 230 * (index % 2), self.height + 8 + 18 * (index // 2)

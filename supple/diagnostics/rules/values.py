@@ -61,7 +61,9 @@ def misordered(evidence: Evidence) -> Verdict | None:
         return None  # a pessimistic ensemble is meant to be low; order alone needs a second sign
     text = []
     if order is not None and wrong:
-        text.append(f"does not rank states in the order of their returns (rank correlation {order.value:.2f})")
+        text.append(
+            f"does not rank states in the order of their returns (rank correlation {order.value:.2f})"
+        )
     if bias is not None and low:
         text.append(f"values them {-bias.value:.0%} too low")
     return Verdict(
