@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from supple.diagnostics.policies import Policy, policy_of
 from supple.diagnostics.reading import Reading, reading, undefined
 from supple.diagnostics.remedies import advice
 from supple.diagnostics.rollouts import Rollout, Sense, roll
+from supple.diagnostics.run_level import return_readings
 from supple.diagnostics.states import States, stored, visited
 from supple.diagnostics.subject import subject_of
 from supple.diagnostics.targets import Target, load_targets
@@ -107,6 +108,8 @@ class _Work:
         self.found = found
         self.document = found.document
         self._progress = progress
+        self._chance: dict[int, float] = {}
+        """Mean return of random actions, by target."""
         self._deadline = time.monotonic() + (options.budget_s or 1e12)
         self._close = [target for target in found.targets if target.looked_at_closely]
         self._final = [target for target in found.targets if self._is_final(target)]
@@ -121,7 +124,6 @@ class _Work:
         """All stages in order of their cost."""
         for target in self.found.targets:
             self.document.add_target(target)
-            self._returns(target)
         self.document.lap("loading")
         self._stage("units, features and weights", self._measure_suite("quick", self.found.targets))
         environment = self.options.suite != "quick"
@@ -129,6 +131,7 @@ class _Work:
             self._stage("episodes", self._collect)
         else:
             self.document.skip("episodes", "the quick suite makes no environment: --suite standard")
+        self._stage("returns", self._returns)
         self._stage("policy instability", self._instability)
         if environment:
             self._stage("gradients and values", self._measure_suite("standard", self._close))
@@ -170,25 +173,29 @@ class _Work:
 
         return work
 
-    def _returns(self, target: Target) -> None:
-        """The run's course, once per run."""
-        table = target.run / "metrics.csv"
-        if any(t.run == target.run and t.number < target.number for t in self.found.targets):
-            return
-        columns = read_csv(table) if table.exists() else {}
-        if "eval/return_mean" not in columns:
-            self.document.skip("ret_mdd", f"{target.run.name} has no evaluation in metrics.csv")
-            return
-        steps = columns["step"]
-        for name in ("eval/return_mean", "eval/return_std", "train/return_mean"):
-            if name in columns:
-                pairs = [
-                    (x, y)
-                    for x, y in zip(steps, columns[name], strict=True)
-                    if x is not None and y is not None
-                ]
-                xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    def _returns(self) -> None:
+        """Each run's course, told at its last checkpoint."""
+        for target in self._final:
+            table = target.run / "metrics.csv"
+            columns = read_csv(table) if table.exists() else {}
+            if not any(v is not None for v in columns.get("eval/return_mean", ())):
+                why = f"{target.run.name} has no evaluation in metrics.csv"
+                self.document.skip("ret_mdd", why, target=target.number)
+                continue
+            for name in ("eval/return_mean", "train/return_mean"):
+                xs, (ys,) = _complete(columns, target.env_steps, name)
                 self.document.add_series(name, target.number, xs, ys, xlabel="environment steps")
+            names = ("eval/return_mean", "eval/return_std")
+            steps, (means, deviations) = _complete(columns, target.env_steps, *names)
+            episodes = target.settings.eval.episodes
+            for each in return_readings(
+                means,
+                steps,
+                [deviation / episodes**0.5 for deviation in deviations],
+                random_return=self._chance.get(target.number),
+                episodes=episodes,
+            ):
+                self.document.add(target.number, each)
 
     def _collect(self) -> None:
         """Episodes: drawn from the policy for the value, its most likely actions for the rest."""
@@ -198,19 +205,33 @@ class _Work:
             count = min(self.options.episodes, ROLLOUT_ENVS)
             with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
                 drawn = self._roll(target, policy, env, "drawn")
-                target.data = dataclasses.replace(target.data, rollout=drawn.steps)
-                if target in self._final:
-                    self.found.rollouts[target.number] = self._roll(target, policy, env, "greedy")
+                greedy = self._roll(target, policy, env, "greedy")
+                random = self._roll(target, policy, env, "random")
+            target.data = dataclasses.replace(
+                target.data, sampled=drawn.steps, rollout=greedy.steps
+            )
+            self.found.rollouts[target.number] = greedy
+            self._chance[target.number] = float(random.returns.mean())
 
     def _roll(self, target: Target, policy: Policy, env: Env, kind: str) -> Rollout:
-        seed = derive_seed(self.options.seed, "diagnose", kind)
-        draw = self._generator("rollout", target.number) if kind == "drawn" else None
-        found = roll(policy, env, episodes=self.options.episodes, seed=seed, draw=draw)
-        source = f"episodes, {'drawn' if draw is not None else 'most likely'} actions"
+        """Episodes whose actions are ``drawn``, ``greedy`` or ``random``, on the same starts."""
+        generator = self._generator("rollout", kind)
+        found = roll(
+            policy,
+            env,
+            episodes=self.options.episodes,
+            seed=self._episode_seed(),
+            draw=generator if kind == "drawn" else None,
+            random=generator if kind == "random" else None,
+        )
+        source = f"whole episodes, {kind} actions"
         self.document.add_dataset(target.number, "rollout", found.steps.episode, source=source)
         returns = [float(value) for value in found.returns]
-        self.document.datasets[-1] |= {"returns": returns, "seed": seed}
+        self.document.datasets[-1] |= {"returns": returns, "seed": self._episode_seed()}
         return found
+
+    def _episode_seed(self) -> int:
+        return derive_seed(self.options.seed, "diagnose")
 
     def _instability(self) -> None:
         for target in self._final:
@@ -280,9 +301,9 @@ class _Work:
             one = self.found.analyses.get((target.number, mode))
             if one is None or target.number not in self.found.rollouts:
                 continue
-            with closing(
-                make_env(target.settings, num_envs=ROLLOUT_ENVS, purpose="diagnose")
-            ) as env:
+            # As many environments as before: equal seeds then give equal starts.
+            count = min(self.options.episodes, ROLLOUT_ENVS)
+            with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
                 for each in self._closed_loop(target, policy, one, env):
                     self.document.add(target.number, each)
 
@@ -290,9 +311,8 @@ class _Work:
         self, target: Target, policy: Policy, one: Instability, env: Env
     ) -> list[Reading]:
         clean = self.found.rollouts[target.number]
-        seed = derive_seed(self.options.seed, "diagnose", "greedy")
+        seed, chance = self._episode_seed(), self._chance[target.number]
         episodes, generator = self.options.episodes, self._generator("disturb")
-        chance = roll(policy, env, episodes=ROLLOUT_ENVS, seed=seed, random=generator)
         told = visited(policy, clean).obs
         scale, layout = told.std(0), one.layout
         declared = layout.noise
@@ -318,7 +338,7 @@ class _Work:
             params = {"shift": name}
             facts = {"network": "actor", "params": params, "n": episodes}
             try:
-                loss = disturbances.drop(clean, moved, float(chance.returns.mean()), generator)
+                loss = disturbances.drop(clean, moved, chance, generator)
             except InputError as error:
                 found.append(undefined(str(error), metric="ranld_drop", **facts))
             else:
@@ -405,3 +425,19 @@ class _Work:
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return generator_for("cpu", self.options.seed, *names)
+
+
+def _complete(
+    columns: Mapping[str, Sequence[float | None]], last: int, *names: str
+) -> tuple[list[float], list[list[float]]]:
+    """Rows up to a step in which all columns have a number: steps, and each column."""
+    blank: list[float | None] = [None] * len(columns.get("step", ()))
+    wanted = [columns.get(name, blank) for name in ("step", *names)]
+    rows = [
+        [float(value) for value in row if value is not None]
+        for row in zip(*wanted, strict=True)
+        if all(value is not None for value in row)
+    ]
+    kept = [row for row in rows if row[0] <= last]
+    steps, *found = [[row[k] for row in kept] for k in range(len(wanted))]
+    return steps, found

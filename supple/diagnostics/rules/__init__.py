@@ -20,7 +20,7 @@ QUESTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Is the step size stable?": (("V7", "V8"), ("stab_adam", "update_ratio", "eps_frac")),
     "Is the policy steady?": (("V11", "V14"), ("act_sat", "ranld_cv")),
     "Is it robust to its sensors?": (("V10", "V12"), ("ranld_conc",)),
-    "Was training steady?": (("V9",), ("ret_mdd",)),
+    "Was training steady?": (("V9",), ("ret_mdd_share",)),
 }
 
 

@@ -84,10 +84,12 @@ def dead_capacity(evidence: Evidence) -> Verdict | None:
         *those((gradient, above_fresh(gradient, 2, 10))),
         *(hit for hit in mains if hit is not main),
     ]
+    if not supports:
+        return None
     severe = (dormant is not None and dormant.value > 50) or (dead is not None and dead.value > 30)
     return Verdict(
         rule="V2",
-        level="bad" if severe and supports else "warn",
+        level="bad" if severe else "warn",
         confidence=confidence(True, len(supports), 0),
         target=evidence.target,
         sentence=(
@@ -111,7 +113,7 @@ def step_too_large(evidence: Evidence) -> Verdict | None:
         return None
     before = [value for value in evidence.before(main) if value > line]
     loss = evidence.one("grad_norm", main.reading.network)
-    fall = evidence.highest("ret_mdd_rel")
+    fall = evidence.highest("ret_mdd_share")
     sweep = evidence.highest("lr_sens")
     supports = [
         *those((loss, evidence.rising(loss))),
@@ -168,12 +170,12 @@ def frozen(evidence: Evidence) -> Verdict | None:
 
 def unsteady(evidence: Evidence) -> Verdict | None:
     """V9: returns fell by more than noise explains."""
-    fall = evidence.highest("ret_mdd_rel")
+    fall = evidence.highest("ret_mdd_share")
     if fall is None or not evidence.last_of_run:
         return None
-    floor = evidence.highest("ret_mdd_floor")
-    level = THRESHOLDS["ret_mdd_rel"].level(fall.value)
-    if level == "ok" or (floor is not None and fall.value <= floor.value):
+    floor = fall.reading.reference.get("noise_floor")
+    level = THRESHOLDS["ret_mdd_share"].level(fall.value)
+    if level == "ok" or (floor is not None and fall.value <= floor):
         return None
     flips, steps = evidence.highest("churn_flip"), evidence.highest("stab_adam")
     supports = those(
@@ -192,7 +194,7 @@ def unsteady(evidence: Evidence) -> Verdict | None:
         confidence=confidence(floor is not None, len(supports), 0),
         target=evidence.target,
         sentence=f"The return fell by {fall.value:.0%} of the learned range{after}.",
-        evidence=[fall.place, *places(floor, recover), *(hit.place for hit in supports)],
+        evidence=[fall.place, *places(recover), *(hit.place for hit in supports)],
         against=[],
         actions=evidence.advise("keep best", "smaller late rate", "lower rate"),
         reconsider="More episodes per evaluation would tell a fall from luck more surely.",

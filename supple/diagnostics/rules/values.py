@@ -62,7 +62,8 @@ def misordered(evidence: Evidence) -> Verdict | None:
     text = []
     if order is not None and wrong:
         text.append(
-            f"does not rank states in the order of their returns (rank correlation {order.value:.2f})"
+            "does not rank states in the order of their returns (rank correlation"
+            f" {order.value:.2f})"
         )
     if bias is not None and low:
         text.append(f"values them {-bias.value:.0%} too low")
