@@ -28,6 +28,8 @@ STABLE_COSINE, CLEAR_GAP = 0.9, 0.1
 """Project defaults: below either, a single direction is not identified; its subspace is shown."""
 ENERGY, MOST_DIRECTIONS = 0.9, 10
 """A subspace holds this share of the trace, in no more directions than this."""
+AT_ONCE = 2**22
+"""Numbers of matrices that are decomposed together."""
 LARGEST = 4096
 """Channels whose matrix is decomposed."""
 
@@ -185,23 +187,30 @@ def bootstrap(
     matrix_EDD: Tensor, states_E: Tensor, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of what ``Directions`` sums up, over resampled episodes."""
-    episodes = len(states_E)
-    draws = DRAWS if matrix_EDD.shape[-1] <= 128 else DRAWS // 5
-    names = ("concentration", "gain", "anisotropy", "coordinates", "gap")
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(draws):
-        drawn = torch.randint(episodes, (episodes,), generator=generator)
-        weight_E = torch.bincount(drawn, minlength=episodes) * states_E
-        found = decompose(_weighted(matrix_EDD, weight_E.double()))
-        for name in names:
-            values[name].append(getattr(found, name))
-    return {name: percentiles(found) for name, found in values.items()}
+    episodes, channels = len(states_E), matrix_EDD.shape[-1]
+    draws = DRAWS if channels <= 128 else DRAWS // 5
+    drawn_BE = torch.randint(episodes, (draws, episodes), generator=generator)
+    count_BE = torch.nn.functional.one_hot(drawn_BE, episodes).sum(1) * states_E
+    weight_BE = count_BE / count_BE.sum(1, keepdim=True).double()
+    found: dict[str, list[Tensor]] = {}
+    for own_BE in weight_BE.split(max(1, AT_ONCE // channels**2)):
+        value_BD, vector_BDD = torch.linalg.eigh(torch.einsum("be,eij->bij", own_BE, matrix_EDD))
+        top_B, concentration_B = value_BD[:, -1], value_BD[:, -1] / value_BD.sum(-1)
+        second_B = value_BD[:, -2] if channels > 1 else torch.zeros_like(top_B)
+        for name, value_B in (
+            ("concentration", concentration_B),
+            ("gain", top_B.clamp(min=0).sqrt()),
+            ("anisotropy", concentration_B * channels),
+            ("coordinates", 1 / vector_BDD[:, :, -1].pow(4).sum(-1)),
+            ("gap", 1 - second_B / top_B),
+        ):
+            found.setdefault(name, []).append(value_B)
+    return {name: percentiles(torch.cat(parts)) for name, parts in found.items()}
 
 
-def percentiles(values: Sequence[float]) -> tuple[float, float]:
+def percentiles(value_B: Tensor) -> tuple[float, float]:
     """The middle 95 %."""
-    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(torch.tensor(values, dtype=torch.float64), quantiles).tolist()
+    low, high = torch.quantile(value_B.double(), value_B.new_tensor([0.025, 0.975])).tolist()
     return low, high
 
 
