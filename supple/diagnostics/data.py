@@ -166,7 +166,9 @@ class DataSets:
     recent: Transitions | None = None
     anchor: Transitions | None = None
     rollout: Transitions | None = None
-    """Whole episodes of the frozen policy, in order."""
+    """Whole episodes of the frozen deterministic policy, in order."""
+    sampled: Transitions | None = None
+    """Whole episodes with actions drawn from the policy, in order: what critics predict."""
 
     def current(self) -> Transitions:
         """``recent``, or what there is instead.
@@ -174,7 +176,7 @@ class DataSets:
         Raises:
             InputError: nothing at all.
         """
-        for found in (self.recent, self.anchor, self.rollout):
+        for found in (self.recent, self.anchor, self.sampled, self.rollout):
             if found is not None:
                 return found
         raise InputError(
