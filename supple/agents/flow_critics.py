@@ -102,7 +102,7 @@ class FlowCritic(Critic):
         self.settings = settings
         self.range = spans
         self.clip = clip
-        self._velocity_scale = velocity_scale
+        self.velocity_scale = velocity_scale
         reads = 0 if settings.readout == "distilled" else settings.read_samples
         self.draws = Draws(
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
@@ -256,7 +256,7 @@ class FlowCritic(Critic):
         """
         settings = self.settings
         found_EBM, goal, start_BM = self.regression(prediction, target, _given(uniform_BR))
-        error_EBM = ((found_EBM - goal) / self._velocity_scale).square()
+        error_EBM = ((found_EBM - goal) / self.velocity_scale).square()
         over_samples = error_EBM.sum(-1) if settings.reduction == "sum" else error_EBM.mean(-1)
         loss = over_samples.mean()
         if settings.readout != "distilled":
@@ -300,7 +300,7 @@ class BoundedFlowCritic(FlowCritic):
             form=self._form(norm_first=True),
             time_kind=settings.time_encoding,
             time_count=settings.time_features,
-            bound=self._velocity_scale,
+            bound=self.velocity_scale,
             generator=generator,
         )
         if settings.readout == "distilled":

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from supple.diagnostics.data import DataSets, Transitions
+from supple.diagnostics.data import DataSets, Transitions, generator_for
 from supple.diagnostics.plasticity import Features
 from supple.diagnostics.reading import Reading, undefined
 from supple.diagnostics.subject import Subject
@@ -55,6 +55,10 @@ class Context:
                 yield name, found
         if self.data.recent is None and self.data.anchor is None:
             yield "rollout", self.data.current()
+
+    def twin_generator(self, number: int) -> torch.Generator:
+        """For the number-th function that networks are fitted to: the same for all of them."""
+        return generator_for(self.subject.agent.device, self.subject.seed, "fit", number)
 
     def run(self, role: str, data: Transitions) -> Pass:
         """The loss of a learning network with activations and gradients."""

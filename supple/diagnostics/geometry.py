@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from supple.diagnostics.linalg import rank_correlation, ranks
+from supple.diagnostics.linalg import ranks
 from supple.diagnostics.reading import Interval, bootstrap_ci95
 from supple.errors import InputError
 
@@ -46,7 +46,16 @@ def geometry_correlation(x_NH: Tensor, y_NH: Tensor) -> Tensor:
     """
     if len(x_NH) != len(y_NH):
         raise InputError(f"the same states are needed, got {len(x_NH)} and {len(y_NH)}")
-    return rank_correlation(distances(x_NH), distances(y_NH))
+    found: Tensor = profile(x_NH) @ profile(y_NH)
+    return found
+
+
+def profile(x_NH: Tensor) -> Tensor:
+    """Ranks of the distances, centred and of length 1: two of them multiply to a correlation."""
+    found = ranks(distances(x_NH))
+    found -= found.mean()
+    unit: Tensor = found / found.norm()
+    return unit
 
 
 def geometry_interval(x_NH: Tensor, y_NH: Tensor, generator: torch.Generator) -> Interval:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from supple.diagnostics.context import SUITES, Context, Suite, attempt
@@ -16,7 +17,7 @@ from supple.diagnostics.data import DataSets
 from supple.diagnostics.isolation import isolated
 from supple.diagnostics.reading import Measured, Reading
 from supple.diagnostics.subject import Subject
-from supple.diagnostics.suite import features
+from supple.diagnostics.suite import features, flow, learning, outputs, pairs, steps, values
 
 TWINS = 3
 """Untrained networks that a reading is compared with."""
@@ -37,6 +38,18 @@ GROUPS: tuple[Group, ...] = (
     Group("unit_health", "quick", features.unit_health, fresh=True),
     Group("dimensionality", "quick", features.dimensionality, fresh=True),
     Group("consecutive", "quick", features.consecutive, fresh=True),
+    Group("weights", "quick", steps.weights, fresh=True),
+    Group("saturation", "quick", outputs.saturation),
+    Group("support", "quick", outputs.support),
+    Group("next_step", "standard", steps.movement_of_next_step),
+    Group("per_sample", "standard", steps.per_sample, fresh=True),
+    Group("excitation", "standard", values.excitation),
+    Group("curvature", "standard", steps.bend),
+    Group("value_bias", "standard", values.bias),
+    Group("flow", "standard", flow.flow),
+    Group("robustness", "standard", learning.robustness),
+    Group("fit_gap", "standard", learning.fit_gap),
+    Group("descriptors", "full", learning.descriptors),
 )
 
 
@@ -74,6 +87,26 @@ def measure(
             cost_s = time.perf_counter() - began
             readings |= {each.name: replace(each, cost_s=cost_s) for each in found}
     return Measured(readings, context.arrays)
+
+
+def compare(before: Subject, after: Subject, data: DataSets) -> Measured:
+    """What changed between two checkpoints of one architecture, on the same states.
+
+    Args:
+        before: the earlier one.
+        after: the later one; its device and observation groups count.
+        data: of which ``anchor`` is used, or ``common`` rows in its place.
+    """
+    states = data.comparable()
+    readings: dict[str, Reading] = {}
+    with isolated(before.agent), isolated(after.agent):
+        for group in (pairs.drift, pairs.overwriting, pairs.noise_consistency):
+            began = time.perf_counter()
+            facts: dict[str, Any] = {"metric": group.__name__, "network": "run"}
+            found = attempt(partial(group, before, after, states), **facts)
+            cost_s = time.perf_counter() - began
+            readings |= {each.name: replace(each, cost_s=cost_s) for each in found}
+    return Measured(readings, {})
 
 
 def chosen(suite: Suite, names: Sequence[str] | None = None) -> list[Group]:

@@ -81,7 +81,7 @@ def ensemble(
         worst: whether the highest or the lowest is the worst.
         facts: fields of ``Reading``.
     """
-    values = [float(value) for value in values_E]
+    values = values_E.detach().tolist() if isinstance(values_E, Tensor) else list(values_E)
     found = [reading(sum(values) / len(values), member=MEAN, **facts)]
     if len(values) > 1:
         pick = max if worst == "high" else min

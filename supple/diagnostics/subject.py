@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 from supple.agents.actor import squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.base import Agent
-from supple.agents.critics import CategoricalCritic
-from supple.agents.distributions import Categorical, Distribution
+from supple.agents.critics import CategoricalCritic, HeadCritic
+from supple.agents.distributions import Categorical, Distribution, SquashedGaussian
 from supple.agents.flashsac import FlashSAC
+from supple.agents.flow_critics import FlowCritic
 from supple.agents.mlp import Network
 from supple.agents.nets import project_
 from supple.agents.ppo import ACTOR_GAIN, CRITIC_GAIN, PPO
@@ -77,6 +79,8 @@ class Subject(ABC):
     batch_size: int
     """Rows of a gradient step B."""
     discrete: bool
+    squashed: bool
+    """Whether actions are tanh of what the actor says."""
 
     def __init__(self, agent: Agent, *, seed: int, env_steps: int = 0, label: str = "") -> None:
         self.agent = agent
@@ -104,6 +108,40 @@ class Subject(ABC):
     @abstractmethod
     def objective(self, role: str, data: Transitions) -> Objective:
         """The loss of a network in ``learning``, targets and noise fixed."""
+
+    @abstractmethod
+    def regression(
+        self, role: str, data: Transitions
+    ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The loss of a value network in two halves, for Gauss-Newton.
+
+        Returns:
+            (module, *rows) -> what the loss reads of the network; (that, *rows) -> the loss, mean
+            over rows, summed over members; the rows.
+
+        Raises:
+            InputError: the loss is not convex in what the network says.
+        """
+
+    @abstractmethod
+    def groups(self, role: str) -> tuple[str, ...]:
+        """Observation groups a network reads."""
+
+    def channel_noise(self, role: str) -> dict[int, float]:
+        """Declared noise of a network's inputs, by their place [the channel's unit]."""
+        return {}
+
+    def squash(self, mean: Tensor) -> Tensor:
+        """Deterministic actions from means."""
+        return torch.tanh(mean) if self.squashed else mean.clamp(-1, 1)
+
+    def clipped_mass(self, data: Transitions) -> Tensor:
+        """Share of the targets that lay outside the value range, 0-d."""
+        raise InputError("this critic has no value range to clip targets to")
+
+    def target_distribution(self, data: Transitions) -> Tensor:
+        """What the critic regresses onto, (N, ...)."""
+        return self.targets(data)
 
     @abstractmethod
     def targets(self, data: Transitions) -> Tensor:
@@ -178,6 +216,7 @@ class FlashSACSubject(Subject):
     learning = ("actor", "critic")
     critic_role = "critic"
     discrete = False
+    squashed = True
 
     def __init__(self, agent: FlashSAC, *, seed: int, env_steps: int = 0, label: str = "") -> None:
         super().__init__(agent, seed=seed, env_steps=env_steps, label=label)
@@ -228,6 +267,45 @@ class FlashSACSubject(Subject):
             return summed
 
         return Objective(tuple(rows), loss)
+
+    def regression(
+        self, role: str, data: Transitions
+    ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
+        """Logits, values or velocities."""
+        if role == "actor":
+            raise InputError("the actor's loss is not a regression: it has no Gauss-Newton matrix")
+        members, rows = self._critic.size.members, self.objective(role, data).rows
+        if isinstance(self._critic, FlowCritic):
+            scale, reduction = self._critic.velocity_scale, self._critic.settings.reduction
+
+            def missed(critic: FlowCritic, x_ND: Tensor, target: Tensor, uniform: Tensor) -> Tensor:
+                found, goal, _ = critic.regression(critic(x_ND, train=False), target, uniform)
+                error: Tensor = (found - goal) / scale
+                return error
+
+            def squares(error: Tensor, *rows: Tensor) -> Tensor:
+                square = error.square()
+                if reduction == "sum":
+                    square = square.sum(-1)
+                summed: Tensor = members * square.mean()
+                return summed
+
+            return missed, squares, rows
+
+        def heads(critic: HeadCritic, x_ND: Tensor, target: Tensor) -> Tensor:
+            return critic.heads(x_ND, train=False, rows=slice(None))
+
+        def loss(head: Tensor, x_ND: Tensor, target: Tensor) -> Tensor:
+            prediction = head.log_softmax(-1) if head.shape[-1] > 1 else head.squeeze(-1)
+            mean: Tensor = self._critic.loss(prediction, target)
+            summed: Tensor = members * mean
+            return summed
+
+        return heads, loss, rows
+
+    def groups(self, role: str) -> tuple[str, ...]:
+        """As the agent has them."""
+        return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
 
     @torch.no_grad()
     def _bellman(self, data: Transitions) -> tuple[Tensor, Tensor]:
@@ -357,6 +435,7 @@ class PPOSubject(Subject):
     def __init__(self, agent: PPO, *, seed: int, env_steps: int = 0, label: str = "") -> None:
         super().__init__(agent, seed=seed, env_steps=env_steps, label=label)
         self.discrete = not isinstance(agent.spec.action, Box)
+        self.squashed = isinstance(agent.distribution, SquashedGaussian)
         self.gamma = agent.settings.gamma
         rows = agent.horizon * agent.spec.num_envs
         self.batch_size = max(1, rows // agent.settings.minibatches)
@@ -367,16 +446,33 @@ class PPOSubject(Subject):
         views = (PerceptronView("actor", actor), PerceptronView("value", critic))
         self.views = {view.role: view for view in views}
 
-    def _groups(self, role: str) -> tuple[str, ...]:
+    def regression(
+        self, role: str, data: Transitions
+    ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
+        """Values."""
+        if role == "actor":
+            raise InputError("the actor's loss is not a regression: it has no Gauss-Newton matrix")
+        view = self.views[role]
+
+        def values(module: nn.Module, x_ND: Tensor, target_N: Tensor) -> Tensor:
+            return view.outputs(module, x_ND)[0, :, 0]
+
+        def loss(value_N: Tensor, x_ND: Tensor, target_N: Tensor) -> Tensor:
+            return (value_N - target_N).square().mean()
+
+        return values, loss, self.objective(role, data).rows
+
+    def groups(self, role: str) -> tuple[str, ...]:
+        """As the agent has them."""
         return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
 
     def inputs(self, role: str, data: Transitions) -> Tensor:
         """Observations; normalisers are part of the networks."""
-        return data.obs(self._groups(role))
+        return data.obs(self.groups(role))
 
     def next_inputs(self, role: str, data: Transitions) -> Tensor:
         """The next observations."""
-        return data.next_obs(self._groups(role))
+        return data.next_obs(self.groups(role))
 
     def objective(self, role: str, data: Transitions) -> Objective:
         """Squared error of the value; minus advantage times log-probability of the actor.

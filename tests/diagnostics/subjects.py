@@ -1,5 +1,6 @@
 """Small agents of every kind with random transitions, as the diagnostics see them."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from supple.agents.ppo import PPO
 from supple.agents.ppo_settings import PPOSettings
 from supple.diagnostics.data import DataSets, Transitions
 from supple.diagnostics.subject import subject_of
+from supple.diagnostics.views import calibrate
 from supple.envs.base import Discrete
 from tests.agents.small_agents import ACTIONS, OBSERVATIONS, generator, small_agent, small_spec
 
@@ -68,9 +70,9 @@ def subject_with_data(kind, *, rows=2048, seed=0, **changes):
 
 def settle(subject, data):
     """Give batch norms the statistics of the data, as training would have."""
-    fresh = subject.fresh(0, data)
-    for role in ("actor", "critic", "target_critic"):
-        own, calibrated = getattr(subject.agent, role), fresh.views[role].module
-        with torch.no_grad():
-            for name, buffer in own.named_buffers():
-                buffer.copy_(calibrated.get_buffer(name))
+    agent = subject.agent
+    obs = torch.cat([each(agent.actor_groups) for each in (data.obs, data.next_obs)])
+    calibrate(agent.actor, lambda: agent.actor(obs, train=True))
+    for network in (agent.critic, agent.target_critic):
+        inputs = torch.cat([each("critic", data) for each in (subject.inputs, subject.next_inputs)])
+        calibrate(network, partial(network, inputs, train=True))

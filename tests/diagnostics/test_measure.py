@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from supple.diagnostics.data import DataSets
-from supple.diagnostics.measure import GROUPS, measure
+from supple.diagnostics.measure import GROUPS, compare, measure
 from supple.diagnostics.reading import Reading
 from supple.errors import InputError
 from tests.agents.small_agents import assert_same_bits, snapshot
 from tests.diagnostics.subjects import EVERY_KIND, subject_with_data, transitions
 
 QUICK = [group.name for group in GROUPS if group.suite == "quick"]
+
+
+def number(readings, name):
+    value = readings[name].value
+    assert value is not None, readings[name].reason
+    return value
 
 
 def timeless(readings):
@@ -26,9 +32,9 @@ def test_the_quick_suite_measures_every_agent_and_changes_nothing(kind):
     found = measure(subject, DataSets(recent=data.recent))
     assert_same_bits(snapshot(subject.agent), before)
     assert torch.equal(torch.get_rng_state(), stream)
-    assert all(each.status == "ok" for each in found.readings.values()), [
-        each for each in found.readings.values() if each.status != "ok"
-    ]
+    # Of these agents nobody took an optimiser step, and three joints are too few for a percentile.
+    missing = {each.metric for each in found.readings.values() if each.status != "ok"}
+    assert missing <= {"eps_frac", "logit_pre"}
     critic = "value" if kind.startswith("ppo") else "critic"
     dormant = found.readings[f"{critic}/all/mean/dormant_0.1_recent"]
     assert dormant.value is not None
@@ -107,3 +113,35 @@ def test_permuting_samples_leaves_results_unchanged(kind):
     left, right = (measure(subject, each, groups=groups).readings for each in (own, moved))
     for name, each in left.items():
         assert right[name].value == pytest.approx(each.value, rel=1e-3), name
+
+
+STANDARD = ["next_step", "per_sample", "excitation", "robustness"]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "flow", "ppo_discrete"])
+def test_the_standard_groups_measure_agents_and_change_nothing(kind):
+    subject, data = subject_with_data(kind)
+    before = snapshot(subject.agent)
+    found = measure(subject, DataSets(recent=data.recent), "standard", groups=STANDARD).readings
+    assert_same_bits(snapshot(subject.agent), before)
+    assert [each for each in found.values() if each.status != "ok"] == []
+    critic = subject.critic_role
+    assert number(found, f"{critic}/all/mean/update_ratio") > 0
+    assert number(found, f"{critic}/all/mean/grad_erank") <= 1
+    assert -1 <= number(found, f"{critic}/all/mean/seem_norm") <= 1
+
+
+def test_two_checkpoints_are_compared_on_the_same_states():
+    subject, data = subject_with_data("ppo")
+    same = compare(subject, subject, data).readings
+    assert number(same, "value/all/mean/rdm_drift") == pytest.approx(0, abs=1e-9)
+    other, _ = subject_with_data("ppo", seed=1)
+    moved = compare(subject, other, data).readings
+    assert number(moved, "value/all/mean/rdm_drift") > 0.1
+
+
+def test_value_bias_without_episodes_says_what_to_give():
+    subject, data = subject_with_data("ppo")
+    found = measure(subject, data, "standard", groups=["value_bias"]).readings
+    reason = found["value/all/mean/value_bias"].reason
+    assert reason == "value bias needs sampled episodes: give an environment"
