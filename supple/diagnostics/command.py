@@ -14,7 +14,7 @@ import numpy as np
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Diagnosis, Options, diagnose
 from supple.diagnostics.document import arrays_npz, as_bytes
-from supple.diagnostics.report.page import render
+from supple.diagnostics.report.page import latest, render
 from supple.errors import InputError
 from supple.files import replace_file
 
@@ -124,8 +124,8 @@ def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
 
 
 def summary(found: Diagnosis) -> list[str]:
-    """The verdicts, one a line, with what to try."""
-    verdicts = found.document.verdicts
+    """One verdict per rule and run, worst first, with what to try."""
+    verdicts = latest(found.document.to_json())
     if not verdicts:
         return [f"{SHAPES['ok']} no fault found by the checks that ran"]
     lines = []

@@ -24,14 +24,14 @@ from supple.diagnostics.directions import compare_policies, compare_states
 from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import LEVELS, Evidence
 from supple.diagnostics.instability import Instability, analyse, readings
-from supple.diagnostics.measure import chosen, measure
+from supple.diagnostics.measure import chosen, compare, measure
 from supple.diagnostics.policies import Policy, policy_of
 from supple.diagnostics.reading import Reading, reading, undefined
 from supple.diagnostics.remedies import advice
 from supple.diagnostics.rollouts import Rollout, Sense, roll
 from supple.diagnostics.run_level import return_readings
 from supple.diagnostics.states import States, stored, visited
-from supple.diagnostics.subject import subject_of
+from supple.diagnostics.subject import Subject, subject_of
 from supple.diagnostics.targets import Target, load_targets
 from supple.envs.base import Env
 from supple.errors import InputError
@@ -111,6 +111,8 @@ class _Work:
         self._chance: dict[int, float] = {}
         """Mean return of random actions, by target."""
         self._deadline = time.monotonic() + (options.budget_s or 1e12)
+        noise = options.noise
+        self._noise = read_noise(noise, found.targets[0].spec) if noise is not None else None
         self._close = [target for target in found.targets if target.looked_at_closely]
         self._final = [target for target in found.targets if self._is_final(target)]
 
@@ -135,6 +137,7 @@ class _Work:
         self._stage("policy instability", self._instability)
         if environment:
             self._stage("gradients and values", self._measure_suite("standard", self._close))
+            self._stage("change between checkpoints", self._change)
         if environment and (self.options.rollouts or self.options.suite == "full"):
             self._stage("disturbances", self._disturb)
         if self.options.suite == "full":
@@ -160,13 +163,7 @@ class _Work:
         def work() -> None:
             for target in targets if groups else ():
                 self._progress(f"  {target.label}")
-                subject = subject_of(
-                    target.agent,
-                    seed=self.options.seed,
-                    env_steps=target.env_steps,
-                    label=target.label,
-                )
-                measured = measure(subject, target.data, suite, groups=groups)
+                measured = measure(self._subject(target), target.data, suite, groups=groups)
                 for each in measured.readings.values():
                     self.document.add(target.number, each)
                 self.found.arrays.setdefault(target.number, {}).update(measured.arrays)
@@ -264,8 +261,7 @@ class _Work:
 
     def _layout(self, target: Target, policy: Policy, mode: str) -> Layout:
         groups = policy.critic_groups if mode == "critic" else policy.groups
-        noise = read_noise(self.options.noise, target.spec) if self.options.noise else None
-        return layout_of(target.spec, groups, noise)
+        return layout_of(target.spec, groups, self._noise)
 
     def _analyse(self, target: Target, policy: Policy, mode: str, states: States) -> None:
         try:
@@ -292,6 +288,24 @@ class _Work:
             f"ranld/{mode}/worst": one.worst,
             f"ranld/{mode}/least": one.least,
         }
+
+    def _change(self) -> None:
+        """From each checkpoint to the next of its run; in the full suite, to every later one."""
+        targets = self.found.targets
+        for later in targets:
+            earlier = [t for t in targets if t.run == later.run and t.number < later.number]
+            for before in earlier if self.options.suite == "full" else earlier[-1:]:
+                found = compare(self._subject(before), self._subject(later), later.data)
+                for each in found.readings.values():
+                    self.document.add(later.number, each, before=before.number)
+
+    def _subject(self, target: Target) -> Subject:
+        return subject_of(
+            target.agent,
+            seed=self.options.seed,
+            env_steps=target.env_steps,
+            label=target.label,
+        )
 
     def _disturb(self) -> None:
         """Closed loop: the worst direction and physical disturbances, on the same starts."""

@@ -98,8 +98,14 @@ class Document:
             }
         )
 
-    def add(self, target: int, reading: Reading) -> Hit | None:
-        """Append a reading; one with a value can be evidence."""
+    def add(self, target: int, reading: Reading, *, before: int | None = None) -> Hit | None:
+        """Append a reading; one with a value can be evidence.
+
+        Args:
+            target: the checkpoint it is of.
+            reading: the number.
+            before: the earlier checkpoint, where it is of two.
+        """
         line = threshold_of(reading)
         thresholds = None
         if line is not None:
@@ -111,7 +117,7 @@ class Document:
         self.metrics.append(
             {
                 "id": reading.metric,
-                "target": target,
+                "target": target if before is None else [before, target],
                 "network": reading.network,
                 "layer": reading.layer,
                 "member": reading.member,

@@ -18,6 +18,7 @@ from supple.agents.base import Agent
 from supple.checkpoint import MANIFEST, Checkpoint
 from supple.configs.base import Settings
 from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, generator_for
+from supple.diagnostics.online import stored_sets
 from supple.envs.base import EnvSpec
 from supple.errors import InputError
 from supple.metrics import read_csv
@@ -177,9 +178,7 @@ def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> 
 
 def _own_data(target: Target, found: Checkpoint) -> DataSets:
     """What the checkpoint brings along, or else its replay rows hold."""
-    stored = found.state.get("diagnostics") or {}
-    sets = {name: stored.get(name) for name in ("recent", "anchor")}
-    data = DataSets(**{name: Transitions.from_state(s) if s else None for name, s in sets.items()})
+    data = stored_sets(found.state.get("diagnostics") or {})
     if data.recent is not None:
         return data
     agent = target.agent

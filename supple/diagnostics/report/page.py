@@ -204,6 +204,8 @@ def _action(text: str) -> str:
 
 
 def _value(entry: Entry) -> str:
+    if entry["value"] is None:
+        return "not measured"
     unit = entry["unit"]
     return f"{svg.number(entry['value'])}{f' {unit}' if unit else ''}"
 

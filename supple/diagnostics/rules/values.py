@@ -91,8 +91,9 @@ def saturated_support(evidence: Evidence) -> Verdict | None:
     span = "" if end is None else f" [-{end:g}, {end:g}]"
     return Verdict(
         rule="V5",
-        level="bad",
-        confidence=confidence(True, len(supports), 0),
+        # An untrained critic spreads its mass evenly, and some of it always moves out.
+        level="bad" if supports else "warn",
+        confidence=confidence(bool(supports), len(supports), 0 if supports else 1),
         target=evidence.target,
         sentence=(
             f"{main.value:.0%} of the target mass at {evidence.label} lies outside the value"
