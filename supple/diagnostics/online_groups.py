@@ -104,7 +104,7 @@ def drift(context: Context, memory: Memory) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             x_ND = context.subject.inputs(view.role, kept)
-            now = [geometry.profile(each) for each in view.features(x_ND).after_norm]
+            now = [geometry.profile(each) for each in view.representation(x_ND)]
             before = memory.get(f"profile {view.role}")
             memory[f"profile {view.role}"] = now
             if before is not None:
