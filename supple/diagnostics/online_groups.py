@@ -53,7 +53,8 @@ def unit_health(context: Context, memory: Memory) -> Iterator[Reading]:
         facts: dict[str, Any] = {"network": view.role, "n": len(data)}
         norm_E = gradients.weight_rms(slopes) * (view.flat(found.gradients).shape[1] ** 0.5)
         yield from ensemble(norm_E, metric="grad_norm", **facts)
-        yield from ensemble(gradients.norm_ratio(slopes, own), metric="grad_ratio", **facts)
+        ratio_E = gradients.norm_ratio(*gradients.matrices(slopes, own))
+        yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from ensemble(gradients.weight_rms(own), metric="w_rms", **facts)
 
 

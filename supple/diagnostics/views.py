@@ -259,7 +259,8 @@ class FlowView(View):
     def representation(self, x_ND: Tensor) -> Tensor:
         """All flow times side by side as features."""
         after = self.features(x_ND).after_norm
-        return after.unflatten(1, (len(self.TIMES), len(x_ND), -1)).transpose(1, 2).flatten(2)
+        shaped: Tensor = after.unflatten(1, (len(self.TIMES), len(x_ND), -1))
+        return shaped.transpose(1, 2).flatten(2)
 
     def outputs(self, module: nn.Module, x_ND: Tensor) -> Tensor:
         """Integrated values, averaged over the fixed noise, (E, N, 1)."""

@@ -131,7 +131,7 @@ def test_the_standard_groups_measure_agents_and_change_nothing(kind):
 
 
 def test_two_checkpoints_are_compared_on_the_same_states():
-    subject, data = subject_with_data("ppo")
+    subject, data = subject_with_data("ppo", rows=512)
     same = compare(subject, subject, data).readings
     assert number(same, "value/all/mean/rdm_drift") == pytest.approx(0, abs=1e-9)
     other, _ = subject_with_data("ppo", seed=1)
