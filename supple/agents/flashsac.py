@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.base import Agent, check_sizes, concat, critic_groups
-from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
+from supple.agents.critics import (
+    CategoricalCritic,
+    Critic,
+    CriticSize,
+    HeadCritic,
+    ScalarCritic,
+)
 from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.nets import norm_deviation, project_
+from supple.agents.remedies import reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
 from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
@@ -115,8 +122,8 @@ class FlashSAC(Agent):
         self._critic_params = list(self.critic.parameters())
         self._target_params: list[Tensor] = list(self.target_critic.parameters())
         self._optimizers = {
-            "actor": Adam(self._actor_params),
-            "critic": Adam(self._critic_params),
+            "actor": self._adam(self.actor),
+            "critic": self._adam(self.critic),
             "temperature": Adam([self.log_alpha]),
         }
         self.compute = compute or Compute()
@@ -142,6 +149,11 @@ class FlashSAC(Agent):
         self._learning = False
         self.metrics: dict[str, Tensor] = {}
 
+    def _adam(self, network: nn.Module) -> Adam:
+        weights = [part for part in network.parameters() if part.dim() > 2]  # behind the members
+        decay = self.settings.remedy.weight_decay
+        return Adam(list(network.parameters()), decay=decay, decayed=weights)
+
     def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
         """Untrained networks of this agent's sizes, not yet projected."""
         settings, (actor_inputs, critic_inputs) = self.settings, self._widths
@@ -161,6 +173,7 @@ class FlashSAC(Agent):
             hidden=settings.critic_hidden,
             blocks=settings.critic_blocks,
             members=settings.num_critics,
+            norm=settings.critic_norm,
         )
         if settings.critic == "scalar":
             return ScalarCritic(size, generator=generator)
@@ -340,7 +353,39 @@ class FlashSAC(Agent):
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
+        self._remedy(batch)
         return self.metrics
+
+    def _remedy(self, batch: Batch) -> None:
+        """What the settings prescribe against lost plasticity, when it is due."""
+        remedy = self.settings.remedy
+        shrinks, resets = (
+            every > 0 and self.updates % every == 0
+            for every in (remedy.shrink_every, remedy.reset_dormant_every)
+        )
+        if not (shrinks or resets):
+            return
+        actor, critic = self.build_networks(self.generators["remedy"])
+        if shrinks:
+            for network, fresh in ((self.actor, actor), (self.critic, critic)):
+                shrink_and_perturb_(network, fresh, remedy.shrink)
+        if resets:
+            assert isinstance(self.critic, HeadCritic | BoundedFlowCritic)
+            assert isinstance(critic, HeadCritic | BoundedFlowCritic)
+            rows = len(batch.action_BA)
+            x_BD = torch.cat((batch.critic_obs_2BD[:rows], batch.action_BA), dim=-1)
+            adam = self._optimizers["critic"]
+            moments = {id(part): adam for part in adam.params}
+            count = reset_dormant_(
+                self.critic.trunk, critic.trunk, x_BD, remedy.dormant_threshold, moments
+            )
+            self.metrics["critic/units_reset"] = count.float()
+        for network, bound in (
+            (self.actor, self.settings.project_actor),
+            (self.critic, self.settings.project_critic),
+        ):
+            if bound:
+                project_(network)
 
     def _update_actor(
         self,

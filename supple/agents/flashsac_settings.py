@@ -7,9 +7,11 @@ from typing import Literal
 
 from supple.agents.exploration import NoiseSettings
 from supple.agents.flow_settings import FlowSettings
+from supple.agents.remedies import RemedySettings
 from supple.agents.reward_scaling import RewardScalerSettings
 from supple.errors import InputError, require_finite, require_rules
 
+NORMS = ("batch", "layer", "none")
 CRITICS = ("categorical", "scalar", "flow", "flow_official")
 
 
@@ -54,6 +56,8 @@ class FlashSACSettings:
     """Restore the actor's unit norms after each of its updates."""
     project_critic: bool = True
     """Restore the critics' unit norms after each update."""
+    critic_norm: Literal["batch", "layer", "none"] = "batch"
+    """Norm inside the critics' blocks; the input is always batch-normalised."""
     actor_period: int = 2
     """Critic updates per actor and temperature update; the first update is one."""
     tau: float = 0.01
@@ -77,6 +81,7 @@ class FlashSACSettings:
     """Accept environments that cannot tell the observation before a reset; time-outs then
     bootstrap from the next episode's first observation, which is wrong."""
     flow: FlowSettings = field(default_factory=FlowSettings)
+    remedy: RemedySettings = field(default_factory=RemedySettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     reward_scaler: RewardScalerSettings = field(default_factory=RewardScalerSettings)
 
@@ -110,12 +115,23 @@ class FlashSACSettings:
             ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
             ("lr_decay", self.lr_decay > 0, "> 0"),
             ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
+            ("critic_norm", self.critic_norm in NORMS, f"one of {', '.join(NORMS)}"),
+            ("remedy.weight_decay", self.remedy.weight_decay >= 0, ">= 0"),
+            ("remedy.shrink_every", self.remedy.shrink_every >= 0, ">= 0"),
+            ("remedy.shrink", 0 <= self.remedy.shrink < 1, "in [0, 1)"),
+            ("remedy.reset_dormant_every", self.remedy.reset_dormant_every >= 0, ">= 0"),
+            ("remedy.dormant_threshold", self.remedy.dormant_threshold >= 0, ">= 0"),
             ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
             ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
         require_finite(self, "--agent.")
         require_rules(self, "--agent.", rules)
+        if self.critic == "flow_official" and self.remedy.reset_dormant_every:
+            raise InputError(
+                "--agent.remedy.reset-dormant-every works on the blocks of a trunk, and"
+                " --agent.critic flow_official has none: drop the flag, or take --agent.critic flow"
+            )
         samples = self.flow.target_samples
         if self.critic.startswith("flow") and samples % self.next_actions:
             raise InputError(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from supple.agents.critics import ALL_ROWS, Critic, CriticSize, Draws
 from supple.agents.flow_settings import FlowSettings
-from supple.agents.nets import Trunk, UnitLinear
+from supple.agents.nets import UnitLinear
 from supple.agents.velocity import (
     MLPSize,
     PublishedMLP,
@@ -294,7 +294,7 @@ class BoundedFlowCritic(FlowCritic):
             clip=value_max,
             velocity_scale=2 * value_max,
         )
-        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.trunk = size.trunk(generator)
         self.net = UnitVelocityNet(
             _mlp(settings, inputs=size.hidden, members=size.members),
             form=self._form(norm_first=True),

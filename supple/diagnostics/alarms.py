@@ -42,8 +42,8 @@ class Limit(NamedTuple):
 
 
 LINES = (
-    Line("dormant_0.1", 50, 3, "lower --agent.utd, or --agent.reset-dormant-every"),
-    Line("dead_var", 30, 3, "lower --agent.utd, or --agent.reset-dormant-every"),
+    Line("dormant_0.1", 50, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
+    Line("dead_var", 30, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
     Line("support_clip", 0.1, 3, "raise --agent.value-max, or check the reward scaling"),
     Line("stab_adam", 2, 3, "lower the learning rate, or raise --agent.batch-size"),
     Line("seem_norm", 0, 5, "bootstrapping may feed its own errors: lower --agent.tau"),

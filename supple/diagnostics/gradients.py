@@ -206,6 +206,14 @@ def norm_ratio(numerators: Sequence[Tensor], denominators: Sequence[Tensor]) -> 
     return total / weight
 
 
+def matrices(
+    numerators: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of linear layers only: biases and gains that begin at 0 have no size to compare with."""
+    kept = [pair for pair in zip(numerators, weights, strict=True) if pair[1].dim() > 2]
+    return [top for top, _ in kept], [bottom for _, bottom in kept]
+
+
 def spectral_norm(weight: Tensor, *, iterations: int = 10) -> Tensor:
     """Largest singular value by power iteration, (..., outputs, inputs) -> (...)."""
     v = weight.double().sum(-2, keepdim=True).mT + 1e-3  # never orthogonal to what is positive

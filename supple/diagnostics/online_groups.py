@@ -53,7 +53,8 @@ def unit_health(context: Context, memory: Memory) -> Iterator[Reading]:
         facts: dict[str, Any] = {"network": view.role, "n": len(data)}
         norm_E = gradients.weight_rms(slopes) * (view.flat(found.gradients).shape[1] ** 0.5)
         yield from ensemble(norm_E, metric="grad_norm", **facts)
-        yield from ensemble(gradients.norm_ratio(slopes, own), metric="grad_ratio", **facts)
+        ratio_E = gradients.norm_ratio(*gradients.matrices(slopes, own))
+        yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from ensemble(gradients.weight_rms(own), metric="w_rms", **facts)
 
 
@@ -104,7 +105,7 @@ def drift(context: Context, memory: Memory) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             x_ND = context.subject.inputs(view.role, kept)
-            now = [geometry.profile(each) for each in view.features(x_ND).after_norm]
+            now = [geometry.profile(each) for each in view.representation(x_ND)]
             before = memory.get(f"profile {view.role}")
             memory[f"profile {view.role}"] = now
             if before is not None:

@@ -81,6 +81,10 @@ class View(ABC):
     def outputs(self, module: nn.Module, x_ND: Tensor) -> Tensor:
         """Values, pre-squash means or logits, (E, N, W), differentiable in module and input."""
 
+    def representation(self, x_ND: Tensor) -> Tensor:
+        """One row per input of what the output layer reads, (E, N, ...)."""
+        return self.features(x_ND).after_norm
+
     def fit_loss(
         self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -251,6 +255,12 @@ class FlowView(View):
         """Of the velocity network at four flow times side by side as rows, (E, 4 N M, H)."""
         found = flow_features(self.module, x_ND, self.start(len(x_ND)), len(self.TIMES))
         return Features(*(part.transpose(0, 1).flatten(1, 2) for part in found))
+
+    def representation(self, x_ND: Tensor) -> Tensor:
+        """All flow times side by side as features."""
+        after = self.features(x_ND).after_norm
+        shaped: Tensor = after.unflatten(1, (len(self.TIMES), len(x_ND), -1))
+        return shaped.transpose(1, 2).flatten(2)
 
     def outputs(self, module: nn.Module, x_ND: Tensor) -> Tensor:
         """Integrated values, averaged over the fixed noise, (E, N, 1)."""

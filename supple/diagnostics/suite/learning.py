@@ -116,12 +116,12 @@ def robustness(context: Context) -> Iterator[Reading]:
             kept = data.rows(slice(LEAST_GEOMETRY_ROWS))
             x_ND = context.subject.inputs(view.role, kept)
             sigma_D = noise_levels(context, view, kept, x_ND)
-            clean = [geometry.profile(each) for each in view.features(x_ND).after_norm]
+            clean = [geometry.profile(each) for each in view.representation(x_ND)]
             random = context.subject.generator("sensor noise")
             draws = []
             for _ in range(NOISE_DRAWS):
                 noise = torch.randn(x_ND.shape, generator=random, device=x_ND.device)
-                noisy = view.features(x_ND + sigma_D * noise).after_norm
+                noisy = view.representation(x_ND + sigma_D * noise)
                 pairs = zip(clean, noisy, strict=True)
                 draws.append([float(own @ geometry.profile(other)) for own, other in pairs])
             value_E = torch.tensor(draws, dtype=torch.float64).mean(0)
@@ -151,7 +151,8 @@ def descriptors(context: Context) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             require_rows("descriptors", len(data), LEAST_GEOMETRY_ROWS)
-            features = context.features(view.role, data).before_norm[:, :GEOMETRY_ROWS]
+            kept = data.rows(slice(GEOMETRY_ROWS))
+            features = view.representation(context.subject.inputs(view.role, kept))
             random = context.subject.generator("split")
             value_E = [geometry.split_half(each, random, permutations=10) for each in features]
             facts: dict[str, Any] = {"network": view.role, "n": features.shape[1]}

@@ -29,7 +29,7 @@ def drift(before: Subject, after: Subject, data: Transitions) -> Iterator[Readin
             require_rows("the geometry of states", len(data), LEAST_GEOMETRY_ROWS)
             kept = data.rows(slice(GEOMETRY_ROWS))
             x_ND = after.inputs(now.role, kept)
-            pairs = zip(then.features(x_ND).after_norm, now.features(x_ND).after_norm, strict=True)
+            pairs = zip(then.representation(x_ND), now.representation(x_ND), strict=True)
             value_E = [1 - geometry.geometry_correlation(a, b) for a, b in pairs]
             yield from ensemble(
                 torch.stack(value_E), metric="rdm_drift", network=now.role, n=len(kept)

@@ -39,7 +39,8 @@ def weights(context: Context) -> Iterator[Reading]:
         slopes = [view.split(name, part) for (name, _), part in zip(named, found, strict=True)]
         norm_E = torch.stack([part.reshape(view.members, -1).norm(dim=-1) for part in slopes])
         yield from ensemble(norm_E.norm(dim=0), metric="grad_norm", **facts)
-        yield from ensemble(gradients.norm_ratio(slopes, own), metric="grad_ratio", **facts)
+        ratio_E = gradients.norm_ratio(*gradients.matrices(slopes, own))
+        yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from _layers(view, own, slopes, facts)
         yield from attempt(partial(epsilon, context, view), metric="eps_frac", **facts)
 
@@ -89,6 +90,8 @@ def changed_weights(view: View, after: torch.nn.Module, projected: bool) -> Iter
     own, moved, angles = [], [], []
     for name, part in view.parameters():
         before, now = (view.split(name, each.detach()) for each in (part, later[name]))
+        if before.dim() < 3:  # biases and gains that begin at 0 have no size to compare with
+            continue
         own.append(before)
         moved.append(now - before)
         if projected and name.rsplit(".", 1)[-1] == "weight" and before.dim() > 2:
