@@ -12,17 +12,17 @@ ADVICE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "fewer epochs": ("take fewer passes over each rollout", ("agent.epochs",)),
     "normalise": (
         "bound what layers can grow to by layer norm",
-        ("agent.layer_norm", "agent.critic_layer_norm"),
+        ("agent.critic_norm", "agent.layer_norm"),
     ),
     "project": ("restore unit norms after each update", ("agent.project_critic",)),
-    "weight decay": ("keep weights small by weight decay", ("agent.weight_decay",)),
+    "weight decay": ("keep weights small by weight decay", ("agent.remedy.weight_decay",)),
     "shrink": (
         "pull the networks towards fresh ones now and then (shrink and perturb)",
-        ("agent.shrink_every", "agent.shrink", "agent.shrink_perturb_every"),
+        ("agent.remedy.shrink_every",),
     ),
     "reset units": (
         "give inactive units new weights",
-        ("agent.reset_dormant_every", "agent.dormant_reset", "agent.dormant_reset_every"),
+        ("agent.remedy.reset_dormant_every",),
     ),
     "lower rate": ("lower the learning rate", ("agent.lr_peak", "agent.lr")),
     "raise rate": ("raise the learning rate", ("agent.lr_peak", "agent.lr")),

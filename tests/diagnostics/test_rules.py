@@ -133,6 +133,8 @@ def test_advice_names_only_flags_that_exist():
     assert flashsac["fewer updates"].endswith("(--agent.utd, now 1.0)")
     assert "fewer updates" not in ppo
     assert ppo["fewer epochs"].endswith("(--agent.epochs, now 10)")
+    assert flashsac["reset units"].endswith("(--agent.remedy.reset-dormant-every, now 0)")
+    assert flashsac["weight decay"].endswith("(--agent.remedy.weight-decay, now 0.0)")
     assert "--" not in ppo["noise"]
 
 
