@@ -163,6 +163,11 @@ class _Work:
         def work() -> None:
             for target in targets if groups else ():
                 self._progress(f"  {target.label}")
+                try:
+                    target.data.current()
+                except InputError as error:
+                    self.document.skip(f"{suite} suite", str(error), target=target.number)
+                    continue
                 measured = measure(self._subject(target), target.data, suite, groups=groups)
                 for each in measured.readings.values():
                     self.document.add(target.number, each)
@@ -295,6 +300,10 @@ class _Work:
         for later in targets:
             earlier = [t for t in targets if t.run == later.run and t.number < later.number]
             for before in earlier if self.options.suite == "full" else earlier[-1:]:
+                if later.data.anchor is None:
+                    why = "no transitions that both were looked at on"
+                    self.document.skip("change between checkpoints", why, target=later.number)
+                    continue
                 found = compare(self._subject(before), self._subject(later), later.data)
                 for each in found.readings.values():
                     self.document.add(later.number, each, before=before.number)

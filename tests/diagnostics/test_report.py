@@ -257,6 +257,31 @@ def test_a_run_is_diagnosed(run, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
 
 
+def agents_run(tmp_path, task, **changes):
+    folder = tmp_path / "run"
+    settings = small_settings(task, folder, env_steps=40, agent="ppo", **changes)
+    settings.diagnostics.enabled = False
+    run_whole(settings)
+    return folder
+
+
+def test_a_run_without_transitions_says_so(tmp_path):
+    _, record = diagnosed(agents_run(tmp_path, "toy/bandit"), tmp_path / "out")
+    assert any("no transitions to look at" in entry["why"] for entry in record["skipped"])
+    assert any("no replay rows are left" in note for note in record["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "memory"), [("toy/counter", 0), ("toy/recall", 4)])
+def test_episodes_stand_in_for_transitions(tmp_path, task, memory):
+    folder = agents_run(tmp_path, task, memory=memory)
+    flags = ("--suite", "standard", "--episodes", "2", "--rollouts")
+    _, record = diagnosed(folder, tmp_path / "out", *flags)
+    assert {d["name"] for d in record["datasets"]} >= {"rollout"}
+    skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
+    assert "PPO's critic values states" in skipped["ranld mode critic"]
+
+
 def test_the_same_seed_gives_the_same_document(run, tmp_path):
     found = [diagnosed(run, tmp_path / name, "--no-html")[1] for name in ("a", "b")]
     assert documents.without_timing(found[0]) == documents.without_timing(found[1])
