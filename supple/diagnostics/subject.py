@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ from supple.diagnostics.views import (
     critic_view,
     twin,
 )
-from supple.envs.base import Box
+from supple.envs.base import Box, Channel
 from supple.errors import InputError
 
 
@@ -66,6 +66,7 @@ class Subject(ABC):
         seed: of the run; the measurements' random numbers come from it and the update count.
         env_steps: environment steps the agent has seen.
         label: how reports call it.
+        channels: of the observations, all of them in their order, where the adapter describes them.
     """
 
     agent: Agent
@@ -82,8 +83,17 @@ class Subject(ABC):
     squashed: bool
     """Whether actions are tanh of what the actor says."""
 
-    def __init__(self, agent: Agent, *, seed: int, env_steps: int = 0, label: str = "") -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        seed: int,
+        env_steps: int = 0,
+        label: str = "",
+        channels: Sequence[Channel] = (),
+    ) -> None:
         self.agent = agent
+        self.channels = channels
         self.seed = seed
         self.env_steps = env_steps
         self.label = label
@@ -129,7 +139,9 @@ class Subject(ABC):
 
     def channel_noise(self, role: str) -> dict[int, float]:
         """Declared noise of a network's inputs, by their place [the channel's unit]."""
-        return {}
+        by_group = [[c for c in self.channels if c.group == name] for name in self.groups(role)]
+        described = [channel for group in by_group for channel in group]
+        return {i: each.noise for i, each in enumerate(described) if each.noise is not None}
 
     def squash(self, mean: Tensor) -> Tensor:
         """Deterministic actions from means."""
@@ -193,8 +205,15 @@ class Subject(ABC):
         return [self.views[role] for role in self.learning]
 
 
-def subject_of(agent: Agent, *, seed: int, env_steps: int = 0, label: str = "") -> Subject:
-    """The subject of an agent.
+def subject_of(
+    agent: Agent,
+    *,
+    seed: int,
+    env_steps: int = 0,
+    label: str = "",
+    channels: Sequence[Channel] = (),
+) -> Subject:
+    """The subject of an agent; arguments as ``Subject`` takes them.
 
     Raises:
         InputError: an agent the diagnostics do not know.
@@ -202,7 +221,8 @@ def subject_of(agent: Agent, *, seed: int, env_steps: int = 0, label: str = "") 
     kinds: dict[type[Agent], type[Subject]] = {FlashSAC: FlashSACSubject, PPO: PPOSubject}
     for kind, subject in kinds.items():
         if isinstance(agent, kind):
-            return subject(agent, seed=seed, env_steps=env_steps, label=label)
+            facts = {"seed": seed, "env_steps": env_steps, "label": label, "channels": channels}
+            return subject(agent, **facts)  # type: ignore[arg-type]
     raise InputError(
         f"diagnostics know {', '.join(each.__name__ for each in kinds)}, got"
         f" {type(agent).__name__}: write a Subject for it (diagnostics/subject.py)"
@@ -218,8 +238,8 @@ class FlashSACSubject(Subject):
     discrete = False
     squashed = True
 
-    def __init__(self, agent: FlashSAC, *, seed: int, env_steps: int = 0, label: str = "") -> None:
-        super().__init__(agent, seed=seed, env_steps=env_steps, label=label)
+    def __init__(self, agent: FlashSAC, **facts: Any) -> None:
+        super().__init__(agent, **facts)
         self._use(agent.actor, agent.critic, agent.target_critic)
         self.gamma = agent.settings.gamma
         self.batch_size = agent.settings.batch_size
@@ -432,8 +452,8 @@ class PPOSubject(Subject):
     learning = ("actor", "value")
     critic_role = "value"
 
-    def __init__(self, agent: PPO, *, seed: int, env_steps: int = 0, label: str = "") -> None:
-        super().__init__(agent, seed=seed, env_steps=env_steps, label=label)
+    def __init__(self, agent: PPO, **facts: Any) -> None:
+        super().__init__(agent, **facts)
         self.discrete = not isinstance(agent.spec.action, Box)
         self.squashed = isinstance(agent.distribution, SquashedGaussian)
         self.gamma = agent.settings.gamma
