@@ -39,7 +39,8 @@ class PPOSettings:
     lr: float = 1e-3
     """Adam's learning rate, at the start."""
     lr_schedule: Literal["adaptive", "linear", "fixed"] = "adaptive"
-    """adaptive keeps the divergence of a step near desired_kl; linear falls to 0 over the run."""
+    """adaptive keeps the divergence of a step near desired_kl; linear falls to 0 at the run's end,
+    the new end where a run is extended."""
     desired_kl: float = 0.01
     """KL divergence per learning phase that the adaptive rate aims at [nats]."""
     kl_stop: float = 0.0
@@ -63,7 +64,8 @@ class PPOSettings:
     memory: int = 0
     """Width of a GRU in front of actor and critic each; 0 has none."""
     sequence_steps: int = 0
-    """Steps through which a memory is trained; 0 is the whole rollout, which it must divide."""
+    """Steps through which a memory is trained; 0 is the whole rollout, which it must divide. More
+    than 32 are not compiled, which would take minutes."""
     privileged: bool = True
     """Whether the critic sees the observation group ``critic``, where there is one."""
     timeout_bootstrap: Literal["auto", "final", "pre_step"] = "auto"
