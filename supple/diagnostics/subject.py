@@ -1,8 +1,8 @@
 """An agent at one moment, as every measurement sees it: networks by role, their losses on a batch.
 
 This and its subclasses (``subject_flashsac.py``, ``subject_ppo.py``) are the only places of the
-diagnostics that know agents by their kind. A measurement asks a subject for ``views`` (``views.py``)
-and for ``objective`` or ``inputs`` of one, and works for all.
+diagnostics that know agents by their kind. A measurement asks a subject for ``views``
+(``views.py``) and for ``objective`` or ``inputs`` of one, and works for all.
 
 Losses are those of training with these differences: networks are in evaluation mode, returns have
 one step (FlashSAC's n-step, PPO's lambda need whole pieces of episodes), random numbers are fixed.
