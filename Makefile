@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: setup train test test-fast kernels-aot lint types package clean
+.PHONY: setup train test test-fast fuzz kills kernels-aot lint types package clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,12 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+fuzz: setup
+	SUPPLE_FUZZ=1000 $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
+
+kills: setup
+	SUPPLE_KILLS=100 $(BIN)/python -m pytest tests/test_kill.py -s $(ARGS)
 
 kernels-aot: setup
 	$(BIN)/python -m supple.kernels.critic_integration.aot $(ARGS)

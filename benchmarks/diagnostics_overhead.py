@@ -2,7 +2,8 @@
 
 Runs with and without them take turns, each in a folder that is thrown away. ``accounted`` is what
 the diagnostics' own clock says they took, over the run's wall-clock; ``slowdown`` compares the
-medians of whole runs, evaluation and checkpoints included in both.
+medians of the processor time of whole runs, evaluation and checkpoints included in both: unlike
+the wall-clock it hardly feels what else runs on the machine.
 
     python benchmarks/diagnostics_overhead.py --env-steps 6000 --rounds 2
 
@@ -38,10 +39,10 @@ def measured(
     settings.eval.every = settings.checkpoint.every = env_steps
     settings.diagnostics.enabled = enabled
     run = launch.new_run(settings)
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     with run.display, run:
         train(run)
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
     columns = read_csv(folder / "metrics.csv")
     spent = [value for value in columns.get("diag/seconds", []) if value is not None]
     stretch = [value for value in columns.get("diag/period", []) if value is not None]
@@ -52,6 +53,7 @@ def measured(
         "updates": run.agent.updates,
         "diagnostics": "on" if enabled else "off",
         "seconds": f"{seconds:.2f}",
+        "processor seconds": f"{processor:.2f}",
         "accounted": f"{(spent[-1] if spent else 0.0) / seconds:.4f}",
         "period": f"{stretch[-1]:.0f}" if stretch else "",
     }
@@ -80,7 +82,9 @@ def main() -> None:
                 )
             print(rows[-1], flush=True)
     with_, without = (
-        statistics.median(float(row["seconds"]) for row in rows if row["diagnostics"] == kind)
+        statistics.median(
+            float(row["processor seconds"]) for row in rows if row["diagnostics"] == kind
+        )
         for kind in ("on", "off")
     )
     for row in rows:

@@ -14,6 +14,7 @@ A checkpoint is a folder ``<run>/checkpoints/step_<k>`` with
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -146,18 +147,55 @@ def load(path: Path) -> Checkpoint:
     """
     manifest = _read_manifest(path)
     tensors: dict[str, Tensor] = {}
-    try:
+    with following_format(path / MANIFEST):
         for name, expected in manifest["files"].items():
-            tensors |= _read_tensors(path / name, expected["bytes"], expected["sha256"])
+            file = path / plain_name(name)
+            tensors |= _read_tensors(file, expected["bytes"], expected["sha256"])
         header = _decode(manifest["header"], {})
         state = _decode(manifest["state"], tensors)
+        if not (isinstance(header, dict) and isinstance(state, dict)):
+            raise TypeError(f"header and state must be objects, got {header!r} and {state!r}")
+    return Checkpoint(path, header, state)
+
+
+@contextlib.contextmanager
+def following_format(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a file's values are put to use is said of the file, in one line.
+
+    A digest proves that a file is as somebody wrote it, not that it holds what this version writes.
+
+    Raises:
+        InputError: instead of the errors that wrong types, names, shapes and numbers lead to.
+    """
+    try:
+        yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise InputError(
-            f"{path / MANIFEST} does not follow its format: {_short(error)}; use another checkpoint"
+            f"{path} does not hold what this version of supple writes:"
+            f" {type(error).__name__}, {_short(error)}; use another checkpoint"
         ) from error
-    return Checkpoint(path, header, state)
+
+
+def plain_name(name: str) -> str:
+    """A file's name that leads nowhere but into its own folder.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
+        raise InputError(f"expected the plain name of a file, got {_short(repr(name))}")
+    return name
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -166,7 +204,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the manifest is missing, damaged, foreign or newer; one line.
     """
-    header: dict[str, Any] = _decode(_read_manifest(path)["header"], {})
+    manifest = _read_manifest(path)
+    with following_format(path / MANIFEST):
+        header: dict[str, Any] = _decode(manifest["header"], {})
     return header
 
 
@@ -301,14 +341,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(file: Path, size: int, digest: str) -> dict[str, Tensor]:
-    data = _read(file)
-    if len(data) != size:
+    found = file.stat().st_size if file.is_file() else size  # a missing one is said below
+    if found != size:
         raise InputError(
-            f"{file} is damaged: expected {size} bytes, got {len(data)}; use another checkpoint"
+            f"{file} is damaged: expected {_short(size)} bytes, got {found}; use another checkpoint"
         )
+    data = _read(file)
     if _sha256(data) != digest:
         raise InputError(
-            f"{file} is damaged: expected SHA-256 {digest}, got {_sha256(data)};"
+            f"{file} is damaged: expected SHA-256 {_short(digest)}, got {_sha256(data)};"
             " use another checkpoint"
         )
     try:

@@ -26,7 +26,7 @@ from supple.errors import InputError
 from supple.files import claim, replace_file
 from supple.intervals import half_width95
 from supple.launch import read_settings
-from supple.metrics import read_csv
+from supple.metrics import METRICS, read_csv
 from supple.plots import comparison_png
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
@@ -61,7 +61,7 @@ class Job:
 
     def evaluations(self, column: str) -> dict[int, float]:
         """A metric of the evaluations so far, by environment step."""
-        columns = read_csv(self.folder / "metrics.csv")
+        columns = read_csv(self.folder / METRICS)
         pairs = zip(columns["step"], columns[column], strict=True)
         return {int(step): v for step, v in pairs if step is not None and v is not None}
 

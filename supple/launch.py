@@ -18,14 +18,14 @@ from torch import Tensor
 
 from supple import checkpoint, machine
 from supple.agents import AGENTS, Agent
-from supple.checkpoint import Checkpoint, list_checkpoints
+from supple.checkpoint import Checkpoint, following_format, list_checkpoints
 from supple.configs.base import Settings, from_json, to_json
 from supple.display import Display
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
 from supple.errors import InputError
 from supple.files import claim, replace_file
-from supple.metrics import require_wandb
+from supple.metrics import METRICS, require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
@@ -35,7 +35,7 @@ from supple.run import REPLAY_FOLDER, RESULT, Run
 RUN_NAMES = (
     "spec.json",
     "versions.json",
-    "metrics.csv",
+    METRICS,
     "metrics.jsonl",
     "progress.png",
     RESULT,
@@ -156,7 +156,9 @@ def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
     for path in reversed(list_checkpoints(folder)):
         try:
             found = checkpoint.load(path)
-            verify_rows(folder / REPLAY_FOLDER, found.header["replay"])
+            with following_format(path):
+                verify_rows(folder / REPLAY_FOLDER, found.header["replay"])
+                int(found.header["env_steps"])
         except InputError as error:
             skipped.append(str(error))
         else:
@@ -208,11 +210,13 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
         torch.set_num_threads(settings.threads)
     check_fits(found, settings, spec)
     agent = build_agent(settings, spec)
-    agent.load_state_dict(found.state["agent"])
+    with following_format(found.path):
+        agent.load_state_dict(found.state["agent"])
+        env_steps = int(found.header["env_steps"])
     return Trained(
         folder=folder,
         settings=settings,
-        env_steps=found.header["env_steps"],
+        env_steps=env_steps,
         greedy=agent.greedy,
     )
 
@@ -381,13 +385,14 @@ def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
     Raises:
         InputError: says what was expected and found.
     """
-    header = found.header
-    if header["agent"] != settings.agent_name:
+    with following_format(found.path):
+        agent = str(found.header["agent"])
+        recorded = EnvSpec.from_json(found.header["spec"])
+    if agent != settings.agent_name:
         raise InputError(
-            f"{found.path} is a checkpoint of agent {header['agent']}, this run's agent is"
+            f"{found.path} is a checkpoint of agent {agent[:100]}, this run's agent is"
             f" {settings.agent_name}: put back this run's own checkpoint"
         )
-    recorded = EnvSpec.from_json(header["spec"])
     for name in ("observation", "action", "num_envs"):
         expected, got = getattr(spec, name), getattr(recorded, name)
         if expected != got:

@@ -23,6 +23,8 @@ from typing import Any, Protocol, TextIO
 from supple.errors import InputError
 from supple.files import replace_file
 
+METRICS = "metrics.csv"
+
 
 class MetricSinks:
     """Every sink of one run. Existing files are continued.
@@ -36,8 +38,9 @@ class MetricSinks:
     """
 
     def __init__(self, folder: Path, *, wandb_project: str = "") -> None:
+        self._folder = folder
         self._sinks: list[Sink] = [
-            CsvSink(folder / "metrics.csv"),
+            CsvSink(folder / METRICS),
             JsonlSink(folder / "metrics.jsonl"),
             TensorBoardSink(folder),
         ]
@@ -70,6 +73,15 @@ class MetricSinks:
         """
         for sink in self._sinks:
             sink.truncate_after(step)
+
+    def row_at(self, step: int) -> dict[str, float]:
+        """The newest row, if it is that of ``step``; else nothing."""
+        path = self._folder / METRICS
+        columns = read_csv(path) if path.exists() else {}
+        if not columns.get("step") or columns["step"][-1] != step:
+            return {}
+        newest = {name: values[-1] for name, values in columns.items() if name != "step"}
+        return {name: value for name, value in newest.items() if value is not None}
 
     def flush(self) -> None:
         """Wait until all rows are on the disk."""

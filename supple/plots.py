@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from supple.files import replace_file
-from supple.metrics import read_csv
+from supple.metrics import METRICS, read_csv
 
 Columns: TypeAlias = Mapping[str, Sequence[float | None]]
 
@@ -42,7 +42,7 @@ def progress_png(source: Path | Columns, path: Path, *, title: str = "") -> None
     """
     if isinstance(source, Path):
         title = title or _title(source)
-        table = source / "metrics.csv"
+        table = source / METRICS
         source = read_csv(table) if table.exists() else {}
     steps, train, evaluation, interval, speed = (
         _column(source, name)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from supple import checkpoint, machine, plots
 from supple.agents.base import Agent
-from supple.checkpoint import Checkpoint
+from supple.checkpoint import Checkpoint, following_format
 from supple.configs.base import Settings
 from supple.diagnostics.online import Online
 from supple.display import Display
@@ -132,7 +132,8 @@ class Run:
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env"))
         else:
-            self._restore(self._resumed)
+            with following_format(self._resumed.path):
+                self._restore(self._resumed)
         self._logged = (time.monotonic(), self.env_steps, self._updates())
         return self._obs
 
@@ -262,8 +263,15 @@ class Run:
         self._evaluated_at = self.env_steps
         return self._evaluation
 
-    def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Write one metric row, refresh the display and, now and then, the curve."""
+    def log(
+        self, metrics: Mapping[str, Tensor], written: Mapping[str, float] | None = None
+    ) -> None:
+        """Write one metric row, refresh the display and, now and then, the curve.
+
+        Args:
+            metrics: the agent's, on the device.
+            written: an earlier row of this step, which this one replaces: its numbers stay.
+        """
         self._synchronise()
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
@@ -273,6 +281,7 @@ class Run:
         device_values = dict(metrics) | self.agent.diagnostics() | self.replay.metrics()
         row = _to_host(device_values)
         row |= self._episodes.report()
+        row |= written or {}
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()
         row |= self._online.row()
@@ -323,10 +332,11 @@ class Run:
         """After the loop: save; where training is complete also evaluate, sum up and film."""
         self._synchronise()
         if self._over and self._evaluated_at != self.env_steps:
-            # Stopped or killed between the last step and the end of its evaluation.
+            # Out of time, stopped or killed between the last step and the end of its evaluation.
             self.evaluate()
+            written = self._sinks.row_at(self.env_steps)
             self._sinks.truncate_after(self.env_steps - 1)
-            self.log(self.agent.metrics)
+            self.log(self.agent.metrics, written)
             self._saved_at = -1
         if self._saved_at != self.env_steps:
             self.save()

@@ -9,7 +9,15 @@ from supple.errors import InputError
 from supple.files import claim
 from supple.metrics import read_csv
 from supple.run import RESULT
-from tests.small_runs import finish, reached, result, run_until, run_whole, small_settings
+from tests.small_runs import (
+    deterministic_rows,
+    finish,
+    reached,
+    result,
+    run_until,
+    run_whole,
+    small_settings,
+)
 
 
 @pytest.fixture
@@ -215,3 +223,14 @@ def test_updates_may_come_in_bouts(tmp_path):
     finish(run)
     # Two environments, half a gradient step for each of their steps, once 40 rows are there.
     assert at == [step for step in range(48, 401, 16) for _ in range(8)]
+
+
+def test_the_last_row_keeps_its_episodes_where_the_final_evaluation_comes_late(agent, tmp_path):
+    """A kill after the last save, before ``result.json``: evaluated again, the row stays whole."""
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=200, agent=agent)
+    run_whole(settings)
+    before = deterministic_rows(tmp_path / "run")
+    assert before["train/episodes"][-1]
+    (tmp_path / "run" / "result.json").unlink()
+    finish(launch.resumed_run(tmp_path / "run"))
+    assert deterministic_rows(tmp_path / "run") == before

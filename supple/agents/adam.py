@@ -79,7 +79,8 @@ class Adam:
         move = torch._foreach_div(self.mean, spread)
         torch._foreach_mul_(move, self._rate if factor is None else self._rate * factor)
         if self._decayed:
-            torch._foreach_mul_(self._decayed, self._keep)
+            keep = self._keep if factor is None else 1 - factor * (1 - self._keep)
+            torch._foreach_mul_(self._decayed, keep)
         torch._foreach_sub_(self.params, move)
         for value, old in zip(self.tensors(), before, strict=False):
             value.copy_(torch.where(cast(Tensor, enabled), value, old))

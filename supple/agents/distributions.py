@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,30 @@ from torch import Tensor, nn
 
 LOG_STD_LOW, LOG_STD_HIGH = math.log(1e-3), math.log(10.0)
 """A standard deviation never leaves 0.001 to 10, so it cannot become negative or vanish."""
+
+
+class _Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,), (low, high), (gradient,) = ctx.saved_tensors, ctx.bounds, gradients
+        outward = ((x > high) & (gradient < 0)) | ((x < low) & (gradient > 0))
+        return torch.where(outward, 0.0, gradient), None, None
+
+
+def bounded(x: Tensor, low: float, high: float) -> Tensor:
+    """``x.clamp(low, high)`` out of which descent finds back.
+
+    clamp has no gradient beyond its bounds: what once left them would stay there for good. This
+    one keeps the part that leads back, and drops the part that leads further out.
+    """
+    bound: Tensor = _Bounded.apply(x, low, high)
+    return bound
 
 
 class Distribution(nn.Module, ABC):
@@ -34,6 +59,8 @@ class Distribution(nn.Module, ABC):
     """Whether a draw cannot be told from its action and is stored beside it."""
     uniform: bool = False
     """Whether draws begin with uniform random numbers; normal ones otherwise."""
+    estimates_entropy: bool = False
+    """Whether ``entropy`` reads its random numbers."""
 
     @abstractmethod
     def params(self, head_MW: Tensor) -> Tensor:
@@ -118,7 +145,7 @@ class Gaussian(Distribution):
             log_std = self.log_std + change
         else:
             mean, log_std = head_MW, self.log_std.expand_as(head_MW)
-        return torch.cat((mean, log_std.clamp(LOG_STD_LOW, LOG_STD_HIGH)), dim=-1)
+        return torch.cat((mean, bounded(log_std, LOG_STD_LOW, LOG_STD_HIGH)), dim=-1)
 
     def sample(self, params_MP: Tensor, noise_MA: Tensor) -> Tensor:
         """Mean + std * noise."""
@@ -166,6 +193,7 @@ class SquashedGaussian(Gaussian):
     """
 
     keeps_draw = True
+    estimates_entropy = True
 
     def action(self, draw: Tensor) -> Tensor:
         """tanh(draw)."""

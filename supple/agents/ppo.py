@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from supple.agents.adam import Adam
 from supple.agents.base import Agent, check_sizes, concat, critic_groups
-from supple.agents.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
+from supple.agents.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    SquashedGaussian,
+    bounded,
+)
 from supple.agents.mlp import Network
 from supple.agents.ppo_settings import PPOSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
@@ -32,7 +38,7 @@ from supple.envs.base import Discrete, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
-from supple.replay import Replay, ReplaySettings
+from supple.replay import Replay, ReplayPlan, ReplaySettings
 from supple.replay.buffer import STEP_FIELDS
 from supple.rng import Generators
 
@@ -42,6 +48,11 @@ RATE_FACTOR = 1.5
 """What the adaptive rate is multiplied or divided by at each gradient step."""
 ACTOR_GAIN, CRITIC_GAIN = 0.01, 1.0
 """Scale of the last layers' start: actions begin near 0, whatever the observation."""
+MOST_LOG_RATIO = 20.0
+"""Of new to old probability [nats]: its exponential is still far from overflowing."""
+LONGEST_COMPILED = 32
+"""Steps of a sequence up to which learning through a memory is compiled. Every step becomes a piece
+of the graph: 128 of them compile for minutes."""
 AVERAGED = (
     "actor/loss",
     "actor/entropy",
@@ -52,7 +63,7 @@ AVERAGED = (
     "critic/loss",
     "critic/grad_norm",
 )
-"""Metrics that are means over a learning phase's gradient steps."""
+"""Metrics that are means over a learning phase's gradient steps, the one that stops it included."""
 
 
 class PPO(Agent):
@@ -96,11 +107,12 @@ class PPO(Agent):
             self._sequence_steps = 1
         self._sequences = settings.rollout_steps // self._sequence_steps * spec.num_envs
         if self._sequences < settings.minibatches:
-            what = "sequences" if settings.memory else "transitions"
+            what, steps = "transitions", "raise --env.num-envs or --agent.rollout-steps"
+            if settings.memory:
+                what, steps = "sequences", "raise --env.num-envs, or lower --agent.sequence-steps"
             raise InputError(
                 f"--agent.minibatches {settings.minibatches} is more than the {self._sequences}"
-                f" {what} of a rollout: lower it, or raise --env.num-envs or"
-                " --agent.rollout-steps"
+                f" {what} of a rollout: lower it, or {steps}"
             )
         self._final_bootstrap = settings.timeout_bootstrap == "final" or (
             settings.timeout_bootstrap == "auto" and spec.has_final_obs
@@ -121,7 +133,12 @@ class PPO(Agent):
         )
         self._actor_params = [*self.actor.parameters(), *self.distribution.parameters()]
         self._critic_params = list(self.critic.parameters())
-        self._optimizer = Adam([*self._actor_params, *self._critic_params])
+        weights = [part for part in (*self._actor_params, *self._critic_params) if part.dim() > 1]
+        self._optimizer = Adam(
+            [*self._actor_params, *self._critic_params],
+            decay=settings.weight_decay,
+            decayed=weights,
+        )
         self._memory = {
             name: torch.zeros(spec.num_envs, settings.memory, device=self.device)
             for name in ("actor", "critic")
@@ -144,6 +161,7 @@ class PPO(Agent):
         self._rate = torch.full((), settings.lr, device=self.device)
         self._going = torch.ones((), dtype=torch.bool, device=self.device)
         self._taken = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._seen = torch.zeros((), dtype=torch.float64, device=self.device)
         self._sums = torch.zeros(len(AVERAGED) + 1, device=self.device)
 
         self.compute = compute or Compute()
@@ -151,9 +169,11 @@ class PPO(Agent):
         self._observe_step = self._region(self._observe)
         self._value_step = self._region(self._values)
         self._learn_step = self._region(self._learn)
+        if self._sequence_steps > LONGEST_COMPILED:
+            uncompiled = dataclasses.replace(self.compute, compile=False)
+            self._learn_step = Region(self._learn, state=self._tensors, compute=uncompiled)
         self.updates = 0
-        self._rollouts = 0
-        self._schedule_rollouts = max(1, total_env_steps // (self.horizon * spec.num_envs))
+        self._total_env_steps = total_env_steps
         self.metrics: dict[str, Tensor] = {}
 
     def _build_distribution(self) -> Distribution:
@@ -227,6 +247,14 @@ class PPO(Agent):
                 )
         capacity = self.horizon * self.spec.num_envs
         return dataclasses.replace(settings, capacity=capacity, final_fraction=1.0)
+
+    def check_room(self, ring: ReplayPlan) -> None:
+        """Refuse a rollout that memory does not hold.
+
+        Raises:
+            InputError: names the settings to turn.
+        """
+        ring.check(self.device, "lower --env.num-envs or --agent.rollout-steps")
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -315,15 +343,12 @@ class PPO(Agent):
         """Learn from one rollout, then forget it."""
         settings = self.settings
         rollout = self._rollout(replay)
-        if self._rollouts == 0:
-            self._normalise_by(rollout)  # before that, nothing is known of the observations
         rows_RK = self._pack(rollout)
         if settings.lr_schedule == "linear":
-            left = 1 - self._rollouts / self._schedule_rollouts
-            self._rate.fill_(settings.lr * max(left, 0.0))
+            left = (1 - self._seen / self._total_env_steps).clamp_min(0.0)
+            self._rate.copy_(settings.lr * left)
         self._going.fill_(True)
         self._sums.zero_()
-        needs_noise = settings.entropy_coef > 0 and settings.distribution == "squashed"
         batches: tuple[Tensor, ...] = ()
         for epoch in range(settings.epochs):
             if epoch == 0 or settings.reshuffle:
@@ -331,16 +356,18 @@ class PPO(Agent):
             for index in batches:
                 taken = self._taken if settings.kl_stop else self.updates
                 self._optimizer.begin(1.0, taken + 1)
-                noise = (self._noise("entropy", len(index)),) if needs_noise else ()
+                estimates = self.distribution.estimates_entropy
+                noise = (self._noise("entropy", len(index)),) if estimates else ()
                 self._learn_step(rows_RK.index_select(0, index), *noise)
                 self.updates += 1
-        if self._rollouts > 0:
-            self._normalise_by(rollout)
+        self._normalise_by(rollout)
+        self._seen.add_(rollout["valid"].sum())
         replay.clear()
-        self._rollouts += 1
         means = self._sums / self._sums[-1].clamp_min(1)
         self.metrics |= dict(zip(AVERAGED, means.unbind(), strict=False))
         self.metrics["actor/learning_rate"] = self._rate.clone()
+        if settings.kl_stop:  # ``updates`` counts those left out, too
+            self.metrics["actor/steps_taken"] = self._taken.clone()
         return self.metrics
 
     def _rollout(self, replay: Replay) -> dict[str, Tensor]:
@@ -483,10 +510,10 @@ class PPO(Agent):
         params = distribution.params(head.float())
 
         log_ratio = distribution.log_prob(params, row["draw"]) - log_prob
-        ratio = log_ratio.exp()
+        ratio = bounded(log_ratio, -math.inf, MOST_LOG_RATIO).exp()
         clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
         surrogate = -(torch.minimum(advantage * ratio, advantage * clipped) * weight).sum()
-        noise_MA = row["draw"] if noise_MA is None else noise_MA
+        noise_MA = row["draw"] if noise_MA is None else noise_MA  # the latter is not read
         entropy = (distribution.entropy(params, noise_MA) * weight).sum()
         error = (new_value - target).square()
         if settings.clip_value:
@@ -498,6 +525,7 @@ class PPO(Agent):
 
         with torch.no_grad():
             kl = (distribution.divergence(row["params"], params) * weight).sum()
+            looked_at = self._going.clone()
             if settings.lr_schedule == "adaptive":
                 self._adapt_rate(kl)
             if settings.kl_stop:
@@ -523,7 +551,7 @@ class PPO(Agent):
                 "critic/grad_norm": critic_norm,
             }
             values = [*(found[name] for name in AVERAGED), torch.ones_like(kl)]
-            self._sums.add_(torch.where(self._going, torch.stack(values), 0.0))
+            self._sums.add_(torch.where(looked_at, torch.stack(values), 0.0))
         return {}
 
     def _unroll(self, network: Network, row: Mapping[str, Tensor], name: str) -> Tensor:
@@ -539,7 +567,8 @@ class PPO(Agent):
         slower = (self._rate / RATE_FACTOR).clamp_min(SLOWEST)
         faster = (self._rate * RATE_FACTOR).clamp_max(FASTEST)
         near = torch.where((kl < aim / 2) & (kl > 0), faster, self._rate)
-        self._rate.copy_(torch.where(kl > 2 * aim, slower, near))
+        adapted = torch.where(kl > 2 * aim, slower, near)
+        self._rate.copy_(torch.where(self._going, adapted, self._rate))
 
     # --- saving -----------------------------------------------------------------------------
 
@@ -554,17 +583,18 @@ class PPO(Agent):
             "memory": self._memory,
             "rate": self._rate,
             "taken": self._taken,
+            "seen": self._seen,
             "generators": self.generators.state_dict(),
             "metrics": dict(self.metrics),
-            "counters": {
-                "updates": self.updates,
-                "rollouts": self._rollouts,
-                "schedule_rollouts": self._schedule_rollouts,
-            },
+            "counters": {"updates": self.updates},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``'s value; the schedule keeps its recorded length."""
+        """Continue from ``state_dict()``'s value.
+
+        A linear schedule goes on to this agent's own ``total_env_steps``: with the recorded ones,
+        a run that is extended would have a rate of 0 and learn nothing.
+        """
         own = self.state_dict()
         for name in ("actor", "critic", "distribution", "reward_scaler", "memory"):
             check_sizes(own[name], state[name], name)
@@ -576,12 +606,10 @@ class PPO(Agent):
             memory.copy_(state["memory"][name])
         self._rate.copy_(state["rate"])
         self._taken.copy_(state["taken"])
+        self._seen.copy_(state["seen"])
         self.generators.load_state_dict(state["generators"])
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
-        counters = state["counters"]
-        self.updates = counters["updates"]
-        self._rollouts = counters["rollouts"]
-        self._schedule_rollouts = counters["schedule_rollouts"]
+        self.updates = state["counters"]["updates"]
 
 
 class GreedyPolicy(nn.Module):
@@ -602,8 +630,12 @@ class GreedyPolicy(nn.Module):
     def forward(
         self, obs_MD: Tensor, memory_MH: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The action; with ``memory_MH``, also what to give back at the next step."""
-        before = obs_MD.new_zeros(len(obs_MD), 0) if memory_MH is None else memory_MH
+        """The action; with ``memory_MH``, also what to give back at the next step.
+
+        Without it, every row is the first of its episode.
+        """
+        before = obs_MD.new_zeros(len(obs_MD), self.actor.memory)
+        before = before if memory_MH is None else memory_MH
         head, after = self.actor.step(obs_MD, before)
         action = self.distribution.mode(head)
         return action if memory_MH is None else (action, after)

@@ -34,10 +34,13 @@ class PPOSettings:
     """Weight of the entropy bonus."""
     max_grad_norm: float = 1.0
     """Each network's gradient is scaled down to this norm; 0 does not clip."""
+    weight_decay: float = 0.0
+    """Weights, but not biases, shrink by this times the learning rate at each step, as in AdamW."""
     lr: float = 1e-3
     """Adam's learning rate, at the start."""
     lr_schedule: Literal["adaptive", "linear", "fixed"] = "adaptive"
-    """adaptive keeps the divergence of a step near desired_kl; linear falls to 0 over the run."""
+    """adaptive keeps the divergence of a step near desired_kl; linear falls to 0 at the run's end,
+    the new end where a run is extended."""
     desired_kl: float = 0.01
     """KL divergence per learning phase that the adaptive rate aims at [nats]."""
     kl_stop: float = 0.0
@@ -61,7 +64,8 @@ class PPOSettings:
     memory: int = 0
     """Width of a GRU in front of actor and critic each; 0 has none."""
     sequence_steps: int = 0
-    """Steps through which a memory is trained; 0 is the whole rollout, which it must divide."""
+    """Steps through which a memory is trained; 0 is the whole rollout, which it must divide. More
+    than 32 are not compiled, which would take minutes."""
     privileged: bool = True
     """Whether the critic sees the observation group ``critic``, where there is one."""
     timeout_bootstrap: Literal["auto", "final", "pre_step"] = "auto"
@@ -82,6 +86,7 @@ class PPOSettings:
             ("value_coef", self.value_coef >= 0, ">= 0"),
             ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("lr", self.lr > 0, "> 0"),
             ("desired_kl", self.desired_kl > 0, "> 0"),
             ("kl_stop", self.kl_stop >= 0, ">= 0"),

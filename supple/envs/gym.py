@@ -7,10 +7,11 @@ into that: where an environment resets on the *next* step, that step becomes a b
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -26,6 +27,9 @@ from supple.envs.gym_spaces import ActionMap, Flattener
 from supple.envs.gym_state import SUCCESS_KEYS, ManagedEnv, restores_exactly
 from supple.errors import InputError, SimulatorError
 from supple.rng import derive_seed
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
 
 _WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 _SEED_BITS = 2**31 - 1
@@ -256,15 +260,32 @@ def _batch_of_one(obs: Any) -> Any:
     return np.asarray(obs)[None]
 
 
-def make_gym(
-    task: str,
-    *,
-    num_envs: int,
-    vectorization: Literal["sync", "async"],
-    device: torch.device,
-    render: bool,
-) -> GymVector:
-    """``num_envs`` environments of a registered Gymnasium id.
+def status() -> str:
+    """Gymnasium is always installed; most of its robots need MuJoCo."""
+    if importlib.util.find_spec("mujoco") is None:
+        return 'installed without MuJoCo: pip install "supple[mujoco]"'
+    return "installed, with MuJoCo"
+
+
+def tasks() -> tuple[str, ...]:
+    """Every registered id that can be made."""
+    # Entry points that are functions of Gymnasium's own only say that the version has moved away.
+    return tuple(
+        sorted(
+            name
+            for name, spec in gymnasium.registry.items()
+            if not getattr(spec.entry_point, "__module__", "").startswith("gymnasium.envs")
+        )
+    )
+
+
+def exists(name: str) -> bool:
+    """Whether it is registered, or Gymnasium's own ``<module to import>:<id>``."""
+    return ":" in name or name in tasks()
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
+    """Environments of a registered Gymnasium id.
 
     Raises:
         InputError: the id's packages are missing, or its spaces are not supported.
@@ -273,17 +294,17 @@ def make_gym(
     def one(**options: Any) -> gymnasium.Env[Any, Any]:
         # Gymnasium's checks of the first steps are `supple doctor --env`'s here.
         try:
-            return gymnasium.make(task, disable_env_checker=True, **options)
+            return gymnasium.make(name, disable_env_checker=True, **options)
         except TypeError as error:
             if "unexpected keyword argument 'render_mode'" not in str(error):
                 raise
-            return gymnasium.make(task, disable_env_checker=True)  # render() will say so
+            return gymnasium.make(name, disable_env_checker=True)  # render() will say so
 
     return wrap_factory(
         one,
-        task_id=f"gym/{task}",
-        num_envs=num_envs,
-        vectorization=vectorization,
+        task_id=f"gym/{name}",
+        num_envs=settings.num_envs,
+        vectorization=settings.vectorization,
         device=device,
         render=render,
     )

@@ -18,7 +18,7 @@ device. Legend of shape suffixes: ``N`` environments, ``S`` states, ``A`` action
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDict
@@ -29,6 +29,9 @@ from supple.envs.toy_base import State, ToyEnv
 from supple.envs.toy_hidden import Asymmetric, Disturbed, Recall
 from supple.envs.toy_lqr import LQR_A, LQR_B, LQR_Q, LQR_R, riccati
 from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
 
 
 class Counter(ToyEnv):
@@ -251,3 +254,23 @@ def make_toy(name: str, num_envs: int, device: torch.device) -> Env:
     if num_envs < 1:
         raise InputError(f"num_envs={num_envs} for toy/{name.removeprefix('toy/')}: expected >= 1")
     return task(num_envs, device)
+
+
+def status() -> str:
+    """They need nothing but torch."""
+    return "built in"
+
+
+def tasks() -> tuple[str, ...]:
+    """Every toy."""
+    return tuple(TOY_TASKS)
+
+
+def exists(name: str) -> bool:
+    """Whether there is such a toy."""
+    return name in TOY_TASKS
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
+    """The adapter's ``build``; toys draw nothing."""
+    return make_toy(name, settings.num_envs, device)

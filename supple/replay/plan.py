@@ -70,20 +70,29 @@ class ReplayPlan:
             f" {self.num_envs:,} environments), {_size(self.total_bytes)}: {parts}"
         )
 
-    def check(self, device: torch.device) -> None:
+    def check(self, device: torch.device, remedy: str = "") -> None:
         """Refuse a ring that does not fit the device's free memory.
+
+        Args:
+            device: where it is to live.
+            remedy: what to do about it; by default, the settings of a ring of any size.
 
         Raises:
             InputError: names the settings to turn.
         """
         free = free_memory(device)
-        if self.total_bytes > free:
-            spill = ", or keep it in host memory with --replay.spill"
-            raise InputError(
-                f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free:"
-                " lower --replay.capacity, or store observations with --replay.obs-dtype bfloat16"
-                f"{spill if device.type == 'cuda' else ''}"
+        if self.total_bytes <= free:
+            return
+        if not remedy:
+            remedy = (
+                "lower --replay.capacity, or store observations with --replay.obs-dtype bfloat16"
             )
+            if device.type == "cuda":
+                remedy += ", or keep it in host memory with --replay.spill"
+        raise InputError(
+            f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free:"
+            f" {remedy}"
+        )
 
 
 def plan_ring(

@@ -18,6 +18,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from supple.checkpoint import plain_name
 from supple.errors import InputError
 from supple.files import replace_file
 from supple.replay.buffer import Replay
@@ -160,7 +161,7 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _read(folder: Path, entry: Mapping[str, Any]) -> bytes:
-    path: Path = folder / entry["name"]
+    path = folder / plain_name(entry["name"])
     if not path.is_file():
         raise InputError(f"{path} is missing: the replay rows of this checkpoint are incomplete")
     data = path.read_bytes()

@@ -6,7 +6,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.distributions import kl_divergence as torch_kl
 
-from supple.agents.distributions import Categorical, Gaussian, SquashedGaussian
+from supple.agents.distributions import Categorical, Gaussian, SquashedGaussian, bounded
 
 ROWS, ACTIONS = 7, 3
 
@@ -103,3 +103,14 @@ def test_modes():
     assert torch.equal(gaussian().mode(head), head[:, :ACTIONS])
     assert torch.equal(gaussian(SquashedGaussian).mode(head), head[:, :ACTIONS].tanh())
     assert torch.equal(Categorical(6).mode(head), head.argmax(-1))
+
+
+def test_a_standard_deviation_finds_back_from_beyond_its_bounds():
+    low, high = -1.0, 2.0
+    x = torch.tensor([-3.0, -3.0, 0.5, 2.0, 5.0, 5.0], requires_grad=True)
+    found = bounded(x, low, high)
+    assert found.tolist() == [-1.0, -1.0, 0.5, 2.0, 2.0, 2.0]
+    # Descent moves against the gradient: what leads further out is dropped, what leads back stays.
+    found.backward(torch.tensor([-1.0, 1.0, 1.0, -1.0, 1.0, -1.0]))
+    assert x.grad is not None
+    assert x.grad.tolist() == [-1.0, 0.0, 1.0, -1.0, 1.0, 0.0]

@@ -11,6 +11,7 @@ from supple.envs.base import Discrete, step_result
 from supple.errors import InputError
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
+from supple.replay.plan import plan_ring
 from tests.agents.small_agents import assert_same_bits, generator, small_spec
 
 
@@ -265,7 +266,8 @@ def test_early_stop_leaves_the_rest_of_a_phase_out():
     for _, state in seen[stop:]:
         assert_same_bits(state, seen[stop - 1][1])
     assert int(agent._taken) == stop
-    assert float(metrics["actor/kl"]) <= 1e-3  # a mean over the steps that were taken
+    assert float(metrics["actor/steps_taken"]) == stop
+    assert float(agent._sums[-1]) == stop + 1  # means are over what was looked at, the stop too
     collect(agent, replay, generator(2))
     agent._learn_step = learn
     agent.update(replay)
@@ -294,12 +296,120 @@ def test_the_rate_follows_the_divergence_or_the_run():
         agent._adapt_rate(torch.tensor(1e-4))
     assert float(agent._rate) == pytest.approx(1e-2)
 
-    agent = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=96)
+    # 24 steps a rollout: of 106 steps the last rollout has 10, and still learns.
+    agent = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=106)
+    assert rates_of(agent, 6) == pytest.approx(
+        [1e-3 * max(0.0, 1 - 24 * k / 106) for k in range(6)]
+    )
+    agent = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=24)
+    assert rates_of(agent, 1) == pytest.approx([1e-3])
+
+
+def rates_of(agent, phases, **chances):
     replay, random, rates = ring_of(agent), generator(1), []
-    for _ in range(5):
-        collect(agent, replay, random)
+    for _ in range(phases):
+        collect(agent, replay, random, **chances)
         rates.append(float(agent.update(replay)["actor/learning_rate"]))
-    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 0.0])
+    return rates
+
+
+def test_a_linear_rate_counts_the_steps_that_were_steps():
+    agent = small_agent(lr_schedule="linear", total_env_steps=100)
+    rates = rates_of(agent, 2, invalid=0.5)
+    seen = 100 * (1 - rates[1] / rates[0])
+    assert 0 < seen < 24
+    assert seen == pytest.approx(round(seen), abs=1e-3)
+
+
+def test_a_linear_rate_goes_on_to_the_end_of_an_extended_run():
+    agent = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=48)
+    rates_of(agent, 2)
+    longer = small_agent(lr_schedule="linear", lr=1e-3, total_env_steps=96)
+    longer.load_state_dict(agent.state_dict())
+    assert rates_of(longer, 2) == pytest.approx([5e-4, 2.5e-4])
+
+
+def test_an_adaptive_rate_stands_still_over_steps_that_are_left_out():
+    agent = small_agent(kl_stop=1e-6, desired_kl=1e-9, lr=1e-3, epochs=10)
+    replay = ring_of(agent)
+    collect(agent, replay, generator(1))
+    rate = float(agent.update(replay)["actor/learning_rate"])
+    looked_at = float(agent._sums[-1])
+    assert looked_at < 5  # of 30
+    assert rate >= 1e-3 / 1.5**looked_at * 0.999
+
+
+def test_a_phase_that_stops_at_once_still_says_why():
+    agent = small_agent(kl_stop=1e-12, lr_schedule="fixed", epochs=3)
+    replay = ring_of(agent)
+    collect(agent, replay, generator(1))
+    agent._actor_params[0].data.add_(0.3)  # the policy has moved since it acted
+    metrics = agent.update(replay)
+    assert float(metrics["actor/steps_taken"]) == 0
+    assert float(metrics["actor/kl"]) > 1e-6
+    assert float(metrics["critic/loss"]) > 0
+
+
+def test_the_first_phase_learns_from_the_observations_that_acting_saw():
+    agent = small_agent(lr_schedule="fixed", lr=1e-9)
+    replay, random = ring_of(agent), generator(1)
+    obs = random_groups(random, agent.spec)
+    for _ in range(agent.horizon):
+        action, extras = agent.act(obs, explore=True)
+        step = random_step(random, agent.spec)
+        replay.add(obs, action, step, extras)
+        obs = {"policy": 1000 * step["observation"]["policy"]}
+    assert float(agent.update(replay)["actor/kl"]) < 1e-6
+    assert float(agent.actor.normaliser.std.min()) > 1
+
+
+def test_a_ratio_that_would_overflow_gives_finite_gradients():
+    agent = small_agent()
+    replay = ring_of(agent)
+    collect(agent, replay, generator(1))
+    replay.columns["log_prob"].sub_(1000.0)  # e^1000 times likelier now
+    agent.update(replay)
+    assert all(torch.isfinite(param).all() for param in agent._optimizer.params)
+
+
+def test_the_entropy_of_squashed_actions_is_that_of_fresh_draws():
+    agents = [
+        small_agent(distribution="squashed", entropy_coef=weight, lr=1e-9, lr_schedule="fixed")
+        for weight in (0.0, 1e-9)
+    ]
+    found = []
+    for agent in agents:
+        replay = ring_of(agent)
+        collect(agent, replay, generator(1))
+        found.append(float(agent.update(replay)["actor/entropy"]))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_recurrent_policy_without_a_memory_begins_an_episode():
+    agent = small_agent(memory=4)
+    obs = random_groups(generator(1), agent.spec)["policy"]
+    policy = agent.policy()
+    action = policy(obs)
+    assert torch.equal(action, policy(obs, torch.zeros(len(obs), 4))[0])
+
+
+def test_long_sequences_are_not_compiled():
+    compute = Compute(compile=True)
+    agent = small_agent(memory=3, rollout_steps=33, compute=compute)
+    assert not agent._learn_step._compute.compile
+    assert agent.compute.compile
+    agent = small_agent(memory=3, rollout_steps=33, sequence_steps=11, compute=compute)
+    assert agent._learn_step._compute.compile
+
+
+def test_a_rollout_that_memory_does_not_hold_names_ppos_own_flags(monkeypatch):
+    import supple.replay.plan
+
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: 100)
+    agent = small_agent()
+    ring = plan_ring(agent.spec, agent.ring(ReplaySettings()), agent.extra_spec)
+    with pytest.raises(InputError, match=r"lower --env\.num-envs or --agent\.rollout-steps"):
+        agent.check_room(ring)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1])

@@ -35,6 +35,14 @@ def test_weight_decay_shrinks_weights_apart_from_the_gradient():
     assert gain.tolist() == [1, 1, 1]
 
 
+def test_weight_decay_follows_a_rate_that_only_the_device_knows():
+    weight = torch.ones(2)
+    adam = Adam([weight], decay=0.5, decayed=[weight])
+    adam.begin(1.0, 1)
+    adam.step((torch.zeros(2),), factor=torch.tensor(0.1))
+    assert weight.tolist() == pytest.approx([0.95] * 2)
+
+
 def test_shrinking_keeps_a_share_of_the_trained_weights():
     own, fresh = trunk(0), trunk(1)
     before = own.input_linear.weight.detach().clone()

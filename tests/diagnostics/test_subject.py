@@ -5,8 +5,9 @@ import torch
 
 from supple.diagnostics.context import Context
 from supple.diagnostics.subject import subject_of
+from supple.envs.base import Channel
+from tests.agents.small_agents import OBSERVATIONS, generator, random_batch, snapshot
 from tests.agents.small_agents import assert_same_bits as same_bits
-from tests.agents.small_agents import generator, random_batch, snapshot
 from tests.diagnostics.subjects import EVERY_KIND, agent_of, subject_with_data, transitions
 
 
@@ -96,6 +97,18 @@ def test_fresh_networks_are_untrained_calibrated_and_always_the_same(kind):
         hidden = Context(subject=one, data=data).features("critic", data.recent).before_norm
         raw = subject.views["critic"].module.trunk.input_norm.running_mean
         fresh = one.views["critic"].module.trunk.input_norm.running_mean
-        torch.testing.assert_close(fresh, raw, rtol=0, atol=0.1)
+        seen = slice(OBSERVATIONS)  # next actions are another policy's
+        torch.testing.assert_close(fresh[:, seen], raw[:, seen], rtol=0, atol=1e-5)
         assert hidden.isfinite().all()
     same_bits(snapshot(subject.agent), before)
+
+
+def test_declared_sensor_noise_finds_its_place_in_the_input():
+    channels = [
+        Channel(name="a", group="critic", noise=9.0),
+        Channel(name="b", group="policy"),
+        Channel(name="c", group="policy", noise=0.2),
+    ]
+    subject = subject_of(agent_of("ppo"), seed=0, channels=channels)
+    assert subject.channel_noise("actor") == {1: 0.2}
+    assert subject_of(agent_of("ppo"), seed=0).channel_noise("actor") == {}

@@ -20,8 +20,7 @@ from tests.diagnostics.subjects import subject_with_data, transitions
 
 
 def read(subject, data, group, name):
-    suite = "standard" if group in ("next_step", "curvature") else "quick"
-    found = measure(subject, DataSets(recent=data.recent), suite, groups=[group]).readings
+    found = measure(subject, DataSets(recent=data.recent), groups=[group]).readings
     assert found[name].value is not None, found[name].reason
     return found[name].value
 

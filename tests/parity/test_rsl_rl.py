@@ -148,13 +148,11 @@ def test_updates_equal_rsl_rl(changes, monkeypatch):
     algorithm = their_algorithm(agent)
     random = torch.Generator().manual_seed(5)
     obs = random_step(random)["observation"]
-    # rsl_rl acts once without any statistics; ours takes the first rollout's before it learns.
     for model, groups in ((agent.actor, ["policy"]), (agent.critic, ["policy", "critic"])):
         seen = torch.cat([3 * obs[name] + 1 for name in groups], dim=-1)
         model.normaliser.observe(seen, torch.ones(ENVS, dtype=torch.bool))
     algorithm.actor.update_normalization(3 * obs + 1)
     algorithm.critic.update_normalization(3 * obs + 1)
-    agent._rollouts = 1
 
     replay = Replay(agent.spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
     for _ in range(3):
@@ -218,7 +216,6 @@ def test_our_own_defaults_differ_from_rsl_rl_where_we_say_so(monkeypatch):
     algorithm = their_algorithm(agent)
     random = torch.Generator().manual_seed(5)
     replay = Replay(agent.spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
-    agent._rollouts = 1
     collect(agent, algorithm, replay, random_step(random)["observation"], random)
     packed = agent._pack(agent._rollout(replay))
     ours = dict(zip(agent._fields, packed.split(list(agent._fields.values()), -1), strict=True))

@@ -1,0 +1,106 @@
+"""A user's own simulator, as ``module:callable``: what it returns is recognised and wrapped."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from supple.envs.base import Env
+from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+
+def load(task: str) -> Callable[..., Any]:
+    """The callable that ``module:callable`` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    module_name, _, attribute = task.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not look into the current folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {module_name} for task {task}: {error}; run from its folder or install"
+            " its package"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"module {module_name} has no {attribute} (task {task})")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"{task} is a {type(found).__name__}: expected something callable")
+    loaded: Callable[..., Any] = found
+    return loaded
+
+
+def build(task: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
+    """The environments of a user's callable: supple's own kind, or Gymnasium's, which is wrapped.
+
+    Raises:
+        InputError: it returns something else, or not what was asked for.
+    """
+    factory = load(task)
+    offered = {"num_envs": settings.num_envs, "device": device}
+    if render:
+        offered["render_mode"] = "rgb_array"
+    accepted = _accepted(factory, offered)
+    made = factory(**accepted)
+    if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
+        factory = made
+        made = factory(**_accepted(factory, offered))
+    if isinstance(made, Env):
+        return _as_asked(made, task, accepted, device)
+    import gymnasium
+
+    from supple.envs.gym import GymVector, wrap_factory
+
+    if isinstance(made, gymnasium.vector.VectorEnv):
+        return _as_asked(GymVector(made, task_id=task, device=device), task, accepted, device)
+    if isinstance(made, gymnasium.Env):
+        made.close()
+        return wrap_factory(
+            lambda **options: factory(**_accepted(factory, options)),
+            task_id=task,
+            num_envs=settings.num_envs,
+            vectorization=settings.vectorization,
+            device=device,
+            render=render,
+        )
+    raise InputError(
+        f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"
+        " gymnasium.Env or a gymnasium.vector.VectorEnv"
+    )
+
+
+def _as_asked(env: Env, task: str, accepted: dict[str, Any], device: torch.device) -> Env:
+    """Refuse an environment of another size or device than its callable was given."""
+    asked = accepted.get("num_envs", env.spec.num_envs)
+    got = env.spec.device
+    if env.spec.num_envs != asked:
+        problem = f"built {env.spec.num_envs} environments, asked for num_envs={asked}"
+    elif got.type != device.type or device.index not in (None, got.index):
+        problem = f"built an environment on {got}, this run is on {device}: take device, or set it"
+    else:
+        return env
+    env.close()
+    raise InputError(f"{task} {problem}")
+
+
+def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments a callable takes, of those on offer."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in offered.items() if name in names}
