@@ -68,7 +68,7 @@ def test_an_illness_is_named_and_nothing_else(rule, level, found):
         [number("srank", 3.0)],  # never a rank alone
         [number("value_bias_norm", 0.3, ci95=(-0.1, 0.7))],
         [LOW],  # a pessimistic ensemble
-        [number("value_rank", 0.2)],
+        [number("value_rank", 0.2), number("support_use", 0.01)],  # a steady gait
         [number("support_clip", 0.02)],
         [number("seem_norm", 0.3)],
         [number("stab_adam", 1.1)],
