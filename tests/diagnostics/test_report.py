@@ -74,7 +74,7 @@ def analysis(width=3, names=()):
     )
 
 
-def made(count=2, *, name="step", one=None, verdicts=True):
+def made(count=2, *, name="step", one=None, verdicts=True, every_pair=False):
     """A document of ``count`` checkpoints."""
     found = Document(command=f"supple diagnose {name}", suite="quick", device="cpu", seed=0)
     found.notes.append(f"note on {name}")
@@ -102,7 +102,11 @@ def made(count=2, *, name="step", one=None, verdicts=True):
         found.add(number, undefined(f"no rows in {name}", metric="fit_gap", network="critic"))
         facts = {"metric": "ret_mdd", "network": "run", "reference": {"fresh": float("nan")}}
         found.add(number, reading(1.0, **facts))
-        found.add(number, reading(2.0, **facts), before=0 if number else None)
+        found.add(number, reading(2.0, **facts))
+        if number:
+            drift = reading(0.3, metric="rdm_drift", network="critic")
+            for before in range(number) if every_pair else [number - 1]:
+                found.add(number, drift, before=before)
     xs, ys = [0.0, 1.0, 2.0], [1.0, 5.0, 3.0]
     found.add_series("eval/return_mean", count - 1, xs, ys, xlabel="environment steps")
     if one is not None:
@@ -141,6 +145,13 @@ def test_documents_follow_the_schema_and_pages_are_well_formed(count):
     record = made(count, one=one)
     jsonschema.validate(json.loads(documents.as_bytes(record)), documents.schema())
     Reader(page_of(record, one))
+
+
+def test_changes_between_checkpoints_are_a_line_or_a_matrix():
+    line, matrix = (page_of(made(4, every_pair=every)) for every in (False, True))
+    assert "from each checkpoint to the next" in line
+    assert 'class="cell"' not in line
+    assert matrix.count('class="cell"') == 6
 
 
 def test_the_schema_refuses_what_is_not_finite_or_has_no_reason():

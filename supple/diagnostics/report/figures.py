@@ -421,6 +421,9 @@ def _overwriting(source: Source) -> Iterator[Figure]:
         for network in dict.fromkeys(e["network"] for e in entries):
             own = {tuple(e["target"]): e["value"] for e in entries if e["network"] == network}
             numbers = sorted({n for pair in own for n in pair})
+            if len(own) < len(numbers):  # each checkpoint and the next only
+                yield from _from_next_to_next(source, network, title, own, f"0 {low}, 1 {high}")
+                continue
             matrix = [[own.get((a, b)) for b in numbers] for a in numbers]
             names = [svg.number(source.document["targets"][n]["env_step"]) for n in numbers]
             yield Figure(
@@ -430,6 +433,30 @@ def _overwriting(source: Source) -> Iterator[Figure]:
                 svg.heat(matrix, names, title=title, low=low, high=high),
                 "Row: the earlier checkpoint; column: the later one.",
             )
+
+
+def _from_next_to_next(
+    source: Source, network: str, title: str, own: Mapping[tuple[int, ...], float], ends: str
+) -> Iterator[Figure]:
+    steps = [float(target["env_step"]) for target in source.document["targets"]]
+    points = sorted((steps[after], value) for (_, after), value in own.items())
+    if len(points) < 2:
+        return
+    frame = svg.chart(
+        [x for x, _ in points],
+        [y for _, y in points],
+        xlabel="environment steps",
+        ylabel=ends,
+        zero=True,
+    )
+    frame.line(points, dots=True)
+    yield Figure(
+        "Can it still learn?",
+        title,
+        f"{network}, from each checkpoint to the next",
+        frame.render(title),
+        "Change that does not fade late in training: features are still being rewritten.",
+    )
 
 
 MAKERS: tuple[Callable[[Source], Iterator[Figure]], ...] = (

@@ -330,12 +330,14 @@ def heat(
             f"{escape(shortened(names[i], 7))}</text>"
         )
         for j, value in enumerate(row):
-            shade = 0.0 if value is None else min(max(value, 0.0), 1.0)
+            if value is None:
+                continue
+            shade = min(max(value, 0.0), 1.0)
             parts.append(
                 f'<rect class="cell" x="{left + j * cell:.1f}" y="{y:.1f}" width="{cell - 2:.1f}"'
                 f' height="{cell - 2:.1f}" fill-opacity="{0.06 + 0.94 * shade:.2f}"/>'
             )
-            text = "?" if value is None else f"{value:.2f}"
+            text = f"{value:.2f}"
             if cell >= 34:
                 kind = "incell dark" if shade > 0.55 else "incell"
                 parts.append(
