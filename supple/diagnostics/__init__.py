@@ -1,1 +1,1 @@
-"""Measurements of policies and critics while training and after it, their verdicts and the report."""
+"""Measurements of policies and critics, while training and after it, and what follows of them."""

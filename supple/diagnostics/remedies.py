@@ -15,7 +15,10 @@ ADVICE: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("agent.critic_norm", "agent.layer_norm"),
     ),
     "project": ("restore unit norms after each update", ("agent.project_critic",)),
-    "weight decay": ("keep weights small by weight decay", ("agent.remedy.weight_decay", "agent.weight_decay")),
+    "weight decay": (
+        "keep weights small by weight decay",
+        ("agent.remedy.weight_decay", "agent.weight_decay"),
+    ),
     "shrink": (
         "pull the networks towards fresh ones now and then (shrink and perturb)",
         ("agent.remedy.shrink_every",),
