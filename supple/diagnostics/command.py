@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``supple diagnose``."""
     add = parser.add_argument
     add("targets", metavar="TARGET", nargs="+", type=Path, help="run folders or checkpoints")
-    add("--suite", choices=SUITES, default="quick", help="how much: a minute, ten, an hour")
+    add(
+        "--suite",
+        choices=SUITES,
+        default="quick",
+        help="how much; quick makes no environment",
+    )
     add("--out", type=Path, help="folder of the report; default: the run's diagnostics folder")
     add("--episodes", type=int, default=20, help="of the standard and full suites")
     add("--rollouts", action="store_true", help="disturb the policy in closed loop (full: always)")
