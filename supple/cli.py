@@ -30,6 +30,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple export DIR              a trained policy as ONNX, torch and C, with all a robot needs
   supple verify BUNDLE           replays a bundle in every runtime here: table and exit status
   supple chain DIR               export, verify, and a C++ runner that moves a simulated robot
+  supple diagnose DIR            is it still able to learn, right, steady, robust? one page
   supple compare TASK            seeds and variants side by side: one table, one figure
   supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
@@ -37,7 +38,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
 """
 EXIT_STATUS = """\
 exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable,
-4 a verdict failed"""
+             4 a verdict failed, or is at or above --fail-on"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,6 +98,7 @@ def dispatch(arguments: list[str]) -> int:
         "export": export,
         "verify": verify,
         "chain": chain,
+        "diagnose": diagnose,
         "compare": compare,
         "bench": bench,
         "list": list_,
@@ -282,6 +284,22 @@ def chain(arguments: list[str]) -> int:
     from supple.deploy.command import chain as chain_main
 
     return chain_main(arguments)
+
+
+def diagnose(arguments: list[str]) -> int:
+    """``supple diagnose DIR``."""
+    parser = Parser(
+        prog="supple diagnose",
+        description="Measure checkpoints, judge them, and write one self-contained page.",
+    )
+    from supple.diagnostics import command
+
+    command.add_arguments(parser)
+    _add_device(parser)
+    options = _parse(parser, arguments)
+    if options is None:
+        return DONE
+    return VERDICT if command.run(options, arguments) else DONE
 
 
 def compare(arguments: list[str]) -> int:

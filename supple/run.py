@@ -27,6 +27,7 @@ from supple import checkpoint, machine, plots
 from supple.agents.base import Agent
 from supple.checkpoint import Checkpoint, following_format
 from supple.configs.base import Settings
+from supple.diagnostics.online import Online
 from supple.display import Display
 from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics, FiniteWatch
@@ -89,6 +90,9 @@ class Run:
         self._stop_asked = 0.0
         self._resumed = resumed
         self._segments = Segments(replay, folder / REPLAY_FOLDER)
+        self._online = Online(
+            agent, replay, settings.diagnostics, seed=settings.seed, env_steps=settings.env_steps
+        )
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
         self._finite = FiniteWatch(env.spec)
@@ -225,6 +229,10 @@ class Run:
     def _counters(self) -> list[Tensor]:
         return [*self._finite.tensors(), *self._episodes.state_dict().values(), self._invalid]
 
+    def diagnose(self) -> None:
+        """Measure what is due of the networks' health; training is the same with and without."""
+        self._online.after_update(self.env_steps)
+
     def should_evaluate(self) -> bool:
         """Once per ``eval.every`` environment steps, and at the end."""
         return self._is_over() or self._due(
@@ -276,6 +284,9 @@ class Run:
         row |= written or {}
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()
+        row |= self._online.row()
+        for text in self._online.news():
+            self.display.notice(text)
         row |= self._timing()
         self._sinks.write(self.env_steps, row)
         self.display.update({"step": self.env_steps, **row})
@@ -301,6 +312,7 @@ class Run:
             "replay": self.replay.state_dict(),
             "env": self.env.state_dict() if spec.exact_resume else None,
             "obs": dict(self._obs.items()),
+            "diagnostics": self._online.state_dict(),
             "run": {
                 "vector_steps": self._vector_steps,
                 "invalid": self._invalid,
@@ -452,6 +464,7 @@ class Run:
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self._segments.load(resumed.header["replay"])
+        self._online.load_state_dict(state.get("diagnostics", {}))
         self._vector_steps = run["vector_steps"]
         self._finite.start_from(self._vector_steps)
         self._invalid.copy_(run["invalid"])

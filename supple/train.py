@@ -19,6 +19,7 @@ def train(run: Run) -> None:
             obs = run.record(action, step, extras)  # agent.observe, replay.add
         if not overlap:
             metrics = agent.update(replay)  # 0-d device tensors
+        run.diagnose()  # now and then; changes nothing
         if run.should_evaluate():
             run.evaluate()
         if run.should_log():

@@ -92,7 +92,9 @@ def run_until(settings, env_steps):
 
 def deterministic_rows(folder):
     columns = read_csv(folder / "metrics.csv")
-    return {name: values for name, values in columns.items() if not name.startswith("time/")}
+    return {
+        name: values for name, values in columns.items() if not name.startswith(("time/", "diag/"))
+    }
 
 
 def newest_state(folder):

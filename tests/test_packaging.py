@@ -32,7 +32,7 @@ def test_wheel_holds_exactly_the_package(wheel):
     in_tree = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "supple").rglob("*")
-        if path.suffix == ".py"
+        if path.suffix in (".py", ".css", ".json")
         or path.name == "py.typed"
         or (path.is_file() and path.parent.name == "runtime")
     }

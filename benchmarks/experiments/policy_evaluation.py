@@ -54,6 +54,8 @@ from supple.agents.flow_settings import published
 from supple.agents.velocity import MLPSize, PublishedMLP
 from supple.bench.table import append, read
 from supple.diagnostics import plasticity, recovery, representation
+from supple.diagnostics.linalg import singular_values
+from supple.diagnostics.units import dormant_fraction
 from supple.display import Display
 from supple.intervals import half_width95
 from supple.kernels.critic_integration import Form, ValueEncoding
@@ -368,8 +370,8 @@ def measure(learner: Learner, snapshot: Learner, known: Truth, seeds: int) -> di
             start_N1 = learner.critic.noise(even(1, 2048))
             features = plasticity.flow_features(learner.critic, state_N2, start_N1, steps=1)
             feature_ENH = features.after_norm[0]
-    found["srank"] = representation.srank(representation.singular_values(feature_ENH)).float()
-    found["dormant"] = representation.dormant_fraction(feature_ENH).float()
+    found["srank"] = representation.srank(singular_values(feature_ENH)).float()
+    found["dormant"] = dormant_fraction(feature_ENH).float()
     if not isinstance(learner, Flow) or learner.critic.net.form.endpoint:
         return found
     if learner.critic.settings.train_time == "zero":

@@ -117,8 +117,9 @@ class FoldedPolicy(nn.Module):
         return torch.tanh(self.mean(F.rms_norm(x_MH, self._hidden, eps=RMS_NORM_EPS)))
 
 
-def _affine(norm: UnitBatchNorm) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Factor and shift, (D,) float64, of a batch norm with its recorded statistics."""
+    assert type(norm) is UnitBatchNorm  # only that is an affine map
     factor = norm.scale[0].double() * torch.rsqrt(norm.running_var[0].double() + BATCH_NORM_EPS)
     return factor, norm.shift[0].double() - norm.running_mean[0].double() * factor
 

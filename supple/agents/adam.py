@@ -22,16 +22,24 @@ class Adam:
 
     Args:
         params: what is optimised, one device.
+        decay: ``decayed`` shrink by this times the learning rate at each step, apart from the
+            gradient (AdamW, arXiv:1711.05101).
+        decayed: some of the params.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], *, decay: float = 0.0, decayed: Sequence[Tensor] = ()
+    ) -> None:
         self.params = list(params)
+        self._decay = decay
+        self._decayed = list(decayed) if decay else []
         device = self.params[0].device
         self.mean = [torch.zeros_like(param) for param in self.params]
         self.square = [torch.zeros_like(param) for param in self.params]
         # Learning rate and root of the mean square, corrected for the moments' start at 0.
         self._rate = torch.zeros((), device=device)
         self._root = torch.zeros((), device=device)
+        self._keep = torch.ones((), device=device)
 
     def begin(self, rate: float, number: int | Tensor) -> None:
         """Say what the next step is.
@@ -43,6 +51,8 @@ class Adam:
         """
         self._rate.fill_(rate / (1 - BETA1**number))
         self._root.fill_((1 - BETA2**number) ** -0.5)
+        if self._decayed:
+            self._keep.fill_(1 - rate * self._decay)
 
     @torch.no_grad()
     def step(
@@ -68,6 +78,9 @@ class Adam:
         torch._foreach_add_(spread, EPS)
         move = torch._foreach_div(self.mean, spread)
         torch._foreach_mul_(move, self._rate if factor is None else self._rate * factor)
+        if self._decayed:
+            keep = self._keep if factor is None else 1 - factor * (1 - self._keep)
+            torch._foreach_mul_(self._decayed, keep)
         torch._foreach_sub_(self.params, move)
         for value, old in zip(self.tensors(), before, strict=False):
             value.copy_(torch.where(cast(Tensor, enabled), value, old))

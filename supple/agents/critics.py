@@ -36,6 +36,19 @@ class CriticSize:
     blocks: int
     members: int
     """Ensemble size E; targets take the member with the smaller value."""
+    norm: str = "batch"
+    """Of the trunk's blocks: batch, layer or none."""
+
+    def trunk(self, generator: torch.Generator) -> Trunk:
+        """Of these sizes."""
+        return Trunk(
+            self.inputs,
+            self.hidden,
+            self.blocks,
+            generator,
+            members=self.members,
+            norm=self.norm,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +123,7 @@ class HeadCritic(Critic):
 
     def __init__(self, size: CriticSize, outputs: int, generator: torch.Generator) -> None:
         super().__init__(size)
-        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.trunk = size.trunk(generator)
         self.head = UnitLinear(size.hidden, outputs, generator, members=size.members, bias=True)
 
     def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:

@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.base import Agent, check_sizes, concat, critic_groups
-from supple.agents.critics import CategoricalCritic, Critic, CriticSize, ScalarCritic
+from supple.agents.critics import (
+    CategoricalCritic,
+    Critic,
+    CriticSize,
+    HeadCritic,
+    ScalarCritic,
+)
 from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.nets import norm_deviation, project_
+from supple.agents.remedies import reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
 from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
@@ -97,15 +104,8 @@ class FlashSAC(Agent):
 
         sampling = {"replay": torch.device(replay_device or self.device)}
         self.generators = Generators(seed, self.device, sampling)
-        weights = self.generators["weights"]
-        self.actor = Actor(
-            actor_width,
-            self._num_actions,
-            hidden=settings.actor_hidden,
-            blocks=settings.actor_blocks,
-            generator=weights,
-        )
-        self.critic = self._build_critic(critic_width + self._num_actions, weights)
+        self._widths = (actor_width, critic_width + self._num_actions)
+        self.actor, self.critic = self.build_networks(self.generators["weights"])
         project_(self.actor)
         project_(self.critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -122,8 +122,8 @@ class FlashSAC(Agent):
         self._critic_params = list(self.critic.parameters())
         self._target_params: list[Tensor] = list(self.target_critic.parameters())
         self._optimizers = {
-            "actor": Adam(self._actor_params),
-            "critic": Adam(self._critic_params),
+            "actor": self._adam(self.actor),
+            "critic": self._adam(self.critic),
             "temperature": Adam([self.log_alpha]),
         }
         self.compute = compute or Compute()
@@ -149,6 +149,23 @@ class FlashSAC(Agent):
         self._learning = False
         self.metrics: dict[str, Tensor] = {}
 
+    def _adam(self, network: nn.Module) -> Adam:
+        weights = [part for part in network.parameters() if part.dim() > 2]  # behind the members
+        decay = self.settings.remedy.weight_decay
+        return Adam(list(network.parameters()), decay=decay, decayed=weights)
+
+    def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
+        """Untrained networks of this agent's sizes, not yet projected."""
+        settings, (actor_inputs, critic_inputs) = self.settings, self._widths
+        actor = Actor(
+            actor_inputs,
+            self._num_actions,
+            hidden=settings.actor_hidden,
+            blocks=settings.actor_blocks,
+            generator=generator,
+        )
+        return actor, self._build_critic(critic_inputs, generator)
+
     def _build_critic(self, inputs: int, generator: torch.Generator) -> Critic:
         settings = self.settings
         size = CriticSize(
@@ -156,6 +173,7 @@ class FlashSAC(Agent):
             hidden=settings.critic_hidden,
             blocks=settings.critic_blocks,
             members=settings.num_critics,
+            norm=settings.critic_norm,
         )
         if settings.critic == "scalar":
             return ScalarCritic(size, generator=generator)
@@ -335,7 +353,39 @@ class FlashSAC(Agent):
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
+        self._remedy(batch)
         return self.metrics
+
+    def _remedy(self, batch: Batch) -> None:
+        """What the settings prescribe against lost plasticity, when it is due."""
+        remedy = self.settings.remedy
+        shrinks, resets = (
+            every > 0 and self.updates % every == 0
+            for every in (remedy.shrink_every, remedy.reset_dormant_every)
+        )
+        if not (shrinks or resets):
+            return
+        actor, critic = self.build_networks(self.generators["remedy"])
+        if shrinks:
+            for network, fresh in ((self.actor, actor), (self.critic, critic)):
+                shrink_and_perturb_(network, fresh, remedy.shrink)
+        if resets:
+            assert isinstance(self.critic, HeadCritic | BoundedFlowCritic)
+            assert isinstance(critic, HeadCritic | BoundedFlowCritic)
+            rows = len(batch.action_BA)
+            x_BD = torch.cat((batch.critic_obs_2BD[:rows], batch.action_BA), dim=-1)
+            adam = self._optimizers["critic"]
+            moments = {id(part): adam for part in adam.params}
+            count = reset_dormant_(
+                self.critic.trunk, critic.trunk, x_BD, remedy.dormant_threshold, moments
+            )
+            self.metrics["critic/units_reset"] = count.float()
+        for network, bound in (
+            (self.actor, self.settings.project_actor),
+            (self.critic, self.settings.project_critic),
+        ):
+            if bound:
+                project_(network)
 
     def _update_actor(
         self,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from supple.agents.exploration import NoiseSettings
 from supple.agents.flow_settings import FlowSettings
+from supple.agents.remedies import RemedySettings
 from supple.agents.reward_scaling import RewardScalerSettings
 from supple.errors import InputError, require_rules, require_values
 
@@ -54,6 +55,8 @@ class FlashSACSettings:
     """Restore the actor's unit norms after each of its updates."""
     project_critic: bool = True
     """Restore the critics' unit norms after each update."""
+    critic_norm: Literal["batch", "layer", "none"] = "batch"
+    """Norm inside the critics' blocks; the input is always batch-normalised."""
     actor_period: int = 2
     """Critic updates per actor and temperature update; the first update is one."""
     tau: float = 0.01
@@ -77,6 +80,7 @@ class FlashSACSettings:
     """Accept environments that cannot tell the observation before a reset; time-outs then
     bootstrap from the next episode's first observation, which is wrong."""
     flow: FlowSettings = field(default_factory=FlowSettings)
+    remedy: RemedySettings = field(default_factory=RemedySettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     reward_scaler: RewardScalerSettings = field(default_factory=RewardScalerSettings)
 
@@ -110,11 +114,21 @@ class FlashSACSettings:
             ("lr_warmup", 0 <= self.lr_warmup < 1, "in [0, 1)"),
             ("lr_decay", self.lr_decay > 0, "> 0"),
             ("bc_alpha", self.bc_alpha >= 0, ">= 0"),
+            ("remedy.weight_decay", self.remedy.weight_decay >= 0, ">= 0"),
+            ("remedy.shrink_every", self.remedy.shrink_every >= 0, ">= 0"),
+            ("remedy.shrink", 0 <= self.remedy.shrink < 1, "in [0, 1)"),
+            ("remedy.reset_dormant_every", self.remedy.reset_dormant_every >= 0, ">= 0"),
+            ("remedy.dormant_threshold", self.remedy.dormant_threshold >= 0, ">= 0"),
             ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
         require_values(self, "--agent.")
         require_rules(self, "--agent.", rules)
+        if self.critic == "flow_official" and self.remedy.reset_dormant_every:
+            raise InputError(
+                "--agent.remedy.reset-dormant-every works on the blocks of a trunk, and"
+                " --agent.critic flow_official has none: drop the flag, or take --agent.critic flow"
+            )
         samples = self.flow.target_samples
         if self.critic.startswith("flow") and samples % self.next_actions:
             raise InputError(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from supple.agents.critics import ALL_ROWS, Critic, CriticSize, Draws
 from supple.agents.flow_settings import FlowSettings
-from supple.agents.nets import Trunk, UnitLinear
+from supple.agents.nets import UnitLinear
 from supple.agents.velocity import (
     MLPSize,
     PublishedMLP,
@@ -102,7 +102,7 @@ class FlowCritic(Critic):
         self.settings = settings
         self.range = spans
         self.clip = clip
-        self._velocity_scale = velocity_scale
+        self.velocity_scale = velocity_scale
         reads = 0 if settings.readout == "distilled" else settings.read_samples
         self.draws = Draws(
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
@@ -224,6 +224,29 @@ class FlowCritic(Critic):
             return target_JB.mean(0)
         return target_JB.transpose(0, 1).flatten(1)
 
+    def regression(
+        self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the velocity network says at random times, (E, B, M), what it should, the noise.
+
+        Arguments as ``loss`` takes them.
+        """
+        noise_uniform, t_BM = uniform_BR.chunk(2, dim=-1)
+        start_BM = self.noise(noise_uniform)
+        if self.settings.train_time == "zero":
+            t_BM = torch.zeros_like(t_BM)
+        end = target[:, None] if target.dim() == 1 else target
+        state = (1 - t_BM) * start_BM + t_BM * end
+        found_EBM = velocity(
+            self.net.field(),
+            self.net.form,
+            state if state.dim() == 3 else state[None],
+            prediction.condition_EBH.unsqueeze(2),
+            self.net.time(t_BM),
+        )
+        goal = end.expand_as(state) if self.net.form.endpoint else end - start_BM
+        return found_EBM, goal, start_BM
+
     def loss(
         self, prediction: FlowPrediction, target: Tensor, uniform_BR: Tensor | None = None
     ) -> Tensor:
@@ -236,21 +259,8 @@ class FlowCritic(Critic):
             uniform_BR: ``draws.loss`` numbers per row.
         """
         settings = self.settings
-        noise_uniform, t_BM = _given(uniform_BR).chunk(2, dim=-1)
-        start_BM = self.noise(noise_uniform)
-        if settings.train_time == "zero":
-            t_BM = torch.zeros_like(t_BM)
-        end = target[:, None] if target.dim() == 1 else target
-        state = (1 - t_BM) * start_BM + t_BM * end
-        found_EBM = velocity(
-            self.net.field(),
-            self.net.form,
-            state if state.dim() == 3 else state[None],
-            prediction.condition_EBH.unsqueeze(2),
-            self.net.time(t_BM),
-        )
-        goal = end.expand_as(state) if self.net.form.endpoint else end - start_BM
-        error_EBM = ((found_EBM - goal) / self._velocity_scale).square()
+        found_EBM, goal, start_BM = self.regression(prediction, target, _given(uniform_BR))
+        error_EBM = ((found_EBM - goal) / self.velocity_scale).square()
         over_samples = error_EBM.sum(-1) if settings.reduction == "sum" else error_EBM.mean(-1)
         loss = over_samples.mean()
         if settings.readout != "distilled":
@@ -288,13 +298,13 @@ class BoundedFlowCritic(FlowCritic):
             clip=value_max,
             velocity_scale=2 * value_max,
         )
-        self.trunk = Trunk(size.inputs, size.hidden, size.blocks, generator, members=size.members)
+        self.trunk = size.trunk(generator)
         self.net = UnitVelocityNet(
             _mlp(settings, inputs=size.hidden, members=size.members),
             form=self._form(norm_first=True),
             time_kind=settings.time_encoding,
             time_count=settings.time_features,
-            bound=self._velocity_scale,
+            bound=self.velocity_scale,
             generator=generator,
         )
         if settings.readout == "distilled":

@@ -98,6 +98,7 @@ class UnitBatchNorm(nn.Module):
         shared_input: bool = False,
     ) -> None:
         super().__init__()
+        self.momentum = BATCH_NORM_MOMENTUM
         self.scale = nn.Parameter(torch.ones(members, features, device=device))
         self.shift = nn.Parameter(torch.zeros(members, features, device=device))
         statistics = (1 if shared_input else members, features)
@@ -115,7 +116,7 @@ class UnitBatchNorm(nn.Module):
             self.scale.view(-1) if own_affine else None,
             self.shift.view(-1) if own_affine else None,
             training=train,
-            momentum=BATCH_NORM_MOMENTUM,
+            momentum=self.momentum,
             eps=BATCH_NORM_EPS,
         ).unflatten(1, self.running_mean.shape)
         return out if own_affine else torch.addcmul(self.shift, out, self.scale)
@@ -127,6 +128,33 @@ class UnitBatchNorm(nn.Module):
         factor = math.sqrt(self.scale.shape[-1]) / torch.sqrt(square + 1e-8)
         self.scale.mul_(factor)
         self.shift.mul_(factor)
+
+
+class UnitLayerNorm(UnitBatchNorm):
+    """Layer norm with the same scale and shift: no statistics, rows do not touch each other."""
+
+    def forward(self, x_MED: Tensor, *, train: bool) -> Tensor:
+        """(M, E, D) -> (M, E, D), the same in both modes."""
+        normal = F.layer_norm(x_MED, x_MED.shape[-1:], eps=BATCH_NORM_EPS)
+        return torch.addcmul(self.shift, normal, self.scale)
+
+
+class NoNorm(nn.Module):
+    """Nothing, called as a norm is: the control."""
+
+    def __init__(self, features: int, device: torch.device, *, members: int = 1) -> None:
+        super().__init__()
+
+    def forward(self, x_MED: Tensor, *, train: bool) -> Tensor:
+        """The same."""
+        return x_MED
+
+
+NORMS: dict[str, type[UnitBatchNorm | NoNorm]] = {
+    "batch": UnitBatchNorm,
+    "layer": UnitLayerNorm,
+    "none": NoNorm,
+}
 
 
 class UnitRMSNorm(nn.Module):
@@ -152,13 +180,15 @@ class UnitRMSNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """Two linear layers, each followed by batch norm and ReLU, added to the stream."""
 
-    def __init__(self, hidden: int, generator: torch.Generator, *, members: int = 1) -> None:
+    def __init__(
+        self, hidden: int, generator: torch.Generator, *, members: int = 1, norm: str = "batch"
+    ) -> None:
         super().__init__()
         device, wide = generator.device, EXPANSION * hidden
         self.linear1 = UnitLinear(hidden, wide, generator, members=members)
-        self.norm1 = UnitBatchNorm(wide, device, members=members)
+        self.norm1 = NORMS[norm](wide, device, members=members)
         self.linear2 = UnitLinear(wide, hidden, generator, members=members)
-        self.norm2 = UnitBatchNorm(hidden, device, members=members)
+        self.norm2 = NORMS[norm](hidden, device, members=members)
 
     def forward(self, x_MEH: Tensor, *, train: bool) -> Tensor:
         """(M, E, H) -> (M, E, H)."""
@@ -178,6 +208,7 @@ class Trunk(nn.Module):
         blocks: residual blocks.
         generator: draws the initial weights.
         members: E, independent trunks that read the same input.
+        norm: of the blocks, a key of ``NORMS``.
     """
 
     def __init__(
@@ -188,13 +219,14 @@ class Trunk(nn.Module):
         generator: torch.Generator,
         *,
         members: int = 1,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         device = generator.device
         self.input_norm = UnitBatchNorm(inputs, device, members=members, shared_input=True)
         self.input_linear = UnitLinear(inputs, hidden, generator, members=members)
         self.block = nn.ModuleList(
-            ResidualBlock(hidden, generator, members=members) for _ in range(blocks)
+            ResidualBlock(hidden, generator, members=members, norm=norm) for _ in range(blocks)
         )
         self.output_norm = UnitRMSNorm(hidden, device, members=members)
 

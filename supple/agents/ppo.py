@@ -133,7 +133,12 @@ class PPO(Agent):
         )
         self._actor_params = [*self.actor.parameters(), *self.distribution.parameters()]
         self._critic_params = list(self.critic.parameters())
-        self._optimizer = Adam([*self._actor_params, *self._critic_params])
+        weights = [part for part in (*self._actor_params, *self._critic_params) if part.dim() > 1]
+        self._optimizer = Adam(
+            [*self._actor_params, *self._critic_params],
+            decay=settings.weight_decay,
+            decayed=weights,
+        )
         self._memory = {
             name: torch.zeros(spec.num_envs, settings.memory, device=self.device)
             for name in ("actor", "critic")

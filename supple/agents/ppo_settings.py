@@ -33,6 +33,8 @@ class PPOSettings:
     """Weight of the entropy bonus."""
     max_grad_norm: float = 1.0
     """Each network's gradient is scaled down to this norm; 0 does not clip."""
+    weight_decay: float = 0.0
+    """Weights, but not biases, shrink by this times the learning rate at each step, as in AdamW."""
     lr: float = 1e-3
     """Adam's learning rate, at the start."""
     lr_schedule: Literal["adaptive", "linear", "fixed"] = "adaptive"
@@ -83,6 +85,7 @@ class PPOSettings:
             ("value_coef", self.value_coef >= 0, ">= 0"),
             ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("lr", self.lr > 0, "> 0"),
             ("desired_kl", self.desired_kl > 0, "> 0"),
             ("kl_stop", self.kl_stop >= 0, ">= 0"),

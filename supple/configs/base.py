@@ -18,6 +18,7 @@ import tyro
 
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
+from supple.diagnostics.settings import DiagnosticsSettings
 from supple.envs import EnvSettings
 from supple.errors import InputError, require_rules, require_values
 from supple.region import ComputeSettings
@@ -92,6 +93,7 @@ class Settings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     log: LogSettings = field(default_factory=LogSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    diagnostics: DiagnosticsSettings = field(default_factory=DiagnosticsSettings)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""

@@ -1,1 +1,1 @@
-"""Measurements of critics: recovery of flows, representations, plasticity."""
+"""Measurements of policies and critics, while training and after it, and what follows of them."""

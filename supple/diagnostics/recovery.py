@@ -149,17 +149,6 @@ def step_sweep(
     return StepSweep(value_SEB, *errors)
 
 
-def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Spearman's, along the last dimension; ties share their average rank."""
-    ranks = torch.stack([_ranks(one) for one in torch.broadcast_tensors(x, y)])
-    ranks -= ranks.mean(-1, keepdim=True)
-    norm = torch.linalg.vector_norm(ranks, dim=-1)
-    if not norm.all():
-        raise InputError("the rank correlation of equal values is undefined")
-    correlation: Tensor = ranks.prod(0).sum(-1) / norm.prod(0)
-    return correlation
-
-
 class Slopes(NamedTuple):
     """dv/dz on trajectories, by flow time."""
 
@@ -224,10 +213,3 @@ def _relative_to_last(errors_KE: Tensor, undefined: str) -> Tensor:
     if not errors_KE[-1].all():
         raise InputError(undefined)
     return errors_KE / errors_KE[-1]
-
-
-def _ranks(x: Tensor) -> Tensor:
-    x = x.contiguous()
-    ordered = x.sort(-1).values
-    below, through = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
-    return (below + through).double() / 2

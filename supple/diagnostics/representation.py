@@ -3,6 +3,8 @@
 Features are of one network and member: unit i of two members has nothing in common but its number.
 Where ``...`` leads, each entry is measured on its own. Everything but lengths is in float64.
 
+Spectra are ``linalg.singular_values``.
+
 Shapes: ``N`` rows, ``H`` features, ``J`` sets of values, ``S`` ridge strengths, ``P`` directions.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from supple.diagnostics.linalg import entropy_rank, leading, singular_values
 from supple.errors import InputError
 
 RIDGE = tuple(10.0**exponent for exponent in range(-6, 1))
@@ -26,48 +29,61 @@ def feature_norm(features: Tensor) -> Tensor:
     return norm.mean(-1)
 
 
-def singular_values(features: Tensor) -> Tensor:
-    """Largest first, (..., N, H) -> (..., H), down to 1e-8 of the largest.
+def consecutive_likeness(now: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean dot product and cosine of rows of two sets of features, (..., N, H) -> (...).
 
-    Raises:
-        InputError: fewer than two rows per feature (8 are better), or no feature at all.
+    A dot product that grows without bound while ranks fall is implicit co-adaptation (Kumar et
+    al., 2022); a cosine near 1 says that a critic hardly tells a state from the next.
     """
-    rows, width = features.shape[-2:]
-    if rows < 2 * width:
-        raise InputError(f"the rank of {width} features needs {2 * width} rows, got {rows}")
-    exact = features.double()
-    values: Tensor = torch.linalg.eigvalsh(exact.mT @ exact).clamp(min=0).sqrt().flip(-1)
-    if not values[..., 0].all():
-        raise InputError("the rank of features that are all 0 is undefined")
-    return values
+    now, after = now.double(), after.double()
+    dot = (now * after).sum(-1)
+    length = torch.linalg.vector_norm(now, dim=-1) * torch.linalg.vector_norm(after, dim=-1)
+    # Rows without any active feature have no direction: they count for the dot product only.
+    cosine = torch.where(length > 0, dot / length, math.nan).nanmean(-1)
+    return dot.mean(-1), cosine
 
 
 def srank(values: Tensor, delta: float = 0.01) -> Tensor:
     """How many ``singular_values`` hold 1 - delta of their sum (Kumar et al., 2021), (...)."""
-    held = values.cumsum(-1) / values.sum(-1, keepdim=True)
-    return (held < 1 - delta - 1e-12).sum(-1) + 1
+    return leading(values, 1 - delta)
 
 
 def effective_rank(values: Tensor) -> Tensor:
     """Exponential of the entropy of ``singular_values`` (Roy & Vetterli, 2007), (...)."""
-    share = values / values.sum(-1, keepdim=True)
-    entropy: Tensor = -torch.xlogy(share, share).sum(-1)
-    return entropy.exp()
+    return entropy_rank(values)
+
+
+def feature_rank(values: Tensor, rows: int, epsilon: float = 0.01) -> Tensor:
+    """How many ``singular_values`` exceed epsilon sqrt(rows) (Lyle et al., 2022), (...)."""
+    return (values / math.sqrt(rows) > epsilon).sum(-1)
+
+
+def relative_rank(values: Tensor, epsilon: float = 0.01) -> Tensor:
+    """How many ``singular_values`` exceed epsilon of the largest, whatever the scale, (...)."""
+    return (values / values[..., :1] > epsilon).sum(-1)
+
+
+def pca_rank(features: Tensor, share: float = 0.99) -> Tensor:
+    """Principal directions that hold this share of the variance over rows, (..., N, H) -> (...).
+
+    Source: Yang et al., 2020, whose code does not centre; this does.
+    """
+    exact = features.double()
+    centred = exact - exact.mean(-2, keepdim=True)
+    # A constant is constant, however its mean was rounded.
+    centred *= centred.abs().amax(-2, keepdim=True) > 1e-12 * exact.abs().amax(-2, keepdim=True)
+    return leading(singular_values(centred).square(), share)
+
+
+def participation_ratio(values: Tensor) -> Tensor:
+    """(sum of squares)^2 over the sum of fourth powers of ``singular_values``, (...)."""
+    square = (values / values[..., :1]).square()
+    return square.sum(-1).square() / square.square().sum(-1)
 
 
 def stable_rank(values: Tensor) -> Tensor:
     """Sum of the squared ``singular_values`` over the largest, (...)."""
     return (values / values[..., :1]).square().sum(-1)
-
-
-def dormant_fraction(activations: Tensor, threshold: float = 0.025) -> Tensor:
-    """Share of units whose mean |activation| is at most ``threshold`` of the layer's.
-
-    (..., N, H) -> (...); 2048 varied rows or more, else units that fire rarely count. Take
-    activations after the non-linearity: ``Features.before_norm`` (Sokar et al., 2023).
-    """
-    mean = activations.double().abs().mean(-2)
-    return (mean <= threshold * mean.mean(-1, keepdim=True)).double().mean(-1)
 
 
 def ridge_r2(x_NH: Tensor, y_NJ: Tensor) -> Tensor:

@@ -490,6 +490,38 @@ class Replay:
             group: storage.index_select(0, after).float() for group, storage in self.storage.items()
         }
 
+    def stored_rows(self, newest: float = 1.0) -> Tensor:
+        """Ring rows (vector steps) of the newest share of what is stored, oldest first.
+
+        After ``clear``, those of the rollout that was just forgotten, until they are written over.
+        """
+        oldest, rows = self._usable() if self.vector_steps else (0, self.num_rows)
+        kept = max(1, round(newest * rows))
+        return (oldest + torch.arange(rows - kept, rows, device=self.device)) % self.num_rows
+
+    @torch.no_grad()
+    def transitions(self, cells: Tensor) -> dict[str, Any]:
+        """Single transitions as they were stored, without n-step returns; changes nothing.
+
+        Args:
+            cells: flat ring rows, row * N + environment, (B,).
+
+        Returns:
+            ``observation`` and ``next_observation`` (groups (B, D) float32), ``action``,
+            ``reward``, ``terminated``, ``truncated``, ``step`` in its episode and ``start``, which
+            is ``cells``, (B,) each.
+        """
+        columns = {name: column.flatten(0, 1)[cells] for name, column in self.columns.items()}
+        slot = columns["final_slot"].long()
+        after = torch.where(slot >= 0, self._final_start + slot, cells + self.num_envs)
+        return {
+            "observation": {g: rows[cells].float() for g, rows in self.storage.items()},
+            "next_observation": {g: rows[after].float() for g, rows in self.storage.items()},
+            **{name: columns[name] for name in ("action", "reward", "terminated", "truncated")},
+            "step": columns["step_in_episode"].long(),
+            "start": cells,
+        }
+
     def clear(self) -> None:
         """Forget all rows: an on-policy agent has learned from them. Episodes go on."""
         self.vector_steps = 0

@@ -8,11 +8,11 @@ import torch
 from supple.agents.critics import CriticSize
 from supple.agents.flow_critics import FlowPrediction, FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import FlowSettings
+from supple.diagnostics.linalg import rank_correlation
 from supple.diagnostics.recovery import (
     fixed_noise,
     injection_gain,
     noisy_target,
-    rank_correlation,
     recovery_index,
     slopes,
     stale_prefix,

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
+from supple.diagnostics.linalg import singular_values
 from supple.diagnostics.representation import (
     changed_units,
-    dormant_fraction,
     effective_rank,
     feature_norm,
     linear_cka,
     linear_probe,
     random_projection,
     ridge_r2,
-    singular_values,
     srank,
     stable_rank,
     subspace_overlap,
 )
+from supple.diagnostics.units import dormant_fraction
 from supple.errors import InputError
 from tests.agents.small_agents import generator
 

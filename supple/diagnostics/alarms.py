@@ -1,0 +1,120 @@
+"""Early warnings while training: readings that went over a line and stayed, each said once.
+
+They are hints, not verdicts: the rules of ``supple diagnose`` need evidence of a second kind. Every
+line below is a project default, none a finding of the literature.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from supple.diagnostics.movement import growth
+from supple.errors import InputError
+
+LOGS = 20
+"""Over which a trend is fitted."""
+CLEAR = 0.8
+"""R^2 of a trend that is worth saying."""
+SOON = 3.0
+"""A limit is near where the trend reaches it before three times the updates so far."""
+
+
+class Line(NamedTuple):
+    """A reading that should not stay above a limit."""
+
+    metric: str
+    above: float
+    times: int
+    """In a row."""
+    advice: str
+
+
+class Limit(NamedTuple):
+    """A reading that should not grow to a limit."""
+
+    metric: str
+    at: float
+    relative: bool
+    """``at`` times the first reading."""
+    advice: str
+
+
+LINES = (
+    Line("dormant_0.1", 50, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
+    Line("dead_var", 30, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
+    Line("support_clip", 0.1, 3, "raise --agent.value-max, or check the reward scaling"),
+    Line("stab_adam", 2, 3, "lower the learning rate, or raise --agent.batch-size"),
+    Line("seem_norm", 0, 5, "bootstrapping may feed its own errors: lower --agent.tau"),
+    Line("churn_flip_1", 0.1, 3, "lower the learning rate: single updates change decisions"),
+    Line("act_sat", 0.3, 5, "check the action scale and the entropy target"),
+    Line("eps_frac", 0.5, 3, "gradients are so small that Adam's epsilon shrinks the steps"),
+    Line("flow_conv", 0.05, 3, "raise --agent.flow.target-steps: the flow is read too coarsely"),
+)
+LIMITS = (
+    Limit("feat_norm", 10, True, "features grow: consider --agent.project-critic"),
+    Limit("logit_pre", 10, False, "the actor's means grow: lower its learning rate"),
+    Limit("logit_z", 50, False, "logits grow; a fault only if features or gradients do too"),
+)
+
+
+class Alarms:
+    """Watches metric rows."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, int] = defaultdict(int)
+        self._first: dict[str, float] = {}
+        self._logs: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=LOGS))
+        self._said: set[str] = set()
+
+    def watch(self, updates: int, row: Mapping[str, float]) -> list[str]:
+        """New warnings, one line each.
+
+        Args:
+            updates: gradient steps so far.
+            row: ``diag/...`` columns.
+        """
+        found = []
+        for name, value in row.items():
+            network, _, rest = name.removeprefix("diag/").partition("/")
+            member, metric = rest.split("/")[-2:] if "/" in rest else ("", rest)
+            if member != "mean":
+                continue
+            lines = self._lines(network, metric, value)
+            for key, text in (*lines, *self._trend(network, metric, value, updates)):
+                if key not in self._said:
+                    self._said.add(key)
+                    found.append(text)
+        return found
+
+    def _lines(self, network: str, metric: str, value: float) -> Iterator[tuple[str, str]]:
+        for line in LINES:
+            if metric.startswith(line.metric):
+                key = f"{network}/{metric}"
+                self._above[key] = self._above[key] + 1 if value > line.above else 0
+                if self._above[key] >= line.times:
+                    what = f"{network} {metric} is {value:.3g}, above {line.above:g}"
+                    yield key, f"early warning: {what}, {line.times} times running; {line.advice}"
+
+    def _trend(
+        self, network: str, metric: str, value: float, updates: int
+    ) -> Iterator[tuple[str, str]]:
+        for limit in LIMITS:
+            if metric != limit.metric:
+                continue
+            key = f"{network}/{metric}"
+            self._logs[key].append((float(updates), value))
+            at = limit.at * self._first.setdefault(key, value) if limit.relative else limit.at
+            logs = list(self._logs[key])
+            if len(logs) < LOGS // 2:
+                return
+            try:
+                trend = growth([u for u, _ in logs], [v for _, v in logs], at)
+            except InputError:
+                return
+            near = trend.crossing is not None and trend.crossing < SOON * updates
+            if near and trend.r2 > CLEAR and trend.crossing is not None:
+                when = f"reaches {at:.3g} at about update {trend.crossing:,.0f}"
+                what = f"{network} {metric} grows as updates^{trend.slope:.2g} and {when}"
+                yield f"trend {key}", f"early warning: {what}; {limit.advice}"

@@ -1,0 +1,466 @@
+"""``supple diagnose``: measure checkpoints, judge them, write the report.
+
+Cheap stages come first and every stage is left out, and said to be, once ``--budget`` is used up.
+Slow measurements are made of the last, the best and every named checkpoint only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from supple.diagnostics import disturbances, rules
+from supple.diagnostics.channels import Layout, actuators_of, layout_of, read_noise
+from supple.diagnostics.context import Suite
+from supple.diagnostics.data import generator_for
+from supple.diagnostics.directions import compare_policies, compare_states
+from supple.diagnostics.document import Document
+from supple.diagnostics.evidence import LEVELS, Evidence
+from supple.diagnostics.instability import Instability, analyse, readings
+from supple.diagnostics.measure import chosen, compare, measure
+from supple.diagnostics.policies import Policy, policy_of
+from supple.diagnostics.reading import Reading, reading, undefined
+from supple.diagnostics.remedies import advice
+from supple.diagnostics.rollouts import Rollout, Sense, roll
+from supple.diagnostics.run_level import return_readings
+from supple.diagnostics.states import States, stored, visited
+from supple.diagnostics.subject import Subject, subject_of
+from supple.diagnostics.targets import Target, load_targets
+from supple.envs.base import Env
+from supple.errors import InputError
+from supple.evaluate import make_env
+from supple.metrics import read_csv
+from supple.rng import derive_seed
+
+ROLLOUT_ENVS = 10
+Progress = Callable[[str], None]
+
+
+@dataclass(kw_only=True, slots=True)
+class Options:
+    """What was asked for."""
+
+    paths: Sequence[Path]
+    suite: Suite = "quick"
+    episodes: int = 20
+    modes: tuple[str, ...] = ()
+    """Of policy instability; empty is all that apply."""
+    rollouts: bool = False
+    """Closed-loop disturbances; the full suite has them anyway."""
+    baseline: Path | None = None
+    noise: Path | None = None
+    seed: int = 0
+    device: str = ""
+    budget_s: float = 0.0
+    """Seconds after which no further stage begins; 0 is no limit [s]."""
+    command: str = ""
+
+
+@dataclass(kw_only=True)
+class Diagnosis:
+    """All that the page is made from."""
+
+    document: Document
+    targets: list[Target]
+    arrays: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """By target."""
+    analyses: dict[tuple[int, str], Instability] = field(default_factory=dict)
+    """By target and mode."""
+    rollouts: dict[int, Rollout] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str:
+        """The level of the worst verdict; ``ok`` without any."""
+        found = [str(verdict["level"]) for verdict in self.document.verdicts]
+        return max(found, key=[*map(str, LEVELS)].index, default="ok")
+
+
+def diagnose(options: Options, progress: Progress = lambda text: None) -> Diagnosis:
+    """Measure and judge.
+
+    Raises:
+        InputError: nothing intact there, or an option that does not fit.
+    """
+    targets, notes = load_targets(options.paths, baseline=options.baseline, device=options.device)
+    document = Document(
+        command=options.command,
+        suite=options.suite,
+        device=str(targets[0].agent.device),
+        seed=options.seed,
+        notes=notes,
+    )
+    found = Diagnosis(document=document, targets=targets)
+    work = _Work(options, found, progress)
+    work.run()
+    return found
+
+
+class _Work:
+    def __init__(self, options: Options, found: Diagnosis, progress: Progress) -> None:
+        self.options = options
+        self.found = found
+        self.document = found.document
+        self._progress = progress
+        self._chance: dict[int, float] = {}
+        """Mean return of random actions, by target."""
+        self._deadline = time.monotonic() + (options.budget_s or 1e12)
+        noise = options.noise
+        self._noise = read_noise(noise, found.targets[0].spec) if noise is not None else None
+        self._close = [target for target in found.targets if target.looked_at_closely]
+        self._final = [target for target in found.targets if self._is_final(target)]
+
+    def _is_final(self, target: Target) -> bool:
+        if {"named", "baseline"} & set(target.roles):
+            return True
+        later = [t for t in self.found.targets if t.run == target.run]
+        return target is later[-1]
+
+    def run(self) -> None:
+        """All stages in order of their cost."""
+        for target in self.found.targets:
+            self.document.add_target(target)
+        self.document.lap("loading")
+        self._stage("units, features and weights", self._measure_suite("quick", self.found.targets))
+        environment = self.options.suite != "quick"
+        if environment:
+            self._stage("episodes", self._collect)
+        else:
+            self.document.skip("episodes", "the quick suite makes no environment: --suite standard")
+        self._stage("returns", self._returns)
+        self._stage("policy instability", self._instability)
+        if environment:
+            self._stage("gradients and values", self._measure_suite("standard", self._close))
+            self._stage("change between checkpoints", self._change)
+        if environment and (self.options.rollouts or self.options.suite == "full"):
+            self._stage("disturbances", self._disturb)
+        if self.options.suite == "full":
+            self._stage("trainability", self._measure_suite("full", self._close))
+        self._compare()
+        self._judge()
+        self.document.lap("verdicts")
+
+    def _stage(self, name: str, work: Callable[[], None]) -> None:
+        if time.monotonic() > self._deadline:
+            self.document.skip(name, "--budget was used up before this stage: raise it")
+            return
+        self._progress(name)
+        work()
+        self.document.lap(name)
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def _measure_suite(self, suite: Suite, targets: Sequence[Target]) -> Callable[[], None]:
+        """The groups of one suite, without those of the smaller ones."""
+        groups = [group.name for group in chosen(suite) if group.suite == suite]
+
+        def work() -> None:
+            for target in targets if groups else ():
+                self._progress(f"  {target.label}")
+                try:
+                    target.data.current()
+                except InputError as error:
+                    self.document.skip(f"{suite} suite", str(error), target=target.number)
+                    continue
+                measured = measure(self._subject(target), target.data, suite, groups=groups)
+                for each in measured.readings.values():
+                    self.document.add(target.number, each)
+                self.found.arrays.setdefault(target.number, {}).update(measured.arrays)
+
+        return work
+
+    def _returns(self) -> None:
+        """Each run's course, told at its last checkpoint."""
+        for target in self._final:
+            table = target.run / "metrics.csv"
+            columns = read_csv(table) if table.exists() else {}
+            if not any(v is not None for v in columns.get("eval/return_mean", ())):
+                why = f"{target.run.name} has no evaluation in metrics.csv"
+                self.document.skip("ret_mdd", why, target=target.number)
+                continue
+            for name in ("eval/return_mean", "train/return_mean"):
+                xs, (ys,) = _complete(columns, target.env_steps, name)
+                self.document.add_series(name, target.number, xs, ys, xlabel="environment steps")
+            names = ("eval/return_mean", "eval/return_std")
+            steps, (means, deviations) = _complete(columns, target.env_steps, *names)
+            episodes = target.settings.eval.episodes
+            for each in return_readings(
+                means,
+                steps,
+                [deviation / episodes**0.5 for deviation in deviations],
+                random_return=self._chance.get(target.number),
+                episodes=episodes,
+            ):
+                self.document.add(target.number, each)
+
+    def _collect(self) -> None:
+        """Episodes: drawn from the policy for the value, its most likely actions for the rest."""
+        for target in self._close:
+            self._progress(f"  {target.label}")
+            policy = policy_of(target.agent)
+            count = min(self.options.episodes, ROLLOUT_ENVS)
+            with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
+                drawn = self._roll(target, policy, env, "drawn")
+                greedy = self._roll(target, policy, env, "greedy")
+                random = self._roll(target, policy, env, "random")
+            target.data = dataclasses.replace(
+                target.data, sampled=drawn.steps, rollout=greedy.steps
+            )
+            self.found.rollouts[target.number] = greedy
+            self._chance[target.number] = float(random.returns.mean())
+
+    def _roll(self, target: Target, policy: Policy, env: Env, kind: str) -> Rollout:
+        """Episodes whose actions are ``drawn``, ``greedy`` or ``random``, on the same starts."""
+        generator = self._generator("rollout", kind)
+        found = roll(
+            policy,
+            env,
+            episodes=self.options.episodes,
+            seed=self._episode_seed(),
+            draw=generator if kind == "drawn" else None,
+            random=generator if kind == "random" else None,
+        )
+        source = f"whole episodes, {kind} actions"
+        self.document.add_dataset(target.number, "rollout", found.steps.episode, source=source)
+        returns = [float(value) for value in found.returns]
+        self.document.datasets[-1] |= {"returns": returns, "seed": self._episode_seed()}
+        return found
+
+    def _episode_seed(self) -> int:
+        return derive_seed(self.options.seed, "diagnose")
+
+    def _instability(self) -> None:
+        for target in self._final:
+            self._progress(f"  {target.label}")
+            policy = policy_of(target.agent)
+            states = self._states(target, policy)
+            if states is None:
+                why = "no transitions to look at: --suite standard collects episodes"
+                self.document.skip("ranld", why, target=target.number)
+                continue
+            if policy.no_value:
+                self.document.skip("ranld mode critic", policy.no_value, target=target.number)
+            for mode in self.options.modes or policy.modes:
+                if self.options.suite == "quick" and mode in ("critic", "information", "fisher"):
+                    continue  # minutes, or no more than the deployed policy says
+                self._analyse(target, policy, mode, states)
+
+    def _states(self, target: Target, policy: Policy) -> States | None:
+        if target.number in self.found.rollouts:
+            return visited(policy, self.found.rollouts[target.number])
+        for name in ("recent", "anchor"):
+            data = getattr(target.data, name)
+            if data is not None:
+                if policy.memory:
+                    self.document.notes.append(
+                        f"{target.label}: a recurrent policy met stored states with an empty memory"
+                    )
+                return stored(policy, data, name)
+        return None
+
+    def _layout(self, target: Target, policy: Policy, mode: str) -> Layout:
+        groups = policy.critic_groups if mode == "critic" else policy.groups
+        return layout_of(target.spec, groups, self._noise)
+
+    def _analyse(self, target: Target, policy: Policy, mode: str, states: States) -> None:
+        try:
+            one = analyse(
+                policy,
+                mode,
+                states,
+                self._layout(target, policy, mode),
+                self._generator("ranld", mode),
+                actuators=actuators_of(target.spec),
+            )
+        except InputError as error:
+            params = {"mode": mode, "data": states.source}
+            facts = {"metric": "ranld_conc", "network": "actor", "params": params}
+            self.document.add(target.number, undefined(str(error), **facts))
+            return
+        self.found.analyses[target.number, mode] = one
+        for each in readings(one):
+            self.document.add(target.number, each)
+        arrays = self.found.arrays.setdefault(target.number, {})
+        arrays |= {
+            f"ranld/{mode}/matrix": one.found.matrix_DD,
+            f"ranld/{mode}/values": one.found.value_D,
+            f"ranld/{mode}/worst": one.worst,
+            f"ranld/{mode}/least": one.least,
+        }
+
+    def _change(self) -> None:
+        """From each checkpoint to the next of its run; in the full suite, to every later one."""
+        targets = self.found.targets
+        for later in targets:
+            earlier = [t for t in targets if t.run == later.run and t.number < later.number]
+            for before in earlier if self.options.suite == "full" else earlier[-1:]:
+                if later.data.anchor is None:
+                    why = "no transitions that both were looked at on"
+                    self.document.skip("change between checkpoints", why, target=later.number)
+                    continue
+                found = compare(self._subject(before), self._subject(later), later.data)
+                for each in found.readings.values():
+                    self.document.add(later.number, each, before=before.number)
+
+    def _subject(self, target: Target) -> Subject:
+        return subject_of(
+            target.agent,
+            seed=self.options.seed,
+            env_steps=target.env_steps,
+            label=target.label,
+        )
+
+    def _disturb(self) -> None:
+        """Closed loop: the worst direction and physical disturbances, on the same starts."""
+        for target in self._final:
+            policy = policy_of(target.agent)
+            mode = policy.modes[0]
+            one = self.found.analyses.get((target.number, mode))
+            if one is None or target.number not in self.found.rollouts:
+                continue
+            # As many environments as before: equal seeds then give equal starts.
+            count = min(self.options.episodes, ROLLOUT_ENVS)
+            with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
+                for each in self._closed_loop(target, policy, one, env):
+                    self.document.add(target.number, each)
+
+    def _closed_loop(
+        self, target: Target, policy: Policy, one: Instability, env: Env
+    ) -> list[Reading]:
+        clean = self.found.rollouts[target.number]
+        seed, chance = self._episode_seed(), self._chance[target.number]
+        episodes, generator = self.options.episodes, self._generator("disturb")
+        told = visited(policy, clean).obs
+        scale, layout = told.std(0), one.layout
+        declared = layout.noise
+        noise = 0.01 * scale if declared is None else declared
+        size = one.noise_norm() or 0.1
+        said = "at declared noise" if declared is not None else "of 0.1 sd"
+        plans: dict[str, Callable[[], Sense]] = {
+            f"worst direction {said}": lambda: disturbances.along(one.worst, size, one.scale),
+            f"least direction {said}": lambda: disturbances.along(one.least, size, one.scale),
+        }
+        families = {
+            name: torch.tensor([own == name for own in layout.families])
+            for name in dict.fromkeys(layout.families)
+        }
+        plans |= disturbances.shifts(families, scale, noise, generator)
+        found: list[Reading] = []
+        for name, make in plans.items():
+            self._progress(f"  {target.label}: {name}")
+            if time.monotonic() > self._deadline:
+                self.document.skip(name, "--budget was used up", target=target.number)
+                continue
+            moved = roll(policy, env, episodes=episodes, seed=seed, sense=make())
+            params = {"shift": name}
+            facts = {"network": "actor", "params": params, "n": episodes}
+            try:
+                loss = disturbances.drop(clean, moved, chance, generator)
+            except InputError as error:
+                found.append(undefined(str(error), metric="ranld_drop", **facts))
+            else:
+                interval = (loss.low, loss.high)
+                found.append(reading(loss.mean, metric="ranld_drop", ci95=interval, **facts))
+            found += self._quotients(policy, one, moved, params)
+        return found
+
+    def _quotients(
+        self, policy: Policy, one: Instability, moved: Rollout, params: dict[str, str]
+    ) -> list[Reading]:
+        states = visited(policy, moved)
+        facts = {"network": "actor", "params": params, "n": len(states.obs)}
+        try:
+            other = analyse(
+                policy, one.mode, states, one.layout, self._generator("shift"), scale=one.scale
+            )
+            if not torch.equal(other.searched, one.searched):
+                raise InputError("other channels vary under this disturbance")
+        except InputError as error:
+            return [undefined(str(error), metric="ranld_fcq", **facts)]
+        shift = compare_states(one.found, other.found)
+        return [
+            reading(shift.quotient, metric="ranld_fcq", **facts),
+            reading(shift.swapped, metric="ranld_fcq_swapped", **facts),
+            reading(shift.cosine2, metric="ranld_shift_cosine2", **facts),
+        ]
+
+    def _compare(self) -> None:
+        """Policies of different runs, on the states of the first."""
+        runs = {target.run: target for target in self._final}
+        if len(runs) < 2:
+            return
+        first, *others = runs.values()
+        policy = policy_of(first.agent)
+        states = self._states(first, policy)
+        for other in others:
+            params = {"with": first.label, "mode": policy.modes[0]}
+            facts = {"metric": "ranld_overlap", "network": "actor", "params": params}
+            same = other.spec.observation == first.spec.observation
+            if states is None or not same or policy_of(other.agent).modes[0] != policy.modes[0]:
+                why = "directions of other observations, actions or without states do not compare"
+                self.document.add(other.number, undefined(why, **facts))
+                continue
+            left = self.found.analyses.get((first.number, policy.modes[0]))
+            if left is None:
+                continue
+            right = analyse(
+                policy_of(other.agent),
+                policy.modes[0],
+                states._replace(memory=policy_of(other.agent).empty_memory(states.obs)),
+                left.layout,
+                self._generator("compare"),
+                scale=left.scale,
+            )
+            overlap = compare_policies(left.found, right.found)
+            self.document.add(other.number, reading(overlap.cosine2, n=right.states, **facts))
+            facts["metric"] = "ranld_jaccard"
+            self.document.add(other.number, reading(overlap.jaccard, n=right.states, **facts))
+
+    def _judge(self) -> None:
+        evidence: list[Evidence] = []
+        for target in self.found.targets:
+            earlier = [
+                each for each in evidence if self.found.targets[each.target].run == target.run
+            ]
+            evidence.append(
+                Evidence(
+                    target=target.number,
+                    label=target.label,
+                    env_steps=target.env_steps,
+                    readings=self.document.hits.get(target.number, []),
+                    earlier=earlier,
+                    analyses={
+                        mode: one
+                        for (number, mode), one in self.found.analyses.items()
+                        if number == target.number
+                    },
+                    advice=advice(target.settings),
+                    last_of_run=target in self._final,
+                )
+            )
+        self.document.add_verdicts(rules.judge(evidence))
+
+    def _generator(self, *names: str | int) -> torch.Generator:
+        return generator_for("cpu", self.options.seed, *names)
+
+
+def _complete(
+    columns: Mapping[str, Sequence[float | None]], last: int, *names: str
+) -> tuple[list[float], list[list[float]]]:
+    """Rows up to a step in which all columns have a number: steps, and each column."""
+    blank: list[float | None] = [None] * len(columns.get("step", ()))
+    wanted = [columns.get(name, blank) for name in ("step", *names)]
+    rows = [
+        [float(value) for value in row if value is not None]
+        for row in zip(*wanted, strict=True)
+        if all(value is not None for value in row)
+    ]
+    kept = [row for row in rows if row[0] <= last]
+    steps, *found = [[row[k] for row in kept] for k in range(len(wanted))]
+    return steps, found

@@ -1,0 +1,109 @@
+"""Flow critics: is the flow curved, fine enough, forgiving, and free of its noise at the end?
+
+What integration makes of errors in more detail is in ``recovery.py``.
+
+Shapes: ``E`` members, ``B`` rows, ``M`` noise samples, ``K`` steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from supple.diagnostics.recovery import Velocity, injection_gain
+from supple.errors import InputError
+
+FINE = 64
+"""Steps of a path whose shape is measured."""
+
+
+@torch.no_grad()
+def straightness(velocity: Velocity, start_EBM: Tensor, steps: int = FINE) -> Tensor:
+    """E of the integral of |v - (z_1 - z_0)|^2 over E |z_1 - z_0|^2, (E,).
+
+    0: the network ignores time and state and has become a critic of one pass. On the path of many
+    steps by the mid-point rule.
+
+    Raises:
+        InputError: the flow carries nothing anywhere.
+    """
+    state, velocities = start_EBM, []
+    for k in range(steps):
+        middle = state + velocity(k / steps, state) / (2 * steps)
+        velocities.append(velocity((k + 0.5) / steps, middle))
+        state = state + velocities[-1] / steps
+    change_EBM = state - start_EBM
+    length_E = change_EBM.square().mean((1, 2))
+    if not length_E.all():
+        raise InputError("the flow does not move: its straightness is undefined")
+    missed = [(each - change_EBM).square().mean((1, 2)) for each in velocities]
+    return torch.stack(missed).mean(0) / length_E
+
+
+@torch.no_grad()
+def coarseness(value_EBM: Tensor, fine_EBM: Tensor) -> Tensor:
+    """Mean |difference| of values read with K and with 4 K steps, over their deviation, (E,).
+
+    Args:
+        value_EBM: with K steps.
+        fine_EBM: with 4 K, from the same noise.
+    """
+    mean_EB, fine_EB = value_EBM.mean(-1), fine_EBM.mean(-1)
+    return (mean_EB - fine_EB).abs().mean(-1) / _deviation(fine_EB)
+
+
+@torch.no_grad()
+def recovery(
+    velocity: Velocity, start_EBM: Tensor, shift: float, *, steps: int, done: int
+) -> Tensor:
+    """What is left of an error put into the state after ``done`` of ``steps`` steps, (E,).
+
+    Below 1 later steps damp earlier errors, at 1 they keep them, above they amplify them. The mean
+    over both signs of the error.
+    """
+    both = [
+        injection_gain(velocity, start_EBM, sign * shift, steps=steps, done=done)
+        for sign in (1.0, -1.0)
+    ]
+    return torch.stack(both).mean((0, 2, 3))
+
+
+def noise_share(value_EBM: Tensor) -> Tensor:
+    """Variance over noise over that between rows, (E,): 0 for a flow that forgot its noise.
+
+    Raises:
+        InputError: one noise sample, or values do not vary between rows.
+    """
+    if value_EBM.shape[-1] < 2:
+        raise InputError("the share of noise needs at least 2 noise samples per row")
+    return value_EBM.var(-1).mean(-1) / _deviation(value_EBM.mean(-1)).square()
+
+
+def noise_consistency(first_EBM: Tensor, second_EBM: Tensor, independent_EBM: Tensor) -> Tensor:
+    """How alike two flows respond to the same noise: 1 identical, 0 unrelated, (E,).
+
+    Source: adapted from Briq et al., 2026; the formula is our own.
+
+    Args:
+        first_EBM: values of one flow.
+        second_EBM: of another from the same noise.
+        independent_EBM: of the other from noise of its own.
+
+    Raises:
+        InputError: nothing of the noise is left to compare.
+    """
+    if bool((noise_share(first_EBM) < 1e-3).any()):
+        raise InputError("less than 0.001 of the values' variance is noise: nothing to compare")
+    first, second, independent = (
+        each - each.mean(-1, keepdim=True) for each in (first_EBM, second_EBM, independent_EBM)
+    )
+    same_E = (first - second).square().mean((1, 2))
+    other_E = (first - independent).square().mean((1, 2))
+    return 1 - same_E / other_E
+
+
+def _deviation(value_EB: Tensor) -> Tensor:
+    deviation_E = value_EB.std(-1)
+    if not deviation_E.all():
+        raise InputError("values are the same in every row: nothing to compare with")
+    return deviation_E

@@ -1,0 +1,245 @@
+"""Diagnostics while training: cheap readings in every metric row, kept to a share of the time.
+
+Tier 1 (features, units, steps, outputs) runs every so many updates, tier 2 (curvature, noise,
+bootstrapping) seldom. A governor stretches both periods where they cost more than they may. Nothing
+of training changes (``isolation.py``), and training never stops because of a measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from supple.agents.base import Agent
+from supple.diagnostics.alarms import Alarms
+from supple.diagnostics.context import Context, attempt
+from supple.diagnostics.data import NEWEST, DataSets, Transitions, draw, generator_for
+from supple.diagnostics.isolation import isolated
+from supple.diagnostics.online_groups import TIER1, TIER2, Group
+from supple.diagnostics.reading import MEAN, WORST, Reading
+from supple.diagnostics.settings import DiagnosticsSettings
+from supple.diagnostics.subject import subject_of
+from supple.errors import InputError
+from supple.replay import Replay
+
+ANCHOR_AT = 0.05
+"""Share of the run after which the anchor set is drawn."""
+ANCHOR_ROLLOUTS = 10
+"""An on-policy agent's anchor set comes from so many rollouts."""
+STRETCH_AFTER, SHRINK_AFTER = 3, 10
+"""Calls in a row over the limit, or under a third of it, until periods change."""
+
+
+class Governor:
+    """Stretches periods where measuring costs more than its share of the time.
+
+    Args:
+        limit: share of the wall-clock.
+        clock: monotonic seconds; tests pass their own.
+    """
+
+    def __init__(self, limit: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._last: float | None = None
+        self._share: float | None = None
+        self._over = self._under = 0
+        self.stretch = 1
+        """What periods are multiplied with."""
+        self.spent = 0.0
+        """Seconds measured so far, the first call's included [s]."""
+
+    def charge(self, seconds: float) -> None:
+        """Account for one call; the first, which warms up, changes no period."""
+        now = self._clock()
+        self.spent += seconds
+        if self._last is not None:
+            share = seconds / max(now - self._last, 1e-9)
+            self._share = share if self._share is None else 0.5 * (self._share + share)
+            self._judge(self._share)
+        self._last = now
+
+    def _judge(self, share: float) -> None:
+        self._over = self._over + 1 if share > self._limit else 0
+        self._under = self._under + 1 if share < self._limit / 3 else 0
+        if self._over >= STRETCH_AFTER:
+            self.stretch, self._over, self._share = 2 * self.stretch, 0, share / 2
+        if self._under >= SHRINK_AFTER and self.stretch > 1:
+            self.stretch, self._under, self._share = self.stretch // 2, 0, 2 * share
+
+
+class Online:
+    """The diagnostics of one run in training.
+
+    Args:
+        agent: the learner.
+        replay: its ring.
+        settings: how often and how much.
+        seed: of the run.
+        env_steps: planned environment steps of the run.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        replay: Replay,
+        settings: DiagnosticsSettings,
+        *,
+        seed: int,
+        env_steps: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._agent = agent
+        self._replay = replay
+        self._settings = settings
+        self._seed = seed
+        self._planned = env_steps
+        self._clock = clock
+        self._anchor: Transitions | None = None
+        self._pool: deque[Transitions] = deque(maxlen=ANCHOR_ROLLOUTS)
+        self._due = [settings.tier1_period, settings.tier2_period]
+        self._row: dict[str, float] = {}
+        self._off: dict[str, str] = {}
+        self._seen = -1
+        self.governor = Governor(settings.max_overhead, clock)
+        self.memory: dict[str, Any] = {}
+        """What groups keep from call to call."""
+        self._alarms = Alarms()
+        self._news: list[str] = []
+
+    def after_update(self, env_steps: int) -> None:
+        """Measure what is due; call between updates.
+
+        Args:
+            env_steps: so far.
+        """
+        updates = self._agent.updates
+        if not self._settings.enabled or updates == self._seen or not updates:
+            return
+        self._seen = updates
+        began = self._clock()
+        with isolated(self._agent):
+            worked = self._keep_anchor(env_steps)
+            tiers = [tier for tier in (0, 1) if updates >= self._due[tier]]
+            if tiers:
+                self._measure(tiers, env_steps)
+        if tiers:
+            self.governor.charge(self._clock() - began)
+            periods = (self._settings.tier1_period, self._settings.tier2_period)
+            for tier in tiers:
+                self._due[tier] = updates + self.governor.stretch * periods[tier]
+        elif worked:
+            self.governor.spent += self._clock() - began
+
+    def row(self) -> dict[str, float]:
+        """Readings since the last row, under ``diag/``; numbers only."""
+        found, self._row = self._row, {}
+        if found:
+            self._news += self._alarms.watch(self._agent.updates, found)
+            found["diag/seconds"] = self.governor.spent
+            found["diag/period"] = float(self.governor.stretch * self._settings.tier1_period)
+        return found
+
+    def news(self) -> list[str]:
+        """Early warnings and what was switched off, since the last call, one line each."""
+        found, self._news = self._news, []
+        return found
+
+    # --- transitions ------------------------------------------------------------------------
+
+    def _on_policy(self) -> bool:
+        return self._agent.horizon == self._replay.num_rows
+
+    def _keep_anchor(self, env_steps: int) -> bool:
+        """Draw the anchor set once, when enough of the run is done; whether there was work."""
+        if self._anchor is not None:
+            return False
+        random = self._generator("anchor")
+        if self._on_policy():
+            rows = max(1, self._settings.anchor_size // ANCHOR_ROLLOUTS)
+            self._pool.append(draw(self._replay, rows, generator=random))
+            if env_steps >= ANCHOR_AT * self._planned and len(self._pool) == ANCHOR_ROLLOUTS:
+                self._anchor = Transitions.join(list(self._pool))
+                self._pool.clear()
+            return True
+        enough = min(self._settings.anchor_size, self._planned // 2)
+        if env_steps >= ANCHOR_AT * self._planned and self._replay.size >= enough:
+            self._anchor = draw(self._replay, self._settings.anchor_size, generator=random)
+            return True
+        return False
+
+    def recent(self) -> Transitions:
+        """Newest transitions: of a tenth of the ring, and at least as many as are wanted."""
+        wanted = self._settings.recent_size
+        share = max(NEWEST, wanted / max(self._replay.size, 1))
+        newest = 1.0 if self._on_policy() else min(1.0, share)
+        found = draw(self._replay, wanted, generator=self._generator("recent"), newest=newest)
+        return found.to(self._agent.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return generator_for(self._replay.device, self._seed, self._agent.updates, name)
+
+    # --- measuring --------------------------------------------------------------------------
+
+    def _measure(self, tiers: list[int], env_steps: int) -> None:
+        subject = subject_of(self._agent, seed=self._seed, env_steps=env_steps)
+        anchor = None if self._anchor is None else self._anchor.to(self._agent.device)
+        context = Context(subject=subject, data=DataSets(recent=self.recent(), anchor=anchor))
+        for tier in tiers:
+            for group in (TIER1, TIER2)[tier]:
+                if group.name not in self._off:
+                    self._take(group, context)
+
+    def _take(self, group: Group, context: Context) -> None:
+        facts: dict[str, Any] = {"metric": group.name, "network": "run"}
+        try:
+            found = attempt(lambda: group.measure(context, self.memory), **facts)
+        except RuntimeError as error:  # out of memory or no convergence: training goes on
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self._off[group.name] = reason
+            self._news.append(f"diagnostics {group.name} switched off: {reason}")
+            return
+        self._row |= {f"diag/{name}": value for name, value in _numbers(found)}
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Transitions for ``supple diagnose``, and what a resume continues with."""
+        if not self._settings.enabled or not self._agent.updates:
+            return {}
+        anchor = None if self._anchor is None else self._anchor.state_dict()
+        try:
+            recent = self.recent().state_dict()
+        except InputError:  # nothing valid is stored yet
+            return {}
+        pool = [part.state_dict() for part in self._pool]
+        return {"anchor": anchor, "recent": recent, "pool": pool}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value; checkpoints without one begin anew."""
+        if not state:
+            return
+        anchor = state["anchor"]
+        self._anchor = None if anchor is None else Transitions.from_state(anchor)
+        self._pool.extend(Transitions.from_state(part) for part in state["pool"])
+        updates = self._agent.updates
+        self._due = [updates + self._settings.tier1_period, updates + self._settings.tier2_period]
+
+
+def stored_sets(state: Mapping[str, Any]) -> DataSets:
+    """The transitions of a checkpoint's ``diagnostics`` entry, as far as there are any."""
+    parts = {name: state.get(name) for name in ("anchor", "recent")}
+    found = {name: Transitions.from_state(part) for name, part in parts.items() if part}
+    return DataSets(**found)
+
+
+def _numbers(found: list[Reading]) -> Iterator[tuple[str, float]]:
+    """Means, and the worst member where there are several; totals, not layers."""
+    for each in found:
+        if each.value is not None and each.member in (MEAN, WORST):
+            yield each.name, each.value

@@ -1,0 +1,219 @@
+"""Rules about learning: plasticity (V1), dead capacity (V2), step sizes (V7, V8), returns (V9)."""
+
+from __future__ import annotations
+
+from supple.diagnostics.evidence import (
+    Evidence,
+    Hit,
+    Rule,
+    Verdict,
+    above_fresh,
+    confidence,
+    places,
+    those,
+)
+from supple.diagnostics.thresholds import THRESHOLDS
+
+FELL_TO = 0.5
+"""A rank below this share of its own maximum supports V1."""
+CONSECUTIVE = 3
+"""Checkpoints in a row at which V7's ratio must exceed its line."""
+FROZEN = 0.01
+"""Step sizes below this share of their reference support V8."""
+
+
+def plasticity_loss(evidence: Evidence) -> Verdict | None:
+    """V1: new targets are learned worse than by a new network."""
+    main = evidence.highest("fit_gap")
+    line = THRESHOLDS["fit_gap"]
+    if main is None or line.level(main.value) == "ok":
+        return None
+    interval = main.reading.ci95
+    if interval is not None and interval[0] <= 0.1:
+        return None
+    network = main.reading.network
+    gradient = evidence.highest("grad_dormant", network)
+    ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
+    update, weight = (evidence.one(metric, network) for metric in ("update_ratio", "w_rms"))
+    cosine = evidence.one("grad_cos", network)
+    supports = [
+        *those((gradient, above_fresh(gradient, 2, 10))),
+        *those(*((r, r is not None and r.value < FELL_TO * evidence.own_max(r)) for r in ranks)),
+        *those((update, evidence.falling(update) and evidence.rising(weight))),
+        *those((cosine, above_fresh(cosine, 2, 0))),
+    ]
+    level = line.level(main.value)
+    if not supports:
+        level = "warn"  # the referee alone: real, but nothing says why
+    return Verdict(
+        rule="V1",
+        level="bad" if level == "bad" else "warn",
+        confidence=confidence(interval is not None and interval[0] > 0.2, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"The {network} at {evidence.label} closes {1 - main.value:.0%} of the error that a new"
+            " network closes on the same new targets: it has lost part of its ability to learn."
+        ),
+        evidence=[main.place, *(hit.place for hit in supports)],
+        against=[],
+        actions=evidence.advise(
+            "fewer updates", "fewer epochs", "normalise", "weight decay", "shrink", "reset units"
+        ),
+        reconsider="A gap below 0.1 with more inputs and steps (--suite full) would clear it.",
+    )
+
+
+def dead_capacity(evidence: Evidence) -> Verdict | None:
+    """V2: most units of a layer do nothing, or never change."""
+    dormant = _whole(evidence, "dormant", threshold=0.1)
+    dead = _whole(evidence, "dead_var")
+    mains = [
+        hit
+        for hit, line in ((dormant, "dormant_0.1"), (dead, "dead_var"))
+        if hit is not None and THRESHOLDS[line].level(hit.value) != "ok"
+    ]
+    # Many quiet units are the design of some networks: untrained ones have them too.
+    mains = [hit for hit in mains if hit.fresh() is None or above_fresh(hit, 2, 0)]
+    if not mains:
+        return None
+    main = max(mains, key=lambda hit: hit.value)
+    gap = evidence.highest("fit_gap", main.reading.network)
+    gradient = evidence.highest("grad_dormant", main.reading.network)
+    supports = [
+        *those((gap, gap is not None and gap.value > 0.1)),
+        *those((gradient, above_fresh(gradient, 2, 10))),
+        *(hit for hit in mains if hit is not main),
+    ]
+    if not supports:
+        return None
+    severe = (dormant is not None and dormant.value > 50) or (dead is not None and dead.value > 30)
+    return Verdict(
+        rule="V2",
+        level="bad" if severe else "warn",
+        confidence=confidence(True, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"{main.value:.0f} % of the {main.reading.network}'s units are inactive at"
+            f" {evidence.label}{_of_fresh(main)}."
+        ),
+        evidence=[main.place, *(hit.place for hit in supports)],
+        against=[],
+        actions=evidence.advise(
+            "reset units", "shrink", "normalise", "fewer updates", "input scale"
+        ),
+        reconsider="The same units active on other states (a broader data set) would clear it.",
+    )
+
+
+def step_too_large(evidence: Evidence) -> Verdict | None:
+    """V7: curvature exceeds what the step size allows, again and again."""
+    main = evidence.highest("stab_adam")
+    line = THRESHOLDS["stab_adam"].warn or 2.0
+    if main is None or main.value <= line:
+        return None
+    before = [value for value in evidence.before(main) if value > line]
+    loss = evidence.one("grad_norm", main.reading.network)
+    fall = evidence.highest("ret_mdd_share")
+    sweep = evidence.highest("lr_sens")
+    supports = [
+        *those((loss, evidence.rising(loss))),
+        *those((fall, fall is not None and fall.value > 0.3)),
+        *those((sweep, sweep is not None and sweep.value > 0.5)),
+    ]
+    if not supports and len(before) + 1 < CONSECUTIVE:
+        return None
+    lasting = len(before) + 1 >= CONSECUTIVE
+    return Verdict(
+        rule="V7",
+        level="bad" if lasting and supports else "warn",
+        confidence=confidence(lasting, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"The {main.reading.network}'s curvature at {evidence.label} exceeds the step-size"
+            f" limit {main.value:.1f} times{_for_checkpoints(len(before) + 1)}."
+        ),
+        evidence=[main.place, *(hit.place for hit in supports)],
+        against=[],
+        actions=evidence.advise("lower rate", "warm up", "larger batch"),
+        reconsider="Ratios between 0.5 and 1.2 are the normal zone of large-step training.",
+    )
+
+
+def frozen(evidence: Evidence) -> Verdict | None:
+    """V8: parameters no longer move."""
+    moved = evidence.highest("angle_step") or evidence.highest("update_ratio")
+    epsilon = evidence.highest("eps_frac")
+    churn = evidence.highest("churn_mean") or evidence.highest("churn_act")
+    reference = moved.reading.reference.get("expected") if moved is not None else None
+    stands = moved is not None and (
+        moved.value < FROZEN * reference if reference else moved.value == 0
+    )
+    eaten = epsilon is not None and epsilon.value > 0.5
+    still = churn is not None and churn.value < 1e-6
+    if not (stands or (eaten and still)):
+        return None
+    supports = those((moved, stands), (epsilon, eaten), (churn, still))
+    if len(supports) < 2 and not stands:
+        return None
+    return Verdict(
+        rule="V8",
+        level="bad" if stands else "warn",
+        confidence=confidence(stands, len(supports) - 1, 0),
+        target=evidence.target,
+        sentence=f"At {evidence.label} the parameters no longer move.",
+        evidence=[hit.place for hit in supports],
+        against=[],
+        actions=evidence.advise("raise rate", "reward scale"),
+        reconsider="Nothing, if training is meant to be over.",
+    )
+
+
+def unsteady(evidence: Evidence) -> Verdict | None:
+    """V9: returns fell by more than noise explains."""
+    fall = evidence.highest("ret_mdd_share")
+    if fall is None or not evidence.last_of_run:
+        return None
+    floor = fall.reading.reference.get("noise_floor")
+    level = THRESHOLDS["ret_mdd_share"].level(fall.value)
+    if level == "ok" or (floor is not None and fall.value <= floor):
+        return None
+    flips, steps = evidence.highest("churn_flip"), evidence.highest("stab_adam")
+    supports = those(
+        (flips, flips is not None and flips.value > 0.1),
+        (steps, steps is not None and steps.value > 2),
+    )
+    recover = evidence.highest("ret_recover")
+    after = (
+        f" and needed {recover.value:,.0f} steps to recover"
+        if recover is not None
+        else " and did not recover"
+    )
+    return Verdict(
+        rule="V9",
+        level="bad" if level == "bad" and recover is None else "warn",
+        confidence=confidence(floor is not None, len(supports), 0),
+        target=evidence.target,
+        sentence=f"The return fell by {fall.value:.0%} of the learned range{after}.",
+        evidence=[fall.place, *places(recover), *(hit.place for hit in supports)],
+        against=[],
+        actions=evidence.advise("keep best", "smaller late rate", "lower rate"),
+        reconsider="More episodes per evaluation would tell a fall from luck more surely.",
+    )
+
+
+RULES: tuple[Rule, ...] = (plasticity_loss, dead_capacity, step_too_large, frozen, unsteady)
+
+
+def _whole(evidence: Evidence, metric: str, **params: float | str) -> Hit | None:
+    """The largest over networks and data sets, of whole networks only."""
+    found = [hit for hit in evidence.find(metric, "", **params) if hit.reading.layer == "all"]
+    return max(found, key=lambda hit: hit.value, default=None)
+
+
+def _of_fresh(hit: Hit) -> str:
+    fresh = hit.fresh()
+    return "" if fresh is None else f" (a new network: {fresh:.0f} %)"
+
+
+def _for_checkpoints(count: int) -> str:
+    return f", at {count} checkpoints in a row" if count > 1 else ""

@@ -1,0 +1,168 @@
+"""Rules about the policy: fragile directions (V10), bursts (V11), shifts (V12), saturation (V14).
+
+Nothing is said of a direction before finite steps have confirmed it.
+"""
+
+from __future__ import annotations
+
+from supple.diagnostics.evidence import Evidence, Rule, Verdict, confidence, places, those
+from supple.diagnostics.instability import Instability
+from supple.diagnostics.thresholds import THRESHOLDS
+
+NAMED = 3
+"""Channels that a verdict names."""
+MARGIN = 0.05
+"""Quantile of the distance to the decision boundary that must exceed the sensors' noise."""
+
+
+def fragile_direction(evidence: Evidence) -> Verdict | None:
+    """V10: sensor noise within specification changes the decision."""
+    for mode in ("action", "choice"):
+        one = evidence.analyses.get(mode)
+        if one is not None and one.responses.confirmed:
+            return _fragile(evidence, one)
+    return None
+
+
+def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
+    noise = one.noise_norm()
+    if noise is None:
+        return None  # nothing was declared: no specification to fall short of
+    near = evidence.lowest("ranld_dist", mode=one.mode, quantile=f"{MARGIN:g}")
+    loss = evidence.highest("ranld_drop", shift="worst direction at declared noise")
+    close = near is not None and near.value < noise
+    costly = loss is not None and loss.value > 0.2
+    if not (close or costly):
+        return None
+    conc = evidence.highest("ranld_conc", mode=one.mode)
+    null = conc.reading.reference.get("isotropic", 1.0) if conc is not None else 1.0
+    geometry = evidence.lowest("rdm_noise")
+    times = evidence.highest("ranld_times_random", mode=one.mode)
+    supports = those(
+        (conc, conc is not None and conc.value > 5 * null),
+        (geometry, geometry is not None and geometry.value < 0.9),
+    )
+    against = [] if one.identified else places(evidence.lowest("ranld_split_cos", mode=one.mode))
+    return Verdict(
+        rule="V10",
+        level="bad" if (close and costly) or (close and supports) else "warn",
+        confidence=confidence(close and costly, len(supports), len(against)),
+        target=evidence.target,
+        sentence=_fragile_sentence(evidence, one),
+        evidence=[*places(times, *those((near, close), (loss, costly))), *places(*supports)],
+        against=against,
+        actions=evidence.advise("noise", "filter"),
+        reconsider=(
+            "A task may be sensitive by nature (balance): compare with a reference controller or an"
+            " earlier good checkpoint."
+        ),
+    )
+
+
+def _fragile_sentence(evidence: Evidence, one: Instability) -> str:
+    channels = ", ".join(name for name, _ in leading_channels(one, NAMED))
+    if not one.gains:
+        return (
+            f"Sensor noise within its declared size on {channels} changes the decision at"
+            f" {evidence.label}."
+        )
+    gain = one.gains[0]
+    noise = one.layout.noise
+    assert noise is not None
+    size = float(noise[one.layout.names.index(gain.sensor)])
+    unit = one.layout.channels[one.layout.names.index(gain.sensor)].unit or ""
+    return (
+        f"An error within sensor specification, mostly on {channels}, changes the decision at"
+        f" {evidence.label}: {size:g} {unit} on {gain.sensor} alone moves {gain.actuator} by"
+        f" {gain.share:.0%} of its half range."
+    )
+
+
+def leading_channels(one: Instability, most: int) -> list[tuple[str, float]]:
+    """The channels of the worst direction, with their share of its energy."""
+    square = one.worst.square()
+    order = square.argsort(descending=True)[:most].tolist()
+    return [(one.layout.names[index], float(square[index])) for index in order]
+
+
+def bursts(evidence: Evidence) -> Verdict | None:
+    """V11: the command is far more sensitive at some moments than at most."""
+    # In the mode `choice` strength vanishes wherever the policy is sure: bursts by construction.
+    one = evidence.analyses.get("action")
+    spread, tail = (evidence.highest(f"ranld_{name}", mode="action") for name in ("cv", "tail"))
+    wide = spread is not None and spread.value > (THRESHOLDS["ranld_cv"].warn or 1.5)
+    long = tail is not None and tail.value > (THRESHOLDS["ranld_tail"].warn or 5.0)
+    if one is None or not (wide or long) or not one.responses.beats_random(0.1):
+        return None
+    supports = those((spread, wide), (tail, long))
+    times = f"{tail.value:.1f} times its median" if tail is not None else "far above its mean"
+    return Verdict(
+        rule="V11",
+        level="warn",
+        confidence=confidence(False, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"The policy's sensitivity at {evidence.label} comes in bursts: it reaches {times} for"
+            " 1 % of the time."
+        ),
+        evidence=places(*supports),
+        against=[],
+        actions=evidence.advise("states", "noise"),
+        reconsider="Contacts and changes of command are sensitive by nature: look at the moments.",
+    )
+
+
+def robustness_does_not_transfer(evidence: Evidence) -> Verdict | None:
+    """V12: under a disturbance the policy is sensitive to other inputs, and earns less."""
+    for quotient in evidence.find("ranld_fcq"):
+        shift = quotient.reading.params.get("shift", "")
+        loss = evidence.highest("ranld_drop", shift=shift)
+        if quotient.value >= 0.5 or loss is None or loss.value <= 0.2:
+            continue
+        low = loss.reading.ci95[0] if loss.reading.ci95 is not None else 0.0
+        return Verdict(
+            rule="V12",
+            level="warn",
+            confidence=confidence(low > 0.2, 0, 0),
+            target=evidence.target,
+            sentence=(
+                f"Under “{shift}” the policy at {evidence.label} is sensitive to other inputs than"
+                f" nominally and loses {loss.value:.0%} of what it earns."
+            ),
+            evidence=[quotient.place, loss.place],
+            against=[],
+            actions=evidence.advise("include shift", "noise"),
+            reconsider="A disturbance larger than the robot will ever meet tells little.",
+        )
+    return None
+
+
+def saturated(evidence: Evidence) -> Verdict | None:
+    """V14: commands sit at their limits."""
+    main, edge = evidence.one("act_sat"), evidence.one("std_edge")
+    if main is None or main.value <= (THRESHOLDS["act_sat"].warn or 0.3):
+        return None
+    growth = evidence.one("logit_pre")
+    supports = those(
+        (edge, edge is not None and edge.value > 0.3),
+        (growth, growth is not None and growth.value > 10),
+    )
+    if not supports:
+        return None  # bang-bang control is the optimum of some tasks
+    return Verdict(
+        rule="V14",
+        level="bad" if main.value > 0.9 else "warn",
+        confidence=confidence(False, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"Commands at {evidence.label} are at their limits {main.value:.0%} of the time;"
+            " robustness figures for them mean little."
+        ),
+        evidence=[main.place, *places(*supports)],
+        against=[],
+        actions=evidence.advise("entropy", "limits"),
+        reconsider="Tasks whose best control is bang-bang saturate rightly.",
+    )
+
+
+RULES: tuple[Rule, ...] = (fragile_direction, bursts, robustness_does_not_transfer, saturated)

@@ -1,0 +1,185 @@
+"""Rules about values: bias (V3, V4), support (V5), self-excitation (V6), flows (V13)."""
+
+from __future__ import annotations
+
+from supple.diagnostics.evidence import (
+    Evidence,
+    Hit,
+    Rule,
+    Verdict,
+    confidence,
+    places,
+    those,
+)
+from supple.diagnostics.thresholds import THRESHOLDS
+
+IN_A_ROW = 5
+"""Checkpoints at which V6's number must be positive."""
+
+
+def overestimation(evidence: Evidence) -> Verdict | None:
+    """V3: values exceed achieved returns."""
+    main = _bias(evidence)
+    if main is None or main.value <= 0.2:
+        return None
+    interval = main.reading.ci95
+    if interval is not None and interval[0] <= 0.1:
+        return None
+    excited, clipped = evidence.highest("seem_norm"), evidence.highest("support_clip")
+    size = evidence.one("q_abs")
+    supports = those(
+        (excited, excited is not None and excited.value > 0),
+        (size, evidence.rising(size)),
+        (clipped, clipped is not None and clipped.value > 0.01),
+    )
+    level = THRESHOLDS["value_bias_norm"].level(main.value)
+    return Verdict(
+        rule="V3",
+        level="bad" if level == "bad" and interval is not None else "warn",
+        confidence=confidence(interval is not None, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"Predicted values at {evidence.label} exceed achieved returns by {main.value:.0%}."
+        ),
+        evidence=[main.place, *places(*supports)],
+        against=[],
+        actions=evidence.advise("pessimism", "slower target", "lower gamma", "terminations"),
+        reconsider="More episodes (--episodes) narrow the interval.",
+    )
+
+
+def misordered(evidence: Evidence) -> Verdict | None:
+    """V4: states are not ranked in the order of their returns, or valued far too low."""
+    bias, order = _bias(evidence), _of_target(evidence, "value_rank")
+    low = bias is not None and bias.value < -0.3
+    wrong = order is not None and order.value < 0.5
+    if not (low or wrong):
+        return None
+    used = evidence.lowest("support_use")
+    supports = those((used, used is not None and used.value < 0.05), (bias, low), (order, wrong))
+    if not (low and wrong):
+        # A pessimistic ensemble is meant to be low. In a steady gait all states earn alike, so weak
+        # order and a narrow range follow from the task: a healthy HalfCheetah has both.
+        return None
+    assert bias is not None
+    assert order is not None
+    return Verdict(
+        rule="V4",
+        level="bad",
+        confidence=confidence(False, len(supports), 0),
+        target=evidence.target,
+        sentence=(
+            f"The critic at {evidence.label} does not rank states in the order of their returns"
+            f" (rank correlation {order.value:.2f}) and values them {-bias.value:.0%} too low."
+        ),
+        evidence=places(*supports),
+        against=[],
+        actions=evidence.advise("reward scale", "more steps", "larger critic"),
+        reconsider="Episodes that all earn nearly the same cannot be ranked; check their spread.",
+    )
+
+
+def saturated_support(evidence: Evidence) -> Verdict | None:
+    """V5: targets lie outside what the critic can say."""
+    main = evidence.highest("support_clip")
+    if main is None or THRESHOLDS["support_clip"].level(main.value) != "bad":
+        return None
+    edge = evidence.highest("support_edge")
+    supports = those((edge, edge is not None and edge.value > 0.1))
+    end = main.reading.reference.get("value_max")
+    span = "" if end is None else f" [-{end:g}, {end:g}]"
+    return Verdict(
+        rule="V5",
+        # An untrained critic spreads its mass evenly, and some of it always moves out.
+        level="bad" if supports else "warn",
+        confidence=confidence(bool(supports), len(supports), 0 if supports else 1),
+        target=evidence.target,
+        sentence=(
+            f"{main.value:.0%} of the target mass at {evidence.label} lies outside the value"
+            f" range{span}."
+        ),
+        evidence=[main.place, *places(*supports)],
+        against=[],
+        actions=evidence.advise("wider range", "reward scale", "lower gamma"),
+        reconsider="Nothing clips once rewards are scaled to the range.",
+    )
+
+
+def self_excitation(evidence: Evidence) -> Verdict | None:
+    """V6: bootstrapping feeds value errors back, at several checkpoints in a row."""
+    main = evidence.highest("seem_norm")
+    if main is None or main.value <= 0:
+        return None
+    before = evidence.before(main)[-(IN_A_ROW - 1) :]
+    lasting = len(before) == IN_A_ROW - 1 and all(value > 0 for value in before)
+    churn, size = evidence.highest("churn_q"), evidence.one("q_abs")
+    supports = those((churn, evidence.rising(churn)), (size, evidence.rising(size)))
+    if not supports or not (lasting or len(before) < IN_A_ROW - 1):
+        return None
+    return Verdict(
+        rule="V6",
+        level="warn",
+        confidence="medium" if lasting else "low",
+        target=evidence.target,
+        sentence=f"At {evidence.label} bootstrapping amplifies value errors.",
+        evidence=[main.place, *places(*supports)],
+        against=[],
+        actions=evidence.advise("normalise", "project", "slower target", "more capacity of data"),
+        reconsider="Target networks damp this; values that stop growing would clear it.",
+    )
+
+
+def degenerate_flow(evidence: Evidence) -> Verdict | None:
+    """V13: integration steps do nothing, are too few, or amplify errors."""
+    straight, coarse = evidence.lowest("flow_straight"), evidence.highest("flow_conv")
+    recovery = evidence.highest("flow_recovery")
+    noise = evidence.highest("flow_noise_share")
+    findings = [
+        (
+            straight,
+            straight is not None and straight.value < 0.005,
+            "is straight: its steps do no more than one would",
+        ),
+        (coarse, coarse is not None and coarse.value > 0.05, "is integrated too coarsely"),
+        (recovery, recovery is not None and recovery.value > 1.0, "amplifies errors on the way"),
+    ]
+    mains = [(hit, text) for hit, holds, text in findings if hit is not None and holds]
+    if not mains:
+        return None
+    supports = those((noise, noise is not None and noise.value > 0.1))
+    amplifies = recovery is not None and THRESHOLDS["flow_recovery"].level(recovery.value) == "bad"
+    flat = straight is not None and straight.value < 1e-4
+    return Verdict(
+        rule="V13",
+        level="bad" if amplifies or flat else "warn",
+        confidence=confidence(True, len(supports) + len(mains) - 1, 0),
+        target=evidence.target,
+        sentence=f"The flow at {evidence.label} {', and '.join(text for _, text in mains)}.",
+        evidence=[*(hit.place for hit, _ in mains), *places(*supports)],
+        against=[],
+        actions=evidence.advise("flow noise", "flow steps"),
+        reconsider="A critic of a nearly deterministic value may be straight and right.",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    overestimation,
+    misordered,
+    saturated_support,
+    self_excitation,
+    degenerate_flow,
+)
+
+
+def _bias(evidence: Evidence) -> Hit | None:
+    return _of_target(evidence, "value_bias_norm")
+
+
+def _of_target(evidence: Evidence, metric: str) -> Hit | None:
+    """Of what targets use, the ensemble's minimum, where it is reported; else of the mean."""
+    found = list(evidence.find(metric))
+    for member in ("min", "mean"):
+        for hit in found:
+            if hit.reading.member == member:
+                return hit
+    return next(iter(found), None)

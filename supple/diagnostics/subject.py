@@ -1,0 +1,216 @@
+"""An agent at one moment, as every measurement sees it: networks by role, their losses on a batch.
+
+This and its subclasses (``subject_flashsac.py``, ``subject_ppo.py``) are the only places of the
+diagnostics that know agents by their kind. A measurement asks a subject for ``views``
+(``views.py``) and for ``objective`` or ``inputs`` of one, and works for all.
+
+Losses are those of training with these differences: networks are in evaluation mode, returns have
+one step (FlashSAC's n-step, PPO's lambda need whole pieces of episodes), random numbers are fixed.
+
+Shapes: ``N`` transitions, ``D`` widths of inputs, ``A`` actions, ``E`` members, ``R`` uniform
+numbers per row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supple.agents.base import Agent
+from supple.agents.flashsac import FlashSAC
+from supple.agents.ppo import PPO
+from supple.diagnostics.data import Transitions, generator_for
+from supple.diagnostics.views import Objective, View
+from supple.envs.base import Channel
+from supple.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """An optimiser's state for one network, in the order of its parameters."""
+
+    mean: list[Tensor]
+    square: list[Tensor]
+    steps: int
+    """Steps so far."""
+    rate: float
+    """Learning rate of the next step."""
+
+
+class Subject(ABC):
+    """What is measured.
+
+    Args:
+        agent: read, never changed.
+        seed: of the run; the measurements' random numbers come from it and the update count.
+        env_steps: environment steps the agent has seen.
+        label: how reports call it.
+        channels: of the observations, all of them in their order, where the adapter describes them.
+    """
+
+    agent: Agent
+    views: dict[str, View]
+    """``actor`` and ``critic`` or ``value``, and ``target_critic``."""
+    learning: tuple[str, ...]
+    """Roles that an optimiser trains."""
+    critic_role: str
+    """The view whose ``outputs`` are values."""
+    gamma: float
+    batch_size: int
+    """Rows of a gradient step B."""
+    discrete: bool
+    squashed: bool
+    """Whether actions are tanh of what the actor says."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        seed: int,
+        env_steps: int = 0,
+        label: str = "",
+        channels: Sequence[Channel] = (),
+    ) -> None:
+        self.agent = agent
+        self.channels = channels
+        self.seed = seed
+        self.env_steps = env_steps
+        self.label = label
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps so far."""
+        return self.agent.updates
+
+    def generator(self, name: str) -> torch.Generator:
+        """For one measurement: the same numbers whenever it is repeated."""
+        return generator_for(self.agent.device, self.seed, self.updates, name)
+
+    @abstractmethod
+    def inputs(self, role: str, data: Transitions) -> Tensor:
+        """What a network reads of each transition, raw, (N, D)."""
+
+    @abstractmethod
+    def next_inputs(self, role: str, data: Transitions) -> Tensor:
+        """What it reads at the next step; a critic with the policy's most likely action, (N, D)."""
+
+    @abstractmethod
+    def objective(self, role: str, data: Transitions) -> Objective:
+        """The loss of a network in ``learning``, targets and noise fixed."""
+
+    @abstractmethod
+    def regression(
+        self, role: str, data: Transitions
+    ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The loss of a value network in two halves, for Gauss-Newton.
+
+        Returns:
+            (module, *rows) -> what the loss reads of the network; (that, *rows) -> the loss, mean
+            over rows, summed over members; the rows.
+
+        Raises:
+            InputError: the loss is not convex in what the network says.
+        """
+
+    @abstractmethod
+    def groups(self, role: str) -> tuple[str, ...]:
+        """Observation groups a network reads."""
+
+    def channel_noise(self, role: str) -> dict[int, float]:
+        """Declared noise of a network's inputs, by their place [the channel's unit]."""
+        by_group = [[c for c in self.channels if c.group == name] for name in self.groups(role)]
+        described = [channel for group in by_group for channel in group]
+        return {i: each.noise for i, each in enumerate(described) if each.noise is not None}
+
+    def squash(self, mean: Tensor) -> Tensor:
+        """Deterministic actions from means."""
+        return torch.tanh(mean) if self.squashed else mean.clamp(-1, 1)
+
+    def clipped_mass(self, data: Transitions) -> Tensor:
+        """Share of the targets that lay outside the value range, 0-d."""
+        raise InputError("this critic has no value range to clip targets to")
+
+    def target_distribution(self, data: Transitions) -> Tensor:
+        """What the critic regresses onto, (N, ...)."""
+        return self.targets(data)
+
+    @abstractmethod
+    def targets(self, data: Transitions) -> Tensor:
+        """Expected values of the critic's targets, (N,), in the units of its ``outputs``."""
+
+    @abstractmethod
+    def scale_reward(self, reward: Tensor) -> Tensor:
+        """Rewards in the critic's units."""
+
+    @abstractmethod
+    def entropy_cost(self, data: Transitions) -> Tensor:
+        """Alpha log pi(a | s) of the stored actions, (N,), by which soft values differ; else 0."""
+
+    @abstractmethod
+    def action_means(self, obs_ND: Tensor) -> Tensor:
+        """Deterministic actions (N, A) in [-1, 1], or logits (N, choices)."""
+
+    @abstractmethod
+    def policy_params(self, obs_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log standard deviations before squashing; logits twice where discrete."""
+
+    @abstractmethod
+    def moments(self, role: str) -> Moments:
+        """Of the optimiser that trains a network."""
+
+    def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients as the optimiser gets them."""
+        return gradients
+
+    @abstractmethod
+    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions drawn from the policy, as the environment takes them."""
+
+    @abstractmethod
+    def projected(self, role: str) -> bool:
+        """Whether the network's norms are restored after each step."""
+
+    @abstractmethod
+    def fresh(self, number: int, data: Transitions) -> Subject:
+        """The same agent with untrained networks, their statistics taken from ``data``.
+
+        Args:
+            number: of the twin; each has a seed of its own.
+            data: what batch norms are calibrated on.
+        """
+
+    def learning_views(self) -> list[View]:
+        """Of the networks that an optimiser trains."""
+        return [self.views[role] for role in self.learning]
+
+
+def subject_of(
+    agent: Agent,
+    *,
+    seed: int,
+    env_steps: int = 0,
+    label: str = "",
+    channels: Sequence[Channel] = (),
+) -> Subject:
+    """The subject of an agent; arguments as ``Subject`` takes them.
+
+    Raises:
+        InputError: an agent the diagnostics do not know.
+    """
+    # Here, because they are subclasses of what this file defines.
+    from supple.diagnostics.subject_flashsac import FlashSACSubject
+    from supple.diagnostics.subject_ppo import PPOSubject
+
+    kinds: dict[type[Agent], type[Subject]] = {FlashSAC: FlashSACSubject, PPO: PPOSubject}
+    for kind, subject in kinds.items():
+        if isinstance(agent, kind):
+            facts = {"seed": seed, "env_steps": env_steps, "label": label, "channels": channels}
+            return subject(agent, **facts)  # type: ignore[arg-type]
+    raise InputError(
+        f"diagnostics know {', '.join(each.__name__ for each in kinds)}, got"
+        f" {type(agent).__name__}: write a Subject for it (diagnostics/subject.py)"
+    )

@@ -1,0 +1,188 @@
+"""PPO as the diagnostics see it.
+
+Shapes: ``N`` transitions, ``D`` widths of inputs, ``A`` actions, ``E`` members.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.agents.distributions import Categorical, Distribution, SquashedGaussian
+from supple.agents.mlp import Network
+from supple.agents.ppo import ACTOR_GAIN, CRITIC_GAIN, PPO
+from supple.diagnostics.data import Transitions, generator_for
+from supple.diagnostics.subject import Moments, Subject
+from supple.diagnostics.views import Objective, PerceptronView, twin
+from supple.envs.base import Box
+from supple.errors import InputError
+
+
+class PPOSubject(Subject):
+    """``value`` is the critic; its values are plain returns, scaled where rewards are."""
+
+    agent: PPO
+    learning = ("actor", "value")
+    critic_role = "value"
+
+    def __init__(self, agent: PPO, **facts: Any) -> None:
+        super().__init__(agent, **facts)
+        self.discrete = not isinstance(agent.spec.action, Box)
+        self.squashed = isinstance(agent.distribution, SquashedGaussian)
+        self.gamma = agent.settings.gamma
+        rows = agent.horizon * agent.spec.num_envs
+        self.batch_size = max(1, rows // agent.settings.minibatches)
+        self._distribution: Distribution = twin(agent.distribution)
+        self._use(agent.actor, agent.critic)
+
+    def _use(self, actor: Network, critic: Network) -> None:
+        views = (PerceptronView("actor", actor), PerceptronView("value", critic))
+        self.views = {view.role: view for view in views}
+
+    def regression(
+        self, role: str, data: Transitions
+    ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
+        """Values."""
+        if role == "actor":
+            raise InputError("the actor's loss is not a regression: it has no Gauss-Newton matrix")
+        view = self.views[role]
+
+        def values(module: nn.Module, x_ND: Tensor, target_N: Tensor) -> Tensor:
+            return view.outputs(module, x_ND)[0, :, 0]
+
+        def loss(value_N: Tensor, x_ND: Tensor, target_N: Tensor) -> Tensor:
+            return (value_N - target_N).square().mean()
+
+        return values, loss, self.objective(role, data).rows
+
+    def groups(self, role: str) -> tuple[str, ...]:
+        """As the agent has them."""
+        return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
+
+    def inputs(self, role: str, data: Transitions) -> Tensor:
+        """Observations; normalisers are part of the networks."""
+        return data.obs(self.groups(role))
+
+    def next_inputs(self, role: str, data: Transitions) -> Tensor:
+        """The next observations."""
+        return data.next_obs(self.groups(role))
+
+    def objective(self, role: str, data: Transitions) -> Objective:
+        """Squared error of the value; minus advantage times log-probability of the actor.
+
+        The latter has the gradient of the clipped surrogate where the policy has not moved yet.
+        """
+        target = self.targets(data)
+        if role == "value":
+            view = self.views[role]
+
+            def value_loss(module: nn.Module, x_ND: Tensor, target_N: Tensor) -> Tensor:
+                return (view.outputs(module, x_ND)[0, :, 0] - target_N).square().mean()
+
+            return Objective((self.inputs(role, data), target), value_loss)
+        view, distribution = self.views["actor"], self._distribution
+        advantage = target - self._values(self.inputs("value", data))
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+        def policy_loss(module: nn.Module, x_ND: Tensor, draw: Tensor, advantage: Tensor) -> Tensor:
+            params = distribution.params(view.outputs(module, x_ND)[0])
+            return -(advantage * distribution.log_prob(params, draw)).mean()
+
+        return Objective((self.inputs(role, data), self._draws(data), advantage), policy_loss)
+
+    def _draws(self, data: Transitions) -> Tensor:
+        if self._distribution.keeps_draw:  # the ring's column of draws is not part of the data
+            return torch.atanh(data.action.clamp(-1 + 1e-6, 1 - 1e-6))
+        return self._distribution.draw_of(data.action)
+
+    @torch.no_grad()
+    def _values(self, x_ND: Tensor) -> Tensor:
+        view = self.views["value"]
+        return view.outputs(view.module, x_ND)[0, :, 0]
+
+    def targets(self, data: Transitions) -> Tensor:
+        """One step of reward and the next value."""
+        after = self._values(self.next_inputs("value", data))
+        return self.scale_reward(data.reward) + self.gamma * (~data.terminated) * after
+
+    def scale_reward(self, reward: Tensor) -> Tensor:
+        """Over the running denominator; 1 where rewards are not normalised."""
+        return reward / self.agent.reward_scaler.denominator()
+
+    def entropy_cost(self, data: Transitions) -> Tensor:
+        """None: values are not soft."""
+        return torch.zeros_like(data.reward)
+
+    def action_means(self, obs_ND: Tensor) -> Tensor:
+        """The mode, or logits."""
+        view = self.views["actor"]
+        head = view.outputs(view.module, obs_ND)[0]
+        return head if self.discrete else self._distribution.mode(head)
+
+    def policy_params(self, obs_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """As the distribution describes itself."""
+        view = self.views["actor"]
+        params = self._distribution.params(view.outputs(view.module, obs_ND)[0])
+        if isinstance(self._distribution, Categorical):
+            return params, params
+        mean, log_std = params.chunk(2, dim=-1)
+        return mean, log_std
+
+    @torch.no_grad()
+    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """From the distribution."""
+        distribution, view = self._distribution, self.views["actor"]
+        params = distribution.params(view.outputs(view.module, obs_ND)[0])
+        draw = torch.rand if distribution.uniform else torch.randn
+        shape = (len(obs_ND), self.agent.spec.action.size)
+        noise = draw(shape, generator=generator, device=obs_ND.device)
+        return distribution.action(distribution.sample(params, noise))
+
+    def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """To the joint norm that the settings allow."""
+        limit = self.agent.settings.max_grad_norm
+        norm = torch.nn.utils.get_total_norm(gradients)
+        factor = (limit / (norm + 1e-6)).clamp_max(1.0) if limit else torch.ones_like(norm)
+        return tuple(factor * part for part in gradients)
+
+    def moments(self, role: str) -> Moments:
+        """The network's part of the joint optimiser; the standard deviation's parameter is not."""
+        agent, adam = self.agent, self.agent._optimizer
+        own = {id(part) for part in (agent.actor if role == "actor" else agent.critic).parameters()}
+        kept = [i for i, part in enumerate(adam.params) if id(part) in own]
+        mean, square = ([each[i] for i in kept] for each in (adam.mean, adam.square))
+        return Moments(mean, square, agent.updates, float(agent._rate))
+
+    def projected(self, role: str) -> bool:
+        """Never."""
+        return False
+
+    def fresh(self, number: int, data: Transitions) -> Subject:
+        """Built as ``PPO`` builds them, with the normalisers' moments of the trained ones."""
+        agent = self.agent
+        generator = generator_for(agent.device, self.seed, "fresh", number)
+        networks = []
+        for role, gain, hidden in (
+            ("actor", ACTOR_GAIN, agent.settings.actor_hidden),
+            ("value", CRITIC_GAIN, agent.settings.critic_hidden),
+        ):
+            trained = self.views[role].module
+            network = Network(
+                trained.normaliser.mean.numel(),
+                trained.layers[-1].out_features,
+                hidden=hidden,
+                activation=agent.settings.activation,
+                memory=trained.memory,
+                normalise=trained.normaliser.enabled,
+                output_gain=gain,
+                generator=generator,
+            )
+            network.normaliser.load_state_dict(trained.normaliser.state_dict())
+            networks.append(network)
+        found = copy.copy(self)
+        found._use(*networks)
+        return found

@@ -1,0 +1,165 @@
+"""Can it still learn? The referee, and descriptors of the representation's geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supple.diagnostics import geometry, trainability
+from supple.diagnostics.context import Context, attempt
+from supple.diagnostics.data import Transitions
+from supple.diagnostics.reading import Reading, ensemble, reading, require_rows
+from supple.diagnostics.trainability import Probe
+from supple.diagnostics.views import View
+
+PROBE_ROWS = 4096
+"""Fewer inputs are easier to memorise; the gap is then too small."""
+GEOMETRY_ROWS = 1024
+LEAST_GEOMETRY_ROWS = 512
+"""Also what sensor noise is tried on, five times."""
+SENSOR_NOISE = 0.01
+"""Of a channel's standard deviation, where no noise is declared."""
+NOISE_DRAWS = 5
+COARSE = {"functions": 2, "twins": 2, "steps": 200}
+WHOLE = {"functions": 5, "twins": 3, "steps": 500}
+
+
+def fit_gap(context: Context) -> Iterator[Reading]:
+    """Error on new targets against untrained twins; coarse in the standard suite."""
+    coarse = context.suite != "full"
+    families = ("smooth",) if coarse else ("smooth", "hash")
+    for view in context.subject.learning_views():
+        for family in families:
+            yield from attempt(
+                partial(gap, context, view, family, coarse=coarse),
+                metric="fit_gap",
+                network=view.role,
+                params={"family": family},
+            )
+
+
+def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[Reading]:
+    """Of one network and family of targets."""
+    subject, size = context.subject, COARSE if coarse else WHOLE
+    data = probe_inputs(context)
+    require_rows("fit_gap", len(data), PROBE_ROWS // 2 if coarse else PROBE_ROWS)
+    x_ND = subject.inputs(view.role, data)
+    probe = Probe(
+        steps=size["steps"],
+        rate=subject.moments(view.role).rate,
+        project=subject.projected(view.role),
+    )
+    twins = [subject.fresh(number, data).views[view.role] for number in range(size["twins"])]
+    scale_W = scale_of_targets(context, view, data)
+    errors, fresh_errors, shrunk = [], [], 1.0
+    for j in range(size["functions"]):
+        source = subject.fresh(100 + j, data).views[view.role]
+        with torch.no_grad():
+            target_NW = trainability.new_targets(source.outputs(source.module, x_ND)[0], family)
+            now_ENW = view.outputs(view.module, x_ND)
+        room = trainability.room_for(now_ENW, target_NW, scale_W, view.value_limit)
+        shrunk = min(shrunk, room)
+        fits = [
+            trainability.fit(
+                each, x_ND, target_NW, room * scale_W, probe, generator=context.twin_generator(j)
+            )
+            for each in (view, *twins)
+        ]
+        found = [float(each.error_E.mean()) for each in fits]
+        errors.append(found[0])
+        fresh_errors.append(found[1:])
+        for name, each in zip(
+            ("trained", *(f"fresh{t}" for t in range(len(twins)))), fits, strict=True
+        ):
+            context.arrays[f"{view.role}/all/{name}/fit_curve_{family}_{j}"] = torch.tensor(
+                each.curve
+            )
+    random = torch.Generator().manual_seed(subject.seed)
+    verdict = trainability.fit_gap(errors, torch.tensor(fresh_errors), random)
+    reasons = ["coarse"] if coarse else []
+    if shrunk < 1:
+        reasons.append(f"targets shrunk to {shrunk:.2f} of their size to fit the value range")
+    facts: dict[str, Any] = {"network": view.role, "n": len(data), "reason": "; ".join(reasons)}
+    facts["params"] = {"family": family, "steps": str(probe.steps)}
+    reference = {"fresh": 0.0, "error": verdict.error, "fresh_error": verdict.fresh_error}
+    yield reading(verdict.gap, metric="fit_gap", ci95=verdict.ci95, reference=reference, **facts)
+
+
+def probe_inputs(context: Context) -> Transitions:
+    """Rows of ``recent`` and ``anchor`` together, at most 4096."""
+    parts = [each for _, each in context.sets()]
+    return Transitions.join(parts).rows(slice(PROBE_ROWS))
+
+
+@torch.no_grad()
+def scale_of_targets(context: Context, view: View, data: Transitions) -> Tensor:
+    """The deviation of the critic's targets, or of each output of the actor, (W,)."""
+    subject = context.subject
+    if view.role == "actor":
+        output_NW = view.outputs(view.module, subject.inputs(view.role, data))[0]
+        return output_NW.std(0).clamp_min(0.1)
+    return subject.targets(data).std().clamp_min(1e-3).reshape(1)
+
+
+@torch.no_grad()
+def robustness(context: Context) -> Iterator[Reading]:
+    """Whether sensor noise rearranges which states are alike."""
+    data = context.data.comparable()
+    for view in context.subject.learning_views():
+
+        def measure(view: View = view) -> Iterator[Reading]:
+            require_rows("the geometry of states", len(data), LEAST_GEOMETRY_ROWS)
+            kept = data.rows(slice(LEAST_GEOMETRY_ROWS))
+            x_ND = context.subject.inputs(view.role, kept)
+            sigma_D = noise_levels(context, view, kept, x_ND)
+            clean = [geometry.profile(each) for each in view.representation(x_ND)]
+            random = context.subject.generator("sensor noise")
+            draws = []
+            for _ in range(NOISE_DRAWS):
+                noise = torch.randn(x_ND.shape, generator=random, device=x_ND.device)
+                noisy = view.representation(x_ND + sigma_D * noise)
+                pairs = zip(clean, noisy, strict=True)
+                draws.append([float(own @ geometry.profile(other)) for own, other in pairs])
+            value_E = torch.tensor(draws, dtype=torch.float64).mean(0)
+            yield from ensemble(
+                value_E, worst="low", metric="rdm_noise", network=view.role, n=len(kept)
+            )
+
+        yield from attempt(measure, metric="rdm_noise", network=view.role)
+
+
+def noise_levels(context: Context, view: View, data: Transitions, x_ND: Tensor) -> Tensor:
+    """Standard deviation of the noise of each input, 0 for actions, (D,)."""
+    declared = context.subject.channel_noise(view.role)
+    widths = sum(data.observation[group].shape[1] for group in context.subject.groups(view.role))
+    sigma_D = SENSOR_NOISE * x_ND.std(0)
+    for place, noise in declared.items():
+        sigma_D[place] = noise
+    sigma_D[widths:] = 0
+    return sigma_D
+
+
+@torch.no_grad()
+def descriptors(context: Context) -> Iterator[Reading]:
+    """Redundancy of axes and collapse of the actor's features; no verdict may use them."""
+    data = context.data.comparable()
+    for view in context.subject.learning_views():
+
+        def measure(view: View = view) -> Iterator[Reading]:
+            require_rows("descriptors", len(data), LEAST_GEOMETRY_ROWS)
+            kept = data.rows(slice(GEOMETRY_ROWS))
+            features = view.representation(context.subject.inputs(view.role, kept))
+            random = context.subject.generator("split")
+            value_E = [geometry.split_half(each, random, permutations=10) for each in features]
+            facts: dict[str, Any] = {"network": view.role, "n": features.shape[1]}
+            yield from ensemble(torch.stack(value_E), metric="feat_split", **facts)
+            if view.role == "actor":
+                actions = view.outputs(view.module, context.subject.inputs("actor", data)[:1])
+                collapse = geometry.regression_collapse(features[0], actions.shape[-1])
+                yield reading(collapse, metric="nrc1", **facts)
+
+        yield from attempt(measure, metric="feat_split", network=view.role)

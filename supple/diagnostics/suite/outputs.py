@@ -1,0 +1,83 @@
+"""Are outputs at their limits? Actions, standard deviations, logits, the value range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from supple.agents import actor, distributions
+from supple.agents.critics import CategoricalCritic
+from supple.diagnostics import movement
+from supple.diagnostics.context import Context, attempt
+from supple.diagnostics.reading import Reading, ensemble, reading
+from supple.diagnostics.values import support_use
+
+
+@torch.no_grad()
+def saturation(context: Context) -> Iterator[Reading]:
+    """Shares of saturated actions and standard deviations, size of means and logits."""
+    subject, data = context.subject, context.data.current()
+    mean_NA, log_std_NA = subject.policy_params(subject.inputs("actor", data))
+    facts: dict[str, Any] = {"network": "actor", "n": len(data)}
+    if subject.discrete:
+        yield reading(movement.logit_range(mean_NA), metric="logit_range", **facts)
+        # The distribution keeps normalised logits; what the network says is not.
+        view = subject.views["actor"]
+        logits = view.outputs(view.module, subject.inputs("actor", data))[0]
+        yield reading(movement.logit_offset(logits), metric="logit_z", **facts)
+        return
+    joints = movement.saturated_share(mean_NA)
+    if subject.squashed:
+        yield reading(joints.mean(), metric="act_sat", **facts)
+        for joint, share in enumerate(joints):
+            yield reading(share, metric="act_sat", params={"joint": str(joint)}, **facts)
+    low, high = _log_std_range(subject.squashed)
+    yield reading(movement.edge_share(log_std_NA, low, high), metric="std_edge", **facts)
+    yield from attempt(
+        lambda: [reading(movement.largest_mean(mean_NA), metric="logit_pre", **facts)],
+        metric="logit_pre",
+        **facts,
+    )
+    for joint, entropy in enumerate(movement.joint_entropy(log_std_NA)):
+        params = {"joint": str(joint)}
+        yield reading(entropy, metric="entropy", params=params, unit="nats", **facts)
+    lowest = movement.joint_entropy(log_std_NA).min()
+    yield reading(lowest, metric="entropy_min_joint", unit="nats", **facts)
+
+
+def _log_std_range(squashed_by_flashsac: bool) -> tuple[float, float]:
+    if squashed_by_flashsac:
+        return actor.LOG_STD_LOW, actor.LOG_STD_HIGH
+    return distributions.LOG_STD_LOW, distributions.LOG_STD_HIGH
+
+
+@torch.no_grad()
+def support(context: Context) -> Iterator[Reading]:
+    """How a critic uses its value range; atoms' shares only where it has atoms."""
+    subject, data = context.subject, context.data.current()
+    view = subject.views[subject.critic_role]
+    facts: dict[str, Any] = {"network": view.role, "n": len(data)}
+    x_ND = subject.inputs(view.role, data)
+    value_EN = view.outputs(view.module, x_ND)[..., 0]
+    yield from ensemble(value_EN.abs().mean(-1), metric="q_abs", **facts)
+    if view.value_limit is None:
+        return
+    yield reading(subject.clipped_mass(data), metric="support_clip", **facts)
+    if not isinstance(view.module, CategoricalCritic):
+        return
+    logits = view.module.heads(x_ND, train=False, rows=slice(None))
+    yield from ensemble(movement.logit_range(logits), metric="logit_range", **facts)
+    yield from ensemble(movement.logit_offset(logits), metric="logit_z", **facts)
+    target = subject.target_distribution(data)
+    found = [support_use(each, target, view.module.atoms) for each in logits.softmax(-1)]
+    for name in ("edge", "use", "resolution"):
+        metric = "support_res" if name == "resolution" else f"support_{name}"
+        values = [float(getattr(each, name)) for each in found]
+        facts["worst"] = "high" if name == "edge" else "low"
+        yield from ensemble(values, metric=metric, **facts)
+    for member, each in enumerate(logits.softmax(-1)):
+        context.arrays[f"{view.role}/all/{member}/support_prediction"] = each.mean(0).cpu()
+    context.arrays[f"{view.role}/all/mean/support_target"] = target.mean(0).cpu()
+    context.arrays[f"{view.role}/all/mean/support_atoms"] = view.module.atoms.cpu()

@@ -1,0 +1,224 @@
+"""What a report is about: checkpoints of one or several runs, in order, with data to look at.
+
+A checkpoint written with diagnostics on brings its data sets along. Of others, the newest still
+have their replay rows beside them; whatever was found is shared with the rest, so that all are
+looked at on the same transitions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supple import checkpoint, launch
+from supple.agents.base import Agent
+from supple.checkpoint import MANIFEST, Checkpoint
+from supple.configs.base import Settings
+from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, generator_for
+from supple.diagnostics.online import stored_sets
+from supple.envs.base import EnvSpec
+from supple.errors import InputError
+from supple.metrics import read_csv
+from supple.replay import Replay, Segments
+from supple.run import REPLAY_FOLDER
+
+SPACED = 7
+"""Checkpoints between the first and the last that a run's report looks at."""
+LEAST_SHARE = 512
+"""Rows that each checkpoint gives to the common set, at least [spec of the diagnostics, 1.2]."""
+
+
+@dataclass(kw_only=True)
+class Target:
+    """One checkpoint."""
+
+    number: int
+    path: Path
+    run: Path
+    label: str
+    roles: tuple[str, ...]
+    """``first``, ``best``, ``last``, ``baseline``; ``named`` where its folder was given."""
+    settings: Settings
+    spec: EnvSpec
+    agent: Agent
+    env_steps: int
+    digest: str
+    """Of its manifest, which holds those of its files."""
+    data: DataSets = field(default_factory=DataSets)
+
+    @property
+    def looked_at_closely(self) -> bool:
+        """Whether the slow measurements are made of it."""
+        return bool({"last", "best", "baseline", "named"} & set(self.roles))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: Path
+    run: Path
+    roles: tuple[str, ...]
+
+
+def load_targets(
+    paths: Sequence[Path], *, baseline: Path | None = None, device: str = ""
+) -> tuple[list[Target], list[str]]:
+    """The checkpoints that some folders stand for, by run and environment step.
+
+    Args:
+        paths: run folders (first, best, last and up to seven between), or checkpoint folders.
+        baseline: a checkpoint folder to compare with.
+        device: where networks act; by default on the run's own, or the CPU where that is missing.
+
+    Returns:
+        The targets, and in one line each what was left out and why.
+
+    Raises:
+        InputError: nothing there, or nothing intact.
+    """
+    notes: list[str] = []
+    wanted: list[_Place] = []
+    for path in paths:
+        path = path.resolve()
+        wanted += [_named(path)] if (path / MANIFEST).exists() else _of_run(path, notes)
+    if baseline is not None:
+        named = _named(baseline.resolve())
+        wanted.append(dataclasses.replace(named, roles=("baseline",)))
+    places: dict[Path, _Place] = {}
+    for place in wanted:
+        known = places.get(place.path)
+        roles = place.roles if known is None else tuple(dict.fromkeys(known.roles + place.roles))
+        places[place.path] = dataclasses.replace(place, roles=roles)
+    runs = list(dict.fromkeys(place.run for place in places.values()))
+    found = []
+    for place in places.values():
+        loaded = checkpoint.load(place.path)
+        found.append(_target(place, loaded, several=len(runs) > 1, device=device))
+    found.sort(key=lambda target: (runs.index(target.run), target.env_steps))
+    for number, target in enumerate(found):
+        target.number = number
+    for run in runs:
+        _give_data([target for target in found if target.run == run], notes)
+    return found, notes
+
+
+def _named(path: Path) -> _Place:
+    checkpoint.read_header(path)  # says what is wrong with it
+    return _Place(path, path.parent.parent, ("named",))
+
+
+def _of_run(run: Path, notes: list[str]) -> list[_Place]:
+    """First, best, last, and evenly spaced ones between, as far as they are intact."""
+    launch.read_settings(run)  # says "no run here" before "no checkpoint here"
+    intact: dict[int, Path] = {}
+    for path in checkpoint.list_checkpoints(run):
+        try:
+            intact[int(checkpoint.load(path).header["env_steps"])] = path
+        except InputError as error:
+            notes.append(f"damaged, left out: {error}")
+    if not intact:
+        checkpoint.newest_intact(run)  # says why there is none
+    steps = sorted(intact)
+    best = _best_step(run, steps)
+    chosen = {steps[0], steps[-1], best}
+    between = [step for step in steps if step not in chosen]
+    count = min(SPACED, len(between))
+    chosen |= {between[(2 * k + 1) * len(between) // (2 * count)] for k in range(count)}
+    names = {"first": steps[0], "best": best, "last": steps[-1]}
+    return [
+        _Place(intact[step], run, tuple(name for name, at in names.items() if at == step))
+        for step in sorted(chosen)
+    ]
+
+
+def _best_step(run: Path, steps: Sequence[int]) -> int:
+    """The checkpoint nearest to the best evaluation; the last without any."""
+    table = run / "metrics.csv"
+    columns = read_csv(table) if table.exists() else {}
+    evaluated = [
+        (value, step)
+        for step, value in zip(
+            columns.get("step", []), columns.get("eval/return_mean", []), strict=False
+        )
+        if value is not None and step is not None
+    ]
+    if not evaluated:
+        return steps[-1]
+    _, at = max(evaluated)
+    return min(steps, key=lambda step: abs(step - at))
+
+
+def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> Target:
+    settings = launch.on_this_machine(launch.read_settings(place.run), device)
+    spec = EnvSpec.from_json(found.header["spec"])
+    launch.check_fits(found, settings, spec)
+    agent = launch.build_agent(settings, spec)
+    agent.load_state_dict(found.state["agent"])
+    env_steps = int(found.header["env_steps"])
+    label = f"step {env_steps:,}"
+    if several:
+        label = f"{place.run.name}, {label}"
+    target = Target(
+        number=0,
+        path=place.path,
+        run=place.run,
+        label=label,
+        roles=place.roles,
+        settings=settings,
+        spec=spec,
+        agent=agent,
+        env_steps=env_steps,
+        digest=hashlib.sha256((place.path / MANIFEST).read_bytes()).hexdigest(),
+    )
+    target.data = _own_data(target, found)
+    return target
+
+
+def _own_data(target: Target, found: Checkpoint) -> DataSets:
+    """What the checkpoint brings along, or else its replay rows hold."""
+    data = stored_sets(found.state.get("diagnostics") or {})
+    if data.recent is not None:
+        return data
+    agent = target.agent
+    try:
+        replay = Replay(
+            target.spec,
+            agent.ring(target.settings.replay),
+            extra_spec=agent.extra_spec,
+            device=agent.device,
+        )
+        replay.load_state_dict(found.state["replay"])
+        Segments(replay, target.run / REPLAY_FOLDER).load(found.header["replay"])
+        if replay.vector_steps == 0:  # an on-policy agent forgot its rollout before saving
+            return data
+        generator = generator_for(agent.device, target.settings.seed, target.env_steps, "recent")
+        return dataclasses.replace(
+            data, recent=draw(replay, ROWS, generator=generator, newest=NEWEST)
+        )
+    except (InputError, LookupError):
+        return data
+
+
+def _give_data(targets: Sequence[Target], notes: list[str]) -> None:
+    """A set common to all checkpoints of a run, where they have no anchor of their own."""
+    with_own = [target for target in targets if target.data.recent is not None]
+    if not with_own:
+        notes.append(
+            f"{targets[0].run.name}: no checkpoint brings transitions and no replay rows are left:"
+            " only what episodes show can be measured (--suite standard)"
+        )
+        return
+    anchor = next((t.data.anchor for t in targets if t.data.anchor is not None), None)
+    if anchor is None:
+        share = max(LEAST_SHARE, ROWS // len(with_own))
+        parts = [target.data.recent for target in with_own if target.data.recent is not None]
+        anchor = Transitions.join([part.rows(_spread(len(part), share)) for part in parts])
+    for target in targets:
+        if target.data.anchor is None:
+            target.data = dataclasses.replace(target.data, anchor=anchor)
+
+
+def _spread(rows: int, wanted: int) -> slice:
+    return slice(None, None, max(1, rows // wanted))

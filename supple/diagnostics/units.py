@@ -1,0 +1,67 @@
+"""Single units: which are inactive, constant, or receive no gradient.
+
+Activations are taken right behind the non-linearity, before anything is added. Behind a batch norm
+about half of a unit's inputs are positive by construction, so that ``dormant`` stays near 0 there
+even in a sick network: read ``grad_dormant``, and ``fit_gap``.
+
+Shapes: ``E`` members, ``N`` rows, ``H`` units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from supple.errors import InputError
+
+
+def dormant_fraction(activations: Tensor, threshold: float = 0.025) -> Tensor:
+    """Share of units whose mean |activation| is at most ``threshold`` of the layer's.
+
+    (..., N, H) -> (...); 2048 varied rows or more, else units that fire rarely count.
+    Source: Sokar et al., 2023.
+    """
+    return _low(activations.double().abs().mean(-2), threshold)
+
+
+def constant_fraction(activations: Tensor, share: float = 0.01, least: float = 0.0) -> Tensor:
+    """Share of units that hardly vary over rows, always on ones too, (..., N, H) -> (...).
+
+    Args:
+        activations: of one layer.
+        share: of the layer's mean standard deviation, at or below which a unit is constant.
+        least: standard deviation below which it is in any case; 1e-3 for tanh.
+
+    Source: the rule for tanh is of Moalla et al., 2024, the rest our own.
+    """
+    spread = activations.double().std(-2, correction=0)
+    constant = (spread <= share * spread.mean(-1, keepdim=True)) | (spread < least)
+    return constant.double().mean(-1)
+
+
+def gradient_dormant_fraction(gradients: Tensor, threshold: float = 0.01) -> Tensor:
+    """Share of units whose mean |d loss / d activation| is at most ``threshold`` of the layer's.
+
+    Args:
+        gradients: of the sum of the rows' losses, (..., N, H).
+        threshold: relative to the layer's mean.
+
+    Raises:
+        InputError: no unit receives any gradient to speak of.
+
+    Source: after the idea of Liu et al., 2025; the score is our own.
+    """
+    mean = gradients.double().abs().mean(-2)
+    if bool((mean.mean(-1) < 1e-12).any()):
+        raise InputError("no unit of the layer receives a gradient: the loss is at its minimum")
+    return _low(mean, threshold)
+
+
+def _low(mean: Tensor, threshold: float) -> Tensor:
+    return (mean <= threshold * mean.mean(-1, keepdim=True)).double().mean(-1)
+
+
+def over_layers(share_E: list[Tensor], widths: list[int]) -> Tensor:
+    """The share of a whole network's units from those of its layers, (E,)."""
+    weight = torch.tensor(widths, dtype=torch.float64)[:, None]
+    return (torch.stack(share_E).cpu() * weight).sum(0) / weight.sum()

@@ -1,0 +1,73 @@
+"""Flows whose shape, recovery and noise are known in closed form."""
+
+import pytest
+import torch
+
+from supple.diagnostics.flows import (
+    coarseness,
+    noise_consistency,
+    noise_share,
+    recovery,
+    straightness,
+)
+from supple.errors import InputError
+from tests.agents.small_agents import generator
+
+START = torch.linspace(-1, 1, 5, dtype=torch.float64).expand(1, 3, -1)
+
+
+def constant(t, z):
+    return torch.full_like(z, 2.0)
+
+
+def test_a_constant_velocity_is_straight_and_keeps_errors():
+    assert straightness(constant, START).tolist() == pytest.approx([0], abs=1e-12)
+    assert recovery(constant, START, 0.1, steps=8, done=4).tolist() == pytest.approx([1])
+
+
+def test_a_quadratic_path_has_straightness_one_third():
+    found = straightness(lambda t, z: torch.full_like(z, 2 * t), START)
+    assert found.item() == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_a_field_that_points_at_one_value_forgets_every_error():
+    found = recovery(lambda t, z: (3 - z) / (1 - t), START, 0.1, steps=8, done=4)
+    assert found.tolist() == pytest.approx([0], abs=1e-12)
+
+
+def test_damping_leaves_what_five_steps_leave():
+    # The shift enters before step 4 of 8 (counted from 1), so five steps are left.
+    found = recovery(lambda t, z: 1 - z, START, 0.1, steps=8, done=3)
+    assert found.tolist() == pytest.approx([(1 - 1 / 8) ** 5])
+    assert recovery(lambda t, z: z, START, 0.1, steps=8, done=3).item() > 1
+
+
+def test_coarse_steps_are_compared_with_fine_ones():
+    value = torch.tensor([[[0.0], [2.0]]])
+    assert coarseness(value, value)[0] == 0
+    assert coarseness(value + 1, value)[0] == pytest.approx(1 / 2**0.5)
+
+
+def test_noise_left_over_is_a_share_of_the_variance_between_rows():
+    rows = torch.tensor([[[0.0], [2.0]]])
+    noise = torch.tensor([-1.0, 1.0])
+    assert noise_share(rows + 0 * noise)[0] == 0
+    assert noise_share(rows + noise)[0] == pytest.approx(2 / 2)
+    with pytest.raises(InputError, match="at least 2 noise samples"):
+        noise_share(rows)
+
+
+def test_the_same_response_to_noise_is_consistent_a_deaf_flow_undefined():
+    random = generator(0)
+    q = torch.randn(1, 256, 1, generator=random)
+    z, other = torch.randn(2, 1, 256, 16, generator=random)
+    assert noise_consistency(q + z, q + 5 + z, q + other)[0] == pytest.approx(1)
+    unrelated = noise_consistency(q + z, q + other, q + torch.randn(1, 256, 16, generator=random))
+    assert abs(unrelated[0]) < 0.1
+    with pytest.raises(InputError, match="nothing to compare"):
+        noise_consistency(q + 0 * z, q + z, q + other)
+
+
+def test_a_flow_that_does_not_move_has_no_straightness():
+    with pytest.raises(InputError, match="does not move"):
+        straightness(lambda t, z: 0 * z, START)

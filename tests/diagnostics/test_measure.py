@@ -1,0 +1,155 @@
+"""The entry point: every suite of every agent, names, references, isolation, determinism."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from supple.diagnostics.data import DataSets
+from supple.diagnostics.measure import GROUPS, compare, measure
+from supple.diagnostics.reading import Reading
+from supple.errors import InputError
+from tests.agents.small_agents import assert_same_bits, snapshot
+from tests.diagnostics.subjects import EVERY_KIND, subject_with_data, transitions
+
+QUICK = [group.name for group in GROUPS if group.suite == "quick"]
+
+
+def number(readings, name):
+    value = readings[name].value
+    assert value is not None, readings[name].reason
+    return value
+
+
+def timeless(readings):
+    return {name: dataclasses.replace(each, cost_s=0.0) for name, each in readings.items()}
+
+
+@EVERY_KIND
+def test_the_quick_suite_measures_every_agent_and_changes_nothing(kind):
+    subject, data = subject_with_data(kind)
+    before, stream = snapshot(subject.agent), torch.get_rng_state()
+    found = measure(subject, DataSets(recent=data.recent))
+    assert_same_bits(snapshot(subject.agent), before)
+    assert torch.equal(torch.get_rng_state(), stream)
+    # Of these agents nobody took an optimiser step, and three joints are too few for a percentile.
+    missing = {each.metric for each in found.readings.values() if each.status != "ok"}
+    assert missing <= {"eps_frac", "logit_pre"}
+    critic = "value" if kind.startswith("ppo") else "critic"
+    dormant = found.readings[f"{critic}/all/mean/dormant_0.1_recent"]
+    assert dormant.value is not None
+    assert 0 <= dormant.value <= 100
+    assert dormant.unit == "%"
+    assert dormant.n == 2048
+    assert {"fresh", "fresh_low", "fresh_high"} <= dormant.reference.keys()
+
+
+def test_a_second_measurement_gives_the_same_numbers():
+    subject, data = subject_with_data("flow")
+    left, right = (measure(subject, data, groups=["unit_health"]) for _ in range(2))
+    assert timeless(left.readings) == timeless(right.readings)
+
+
+def test_small_data_are_undefined_in_one_line_not_wrong():
+    subject, _ = subject_with_data("categorical")
+    few = DataSets(recent=transitions("categorical", 100))
+    found = measure(subject, few, groups=["unit_health", "dimensionality"]).readings
+    reason = found["critic/all/mean/dormant_recent"].reason
+    assert reason == "counting inactive units needs 2048 rows, got 100: store or draw more"
+    assert found["critic/penultimate/mean/srank_recent"].value is None
+
+
+def test_a_group_that_fails_leaves_the_others(monkeypatch):
+    subject, data = subject_with_data("categorical", rows=2048)
+
+    def broken(context):
+        raise RuntimeError("out of memory\nmore")
+
+    groups = [
+        group._replace(measure=broken) if group.name == "consecutive" else group for group in GROUPS
+    ]
+    monkeypatch.setattr("supple.diagnostics.measure.GROUPS", tuple(groups))
+    found = measure(subject, data, groups=["consecutive", "dimensionality"]).readings
+    assert found["run/all/mean/consecutive"].status == "failed"
+    assert found["run/all/mean/consecutive"].reason == "out of memory"
+    assert "critic/penultimate/mean/erank_recent" in found
+
+
+def test_without_transitions_every_group_says_what_is_missing():
+    subject, _ = subject_with_data("categorical")
+    with pytest.raises(InputError, match="no transitions to measure on"):
+        measure(subject, DataSets())
+
+
+def test_members_are_measured_apart_and_the_worst_is_named():
+    subject, data = subject_with_data("categorical")
+    with torch.no_grad():  # member 1: all units of the first layer dead
+        norm = subject.agent.critic.trunk.block[0].norm1
+        norm.scale[1], norm.shift[1] = 0, -1
+    found = measure(subject, data, groups=["unit_health"]).readings
+    own = {m: found[f"critic/block0.inner/{m}/dormant_0_recent"].value for m in ("0", "1", "worst")}
+    assert own == {"0": 0, "1": 100, "worst": 100}
+    assert found["critic/block0.inner/mean/dormant_0_recent"].value == 50
+
+
+def test_names_follow_network_layer_member_metric():
+    each = Reading(
+        metric="dormant",
+        network="critic",
+        layer="block0.inner",
+        member="1",
+        params={"threshold": 0.1},
+    )
+    assert each.name == "critic/block0.inner/1/dormant_0.1"
+
+
+@pytest.mark.parametrize("kind", ["categorical", "ppo"])
+def test_permuting_samples_leaves_results_unchanged(kind):
+    subject, data = subject_with_data(kind)
+    order = torch.randperm(2048, generator=torch.Generator().manual_seed(0))
+    moved = DataSets(recent=data.recent.rows(order))
+    own = DataSets(recent=data.recent)
+    groups = ["dimensionality", "consecutive"]
+    left, right = (measure(subject, each, groups=groups).readings for each in (own, moved))
+    for name, each in left.items():
+        assert right[name].value == pytest.approx(each.value, rel=1e-3), name
+
+
+STANDARD = ["next_step", "excitation", "robustness"]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "flow", "ppo_discrete"])
+def test_the_standard_groups_measure_agents_and_change_nothing(kind):
+    subject, data = subject_with_data(kind)
+    before = snapshot(subject.agent)
+    found = measure(subject, DataSets(recent=data.recent), "standard", groups=STANDARD).readings
+    assert_same_bits(snapshot(subject.agent), before)
+    assert [each for each in found.values() if each.status != "ok"] == []
+    critic = subject.critic_role
+    assert number(found, f"{critic}/all/mean/update_ratio") > 0
+    assert -1 <= number(found, f"{critic}/all/mean/seem_norm") <= 1
+
+
+def test_two_checkpoints_are_compared_on_the_same_states():
+    subject, data = subject_with_data("ppo", rows=512)
+    same = compare(subject, subject, data).readings
+    assert number(same, "value/all/mean/rdm_drift") == pytest.approx(0, abs=1e-9)
+    other, _ = subject_with_data("ppo", seed=1)
+    moved = compare(subject, other, data).readings
+    assert number(moved, "value/all/mean/rdm_drift") > 0.1
+
+
+def test_value_bias_without_episodes_says_what_to_give():
+    subject, data = subject_with_data("ppo")
+    found = measure(subject, data, "standard", groups=["value_bias"]).readings
+    reason = found["value/all/mean/value_bias"].reason
+    assert reason == "value bias needs sampled episodes: give an environment"
+
+
+def test_gradients_of_single_samples_are_measured_with_their_untrained_twins():
+    subject, data = subject_with_data("scalar")
+    found = measure(subject, data, "standard", groups=["per_sample"]).readings
+    rank = found["critic/all/mean/grad_erank"]
+    assert rank.value is not None
+    assert 1 / 256 <= rank.value <= 1
+    assert "fresh" in rank.reference

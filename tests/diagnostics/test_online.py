@@ -1,0 +1,143 @@
+"""Diagnostics while training: they change nothing, keep to their time, and say what they see."""
+
+import pytest
+
+from supple import checkpoint, launch
+from supple.diagnostics import online
+from supple.diagnostics.alarms import Alarms
+from supple.diagnostics.online import Governor, stored_sets
+from supple.diagnostics.online_groups import Group
+from supple.diagnostics.settings import DiagnosticsSettings
+from supple.errors import InputError
+from supple.metrics import read_csv
+from tests.agents.small_agents import assert_same_bits
+from tests.small_runs import (
+    deterministic_rows,
+    finish,
+    newest_state,
+    run_until,
+    run_whole,
+    small_settings,
+)
+
+TASK = "gym/Pendulum-v1"
+
+
+def settings_of(folder, kind, *, period=10, env_steps=160, **changes):
+    agent = "ppo" if kind == "ppo" else "flashsac"
+    settings = small_settings(TASK, folder, env_steps=env_steps, agent=agent, **changes)
+    if agent == "flashsac":
+        settings.agent.critic = kind
+        settings.agent.flow.width = 8
+    settings.diagnostics = DiagnosticsSettings(
+        enabled=period > 0,
+        tier1_period=max(period, 1),
+        tier2_period=max(2 * period, 1),
+        max_overhead=1.0,
+    )
+    return settings
+
+
+def agent_state(folder):
+    return newest_state(folder)[1]["agent"]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "flow", "ppo"])
+def test_training_is_the_same_with_and_without(tmp_path, kind):
+    with_, without = tmp_path / "with", tmp_path / "without"
+    run_whole(settings_of(with_, kind))
+    run_whole(settings_of(without, kind, period=0))
+    assert_same_bits(agent_state(with_), agent_state(without))
+    rows, plain = deterministic_rows(with_), deterministic_rows(without)
+    assert rows.keys() == plain.keys()
+    assert repr(rows) == repr(plain)
+    found = {name for name in read_csv(with_ / "metrics.csv") if name.startswith("diag/")}
+    critic = "value" if kind == "ppo" else "critic"
+    for metric in ("grad_norm", "update_ratio", "hess_max"):
+        assert f"diag/{critic}/all/mean/{metric}" in found, metric
+    assert not any(name.startswith("diag/") for name in read_csv(without / "metrics.csv"))
+
+
+def test_a_checkpoint_holds_the_transitions_for_later_and_a_resume_keeps_the_anchor(tmp_path):
+    settings = settings_of(tmp_path / "run", "categorical")
+    settings.diagnostics.anchor_size = settings.diagnostics.recent_size = 30
+    run_until(settings, 100)
+    found, _ = checkpoint.newest_intact(tmp_path / "run")
+    sets = stored_sets(found.state["diagnostics"])
+    assert sets.anchor is not None
+    assert sets.recent is not None
+    assert len(sets.anchor) == len(sets.recent) == 30
+    assert sets.recent.observation["policy"].abs().max() > 1  # raw: Pendulum's speed
+    finish(launch.resumed_run(tmp_path / "run"))
+    later, _ = checkpoint.newest_intact(tmp_path / "run")
+    assert_same_bits(later.state["diagnostics"]["anchor"], found.state["diagnostics"]["anchor"])
+
+
+def test_a_measurement_that_fails_is_switched_off_and_training_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    def broken(context, memory):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(online, "TIER1", (Group("drift", broken),))
+    monkeypatch.setattr(online, "TIER2", ())
+    run = run_whole(settings_of(tmp_path / "run", "categorical"))
+    assert run.complete
+    assert capsys.readouterr().out.count("diagnostics drift switched off: out of memory") == 1
+
+
+def governed(limit, cost, gap, calls):
+    """Calls that cost so much, each ``gap`` seconds times the stretch after the last."""
+    now = [0.0]
+    governor = Governor(limit, lambda: now[0])
+    stretches = []
+    for _ in range(calls):
+        now[0] += gap * governor.stretch + cost
+        governor.charge(cost)
+        stretches.append(governor.stretch)
+    return stretches
+
+
+def test_a_slow_measurement_stretches_the_periods_until_it_keeps_its_share():
+    stretches = governed(0.03, cost=1.0, gap=4.0, calls=60)
+    assert stretches[:3] == [1, 1, 1]  # the first call warms up, three must be over
+    share = 1.0 / (4.0 * stretches[-1] + 1)
+    assert share <= 0.03
+    assert stretches[-1] == 16
+
+
+def test_a_cheap_measurement_changes_nothing_and_a_stretched_one_comes_back():
+    assert set(governed(0.03, cost=0.01, gap=4.0, calls=30)) == {1}
+    now = [0.0]
+    governor = Governor(0.03, lambda: now[0])
+    governor.stretch = 4
+    for _ in range(60):
+        now[0] += 10.0
+        governor.charge(0.01)
+    assert governor.stretch == 1
+
+
+def test_settings_name_their_flag():
+    with pytest.raises(InputError, match=r"--diagnostics.max-overhead must be in \(0, 1\], got 2"):
+        DiagnosticsSettings(max_overhead=2)
+
+
+def test_a_reading_above_its_line_is_said_once_after_it_stayed():
+    alarms = Alarms()
+    row = {"diag/critic/all/mean/dormant_0.1": 60.0, "diag/critic/all/worst/dormant_0.1": 99.0}
+    said = [alarms.watch(1000 * k, row) for k in range(1, 6)]
+    assert [len(each) for each in said] == [0, 0, 1, 0, 0]
+    assert said[2][0].startswith(
+        "early warning: critic dormant_0.1 is 60, above 50, 3 times running"
+    )
+    alarms = Alarms()
+    for k in range(1, 9):  # interrupted: never three in a row
+        assert alarms.watch(k, {"diag/critic/all/mean/dormant_0.1": 60.0 if k % 3 else 1.0}) == []
+
+
+def test_features_that_grow_towards_ten_times_their_size_are_announced():
+    alarms, said = Alarms(), []
+    for k in range(1, 21):
+        said += alarms.watch(1000 * k, {"diag/critic/all/mean/feat_norm": float(k) ** 0.6})
+    assert len(said) == 1
+    assert "feat_norm grows as updates^0.6" in said[0]

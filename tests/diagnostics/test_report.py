@@ -1,0 +1,333 @@
+"""The document by its schema, and the page: one file, no request, nothing a name can break."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from supple.cli import main
+from supple.diagnostics import document as documents
+from supple.diagnostics import instability
+from supple.diagnostics.channels import actuators_of, layout_of
+from supple.diagnostics.document import Document
+from supple.diagnostics.evidence import Verdict
+from supple.diagnostics.reading import reading, undefined
+from supple.diagnostics.report import svg
+from supple.diagnostics.report.page import render
+from supple.envs.base import Box, Channel, EnvSpec
+from tests.diagnostics.test_instability import linear, states
+from tests.small_runs import run_whole, small_settings
+
+HOSTILE = "</script><script>alert(1)</script>\"' onload=x <img src=http://evil.example/a>"
+VOID = {"meta", "input", "br", "link"}
+
+
+class Reader(HTMLParser):
+    """Every element and attribute; refuses what is not nested well."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def analysis(width=3, names=()):
+    found = tuple(Channel(name=name, group="policy", noise=1e-5) for name in names)
+    spec = EnvSpec(
+        task_id="made/up",
+        num_envs=1,
+        observation={"policy": width},
+        action=Box(low=(-1.0,), high=(1.0,)),
+        device=torch.device("cpu"),
+        channels=found or None,
+    )
+    gain = torch.linspace(5, 0.1, width)[None]
+    return instability.analyse(
+        linear(gain),
+        "action",
+        states(rows=max(400, 4 * width), width=width),
+        layout_of(spec, ("policy",)),
+        torch.Generator().manual_seed(0),
+        actuators=actuators_of(spec),
+    )
+
+
+def made(count=2, *, name="step", one=None, verdicts=True, every_pair=False):
+    """A document of ``count`` checkpoints."""
+    found = Document(command=f"supple diagnose {name}", suite="quick", device="cpu", seed=0)
+    found.notes.append(f"note on {name}")
+    for number in range(count):
+        found.targets.append(
+            {
+                "id": number,
+                "label": f"{name} {number}",
+                "run": name,
+                "task": name,
+                "roles": ["last"] if number == count - 1 else [],
+                "env_step": 1000 * number,
+                "update": number,
+                "algorithm": "flashsac",
+                "preset": "laptop",
+                "parameters": {"actor": 3},
+                "observation": {"policy": 3},
+                "actions": 1,
+                "hash": "0" * 64,
+            }
+        )
+        params = {"threshold": 0.1, "data": "anchor"}
+        facts: dict[str, Any] = {"network": "critic", "params": params, "unit": "%", "n": 2048}
+        found.add(number, reading(60.0 + number, metric="dormant", ci95=(50.0, 70.0), **facts))
+        found.add(number, undefined(f"no rows in {name}", metric="fit_gap", network="critic"))
+        facts = {"metric": "ret_mdd", "network": "run", "reference": {"fresh": float("nan")}}
+        found.add(number, reading(1.0, **facts))
+        found.add(number, reading(2.0, **facts))
+        if number:
+            drift = reading(0.3, metric="rdm_drift", network="critic")
+            for before in range(number) if every_pair else [number - 1]:
+                found.add(number, drift, before=before)
+    xs, ys = [0.0, 1.0, 2.0], [1.0, 5.0, 3.0]
+    found.add_series("eval/return_mean", count - 1, xs, ys, xlabel="environment steps")
+    if one is not None:
+        for each in instability.readings(one):
+            found.add(count - 1, each)
+    if verdicts:
+        found.add_verdicts(
+            [
+                Verdict(
+                    "V2",
+                    "bad",
+                    "high",
+                    count - 1,
+                    f"sick {name}",
+                    [0],
+                    [1],
+                    ["do (--a.b, now 1)"],
+                    name,
+                ),
+                Verdict("V1", "warn", "low", 0, "warned", [0], [], [name], "nothing"),
+            ]
+        )
+    return found.to_json()
+
+
+def page_of(record, one=None):
+    last = len(record["targets"]) - 1
+    analyses = {} if one is None else {(last, "action"): one}
+    spectrum = {"critic/penultimate/0/spectrum_anchor": torch.tensor([3.0, 1.0, 0.0])}
+    return render(record, analyses, {last: spectrum})
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_documents_follow_the_schema_and_pages_are_well_formed(count):
+    one = analysis()
+    record = made(count, one=one)
+    jsonschema.validate(json.loads(documents.as_bytes(record)), documents.schema())
+    Reader(page_of(record, one))
+
+
+def test_changes_between_checkpoints_are_a_line_or_a_matrix():
+    line, matrix = (page_of(made(4, every_pair=every)) for every in (False, True))
+    assert "from each checkpoint to the next" in line
+    assert 'class="cell"' not in line
+    assert matrix.count('class="cell"') == 6
+
+
+def test_the_schema_refuses_what_is_not_finite_or_has_no_reason():
+    record = made()
+    for change in ({"value": None}, {"status": "undefined", "value": 1.0}, {"level": "dreadful"}):
+        broken = json.loads(documents.as_bytes(record))
+        broken["metrics"][0] |= change
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, documents.schema())
+    record["metrics"][0]["value"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        documents.as_bytes(record)
+
+
+def test_a_page_requests_nothing_and_needs_no_script():
+    one = analysis(names=("a", "b", "c"))
+    found = Reader(page_of(made(one=one), one))
+    for tag, attributes in found.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img")
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    assert "http" not in page_of(made(one=one), one).replace("http-equiv", "")
+    policy = next(a["content"] for t, a in found.elements if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    targets = {a["href"][1:] for _, a in found.elements if a.get("href", "").startswith("#")}
+    assert targets <= {a["id"] for _, a in found.elements if "id" in a}
+
+
+def test_names_cannot_become_markup():
+    one = analysis(names=(HOSTILE, "b", "c"))
+    page = page_of(made(name=HOSTILE, one=one), one)
+    plain = Reader(page_of(made(one=one), one))
+    found = Reader(page)
+    assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
+    assert page.count("<script>") == 1
+    assert "<img" not in page
+    assert HOSTILE in found.text
+
+
+def test_the_verdict_comes_first():
+    text = Reader(page_of(made())).text
+    places = [
+        text.index(part) for part in ("1 fault and 1 warning", "sick step", "Seven questions")
+    ]
+    assert places == sorted(places)
+    assert places[-1] < text.index("All measurements")
+    assert "--a.b" in text
+
+
+def test_without_faults_it_says_what_was_not_asked():
+    text = Reader(page_of(made(verdicts=False))).text
+    assert "No fault found by the checks that ran." in text
+    assert "Not answered by this suite: Can it still learn?" in text
+
+
+def test_four_hundred_channels_fit():
+    one = analysis(width=400, names=[f"joint_{k}_pos" for k in range(400)])
+    page = page_of(made(one=one), one)
+    Reader(page)
+    assert len(page) < 2**20
+
+
+def test_numbers_are_short():
+    shown = [svg.number(v) for v in (0, 0.5, 1234, 45_600, 2.5e6, 1.5e-4, -3.14159)]
+    assert shown == ["0", "0.5", "1234", "45.6k", "2.5M", "1.5e-4", "-3.14"]
+
+
+def test_axes_hold_their_data_and_have_round_ticks():
+    linear_axis = svg.axis([0, 9.7], 0, 100, zero=True)
+    assert linear_axis.ticks() == [0, 5, 10]
+    assert svg.axis([0.01, 100], 0, 100, log=True).ticks() == [0.01, 0.1, 1, 10, 100]
+    flat = svg.axis([3, 3], 0, 100)
+    assert flat.low < 3 < flat.high
+    assert svg.axis([], 0, 1).ticks()
+
+
+def test_long_lines_keep_their_peaks():
+    points = [(float(k), 0.0) for k in range(5000)]
+    points[1234] = (1234.0, 9.0)
+    kept = svg.thinned(points)
+    assert len(kept) <= svg.MOST_POINTS
+    assert (1234.0, 9.0) in kept
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three checkpoints."""
+    folder = tmp_path_factory.mktemp("run") / "counter"
+    settings = small_settings("toy/lqr", folder, env_steps=120)
+    settings.checkpoint.every = 40
+    run_whole(settings)
+    return folder
+
+
+def diagnosed(run, out, *flags):
+    status = main(["diagnose", str(run), "--out", str(out), *flags])
+    record = json.loads((out / "report.json").read_bytes())
+    jsonschema.validate(record, documents.schema())
+    return status, record
+
+
+def test_a_run_is_diagnosed(run, tmp_path, capsys):
+    status, record = diagnosed(run, tmp_path, "--suite", "quick")
+    assert status == 0
+    assert [t["env_step"] for t in record["targets"]] == [40, 80, 120]
+    assert "last" in record["targets"][-1]["roles"]
+    Reader((tmp_path / "report.html").read_text())
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        assert all(np.isfinite(arrays[name]).all() for name in arrays.files)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+
+
+def agents_run(tmp_path, task, **changes):
+    folder = tmp_path / "run"
+    settings = small_settings(task, folder, env_steps=40, agent="ppo", **changes)
+    settings.diagnostics.enabled = False
+    run_whole(settings)
+    return folder
+
+
+def test_a_run_without_transitions_says_so(tmp_path):
+    _, record = diagnosed(agents_run(tmp_path, "toy/bandit"), tmp_path / "out")
+    assert any("no transitions to look at" in entry["why"] for entry in record["skipped"])
+    assert any("no replay rows are left" in note for note in record["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "memory"), [("toy/counter", 0), ("toy/recall", 4)])
+def test_episodes_stand_in_for_transitions(tmp_path, task, memory):
+    folder = agents_run(tmp_path, task, memory=memory)
+    flags = ("--suite", "standard", "--episodes", "2", "--rollouts")
+    _, record = diagnosed(folder, tmp_path / "out", *flags)
+    assert {d["name"] for d in record["datasets"]} >= {"rollout"}
+    skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
+    assert "PPO's critic values states" in skipped["ranld mode critic"]
+
+
+def test_the_same_seed_gives_the_same_document(run, tmp_path):
+    found = [diagnosed(run, tmp_path / name, "--no-html")[1] for name in ("a", "b")]
+    assert documents.without_timing(found[0]) == documents.without_timing(found[1])
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (broken,) = (copy / "checkpoints" / "step_120").glob("*.safetensors")
+    broken.write_bytes(broken.read_bytes()[:-1])
+    _, record = diagnosed(copy, tmp_path / "out")
+    assert [t["env_step"] for t in record["targets"]] == [40, 80]
+    assert "damaged" in record["notes"][0]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(run, tmp_path, capsys):
+    for flags, complaint in (
+        ([str(tmp_path / "none")], "none holds no run"),
+        ([str(run), "--episodes", "1"], "--episodes must be >= 2, got 1"),
+        ([str(run), "--modes", "sideways"], "--modes must be some of"),
+        ([str(run), "--budget", "-1"], "--budget must be >= 0 minutes"),
+        ([str(run), "--noise-spec", str(tmp_path / "x")], "cannot be read as JSON"),
+    ):
+        assert main(["diagnose", *flags, "--out", str(tmp_path / "out")]) == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_fail_on_gives_status_four(run, tmp_path, monkeypatch):
+    sick = Verdict("V1", "warn", "high", 0, "sick", [0], [], [], "nothing")
+    monkeypatch.setattr("supple.diagnostics.rules.judge", lambda evidence: [sick])
+    assert diagnosed(run, tmp_path, "--fail-on", "warn")[0] == 4
+    assert diagnosed(run, tmp_path, "--fail-on", "bad")[0] == 0
+
+
+def test_a_spent_budget_is_said(run, tmp_path):
+    _, record = diagnosed(run, tmp_path, "--budget", "0.00001")
+    assert any("--budget was used up" in entry["why"] for entry in record["skipped"])

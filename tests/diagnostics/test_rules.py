@@ -1,0 +1,143 @@
+"""Rules on readings made by hand: the main evidence with a support, each alone, and neither."""
+
+from typing import Any
+
+import pytest
+
+from supple.configs import default_settings
+from supple.diagnostics import rules
+from supple.diagnostics.evidence import Evidence, Hit
+from supple.diagnostics.reading import reading
+from supple.diagnostics.remedies import advice
+
+FLASHSAC = default_settings("gym/HalfCheetah-v5", preset="laptop")
+
+
+def number(metric, value, network="critic", **facts):
+    return reading(value, metric=metric, network=network, **facts)
+
+
+def evidence(*found, earlier=(), **facts):
+    hits = [Hit(place, each) for place, each in enumerate(found)]
+    known: dict[str, Any] = {"label": "step 9", "target": len(earlier)}
+    known |= {"advice": advice(FLASHSAC)} | facts
+    return Evidence(env_steps=9, readings=hits, earlier=earlier, **known)
+
+
+def judged(*found, **facts):
+    return {each.rule: each for each in rules.judge([evidence(*found, **facts)])}
+
+
+GAP = number("fit_gap", 0.6, ci95=(0.4, 0.8))
+SILENT = number("grad_dormant", 40.0, reference={"fresh": 5.0})
+INACTIVE = number("dormant", 60.0, params={"threshold": 0.1}, reference={"fresh": 1.0})
+HIGH = number("value_bias_norm", 0.5, ci95=(0.4, 0.6))
+LOW = number("value_bias_norm", -0.4, ci95=(-0.5, -0.3))
+
+CASES = [
+    ("V1", "bad", [GAP, SILENT]),
+    ("V2", "bad", [INACTIVE, number("fit_gap", 0.15, ci95=(0.0, 0.2))]),
+    ("V3", "bad", [HIGH, number("seem_norm", 0.1)]),
+    ("V4", "bad", [LOW, number("value_rank", 0.1)]),
+    ("V5", "bad", [number("support_clip", 0.4), number("support_edge", 0.3)]),
+    ("V8", "bad", [number("update_ratio", 0.0), number("eps_frac", 1.0)]),
+    ("V9", "bad", [number("ret_mdd_share", 0.8, "run", reference={"noise_floor": 0.1})]),
+    ("V13", "bad", [number("flow_straight", 0.0, "flow"), number("flow_recovery", 1.0, "flow")]),
+    ("V14", "warn", [number("act_sat", 0.7, "actor"), number("std_edge", 0.5, "actor")]),
+]
+
+
+@pytest.mark.parametrize(("rule", "level", "found"), CASES, ids=[case[0] for case in CASES])
+def test_an_illness_is_named_and_nothing_else(rule, level, found):
+    verdicts = judged(*found)
+    assert set(verdicts) == {rule}
+    verdict = verdicts[rule]
+    assert verdict.level == level
+    assert verdict.evidence[0] == 0
+    assert verdict.actions
+    assert verdict.reconsider
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [number("fit_gap", 0.05, ci95=(-0.1, 0.2)), SILENT],
+        [number("fit_gap", 0.3, ci95=(-0.2, 0.8)), SILENT],  # the interval holds no loss
+        [INACTIVE],  # nothing else says so
+        [number("dormant", 60.0, params={"threshold": 0.1}, reference={"fresh": 55.0}), SILENT],
+        [number("srank", 3.0)],  # never a rank alone
+        [number("value_bias_norm", 0.3, ci95=(-0.1, 0.7))],
+        [LOW],  # a pessimistic ensemble
+        [number("value_rank", 0.2), number("support_use", 0.01)],  # a steady gait
+        [number("support_clip", 0.02)],
+        [number("seem_norm", 0.3)],
+        [number("stab_adam", 1.1)],
+        [number("update_ratio", 1e-3)],
+        [number("ret_mdd_share", 0.8, "run", reference={"noise_floor": 0.9})],
+        [number("act_sat", 0.8, "actor")],  # bang-bang control
+        [number("flow_straight", 0.3, "flow"), number("flow_conv", 0.01, "flow")],
+    ],
+)
+def test_one_sign_alone_is_no_illness(found):
+    assert judged(*found) == {}
+
+
+def test_a_step_is_too_large_when_it_stays_so():
+    ratio, slope = number("stab_adam", 3.0), number("grad_norm", 1.0)
+    steps = [evidence(ratio, slope)]
+    assert rules.judge(steps) == []
+    for count in (1, 2):
+        steps.append(evidence(ratio, number("grad_norm", 1.0 + count), earlier=tuple(steps)))
+    (last, *_) = [v for v in rules.judge(steps) if v.target == 2]
+    assert (last.rule, last.level) == ("V7", "bad")
+    assert "at 3 checkpoints in a row" in last.sentence
+
+
+def test_self_excitation_must_last_and_values_grow():
+    steps: list[Evidence] = []
+    for count in range(5):
+        found = (number("seem_norm", 0.2), number("q_abs", 1.0 + count))
+        steps.append(evidence(*found, earlier=tuple(steps)))
+    verdicts = [v for v in rules.judge(steps) if v.target == 4]
+    assert [v.rule for v in verdicts] == ["V6"]
+    assert verdicts[0].confidence == "medium"
+
+
+def test_a_severe_gap_without_a_support_is_a_warning():
+    assert judged(GAP)["V1"].level == "warn"
+
+
+def test_clipping_without_mass_at_the_edge_is_a_warning():
+    verdict = judged(number("support_clip", 0.4))["V5"]
+    assert (verdict.level, verdict.confidence) == ("warn", "low")
+
+
+def test_supports_make_a_verdict_surer():
+    assert judged(GAP, SILENT)["V1"].confidence == "medium"
+    cosine = number("grad_cos", 0.9, reference={"fresh": 0.1})
+    assert judged(GAP, SILENT, cosine)["V1"].confidence == "high"
+
+
+def test_the_run_is_judged_at_its_end_only():
+    fall = number("ret_mdd_share", 0.8, "run")
+    assert judged(fall, last_of_run=False) == {}
+    recovered = number("ret_recover", 4000.0, "run")
+    verdict = judged(fall, recovered)["V9"]
+    assert verdict.level == "warn"
+    assert "needed 4,000 steps to recover" in verdict.sentence
+
+
+def test_advice_names_only_flags_that_exist():
+    flashsac = advice(FLASHSAC)
+    ppo = advice(default_settings("gym/CartPole-v1", agent="ppo", preset="laptop"))
+    assert flashsac["fewer updates"].endswith("(--agent.utd, now 1.0)")
+    assert "fewer updates" not in ppo
+    assert ppo["fewer epochs"].endswith("(--agent.epochs, now 10)")
+    assert flashsac["reset units"].endswith("(--agent.remedy.reset-dormant-every, now 0)")
+    assert flashsac["weight decay"].endswith("(--agent.remedy.weight-decay, now 0.0)")
+    assert "--" not in ppo["noise"]
+
+
+def test_verdicts_are_ordered_worst_first():
+    found = rules.judge([evidence(GAP), evidence(*CASES[4][2])])
+    assert [v.level for v in found] == ["bad", "warn"]

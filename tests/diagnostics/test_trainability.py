@@ -1,0 +1,146 @@
+"""The referee, and what old and new features serve, on models whose answers are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from supple.diagnostics.trainability import (
+    Probe,
+    fit,
+    fit_gap,
+    linear_r2,
+    new_targets,
+    overwriting,
+    room_for,
+)
+from supple.errors import InputError
+from tests.agents.small_agents import generator
+from tests.diagnostics.subjects import EVERY_KIND, subject_with_data
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=generator(seed))
+
+
+@pytest.mark.parametrize("family", ["smooth", "hash"])
+def test_targets_have_mean_zero_and_variance_one(family):
+    found = new_targets(normal(500, 2), family)
+    torch.testing.assert_close(found.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.std(0, correction=0), torch.ones(2))
+
+
+def test_hashed_targets_are_unrelated_to_their_smooth_ones():
+    value = normal(2000, 1)
+    pair = torch.cat((new_targets(value, "smooth"), new_targets(value, "hash")), dim=-1)
+    assert abs(torch.corrcoef(pair.mT)[0, 1]) < 0.1
+
+
+def test_targets_stay_within_four_fifths_of_the_value_range():
+    output, target = torch.full((1, 4, 1), 2.0), torch.tensor([[2.0], [-1], [0], [1]])
+    assert room_for(output, target, torch.ones(1), None) == 1
+    assert room_for(output, target, torch.ones(1), 5.0) == 1
+    assert room_for(output, target, torch.ones(1), 3.0) == pytest.approx((2.4 - 2) / 2)
+    with pytest.raises(InputError, match="no room for new targets"):
+        room_for(output, target, torch.ones(1), 2.0)
+
+
+def test_a_gap_is_the_part_of_the_fresh_networks_gain_that_is_missing():
+    found = fit_gap([0.6, 0.6], torch.tensor([[0.2, 0.2], [0.2, 0.2]]), generator(0))
+    assert found.gap == pytest.approx(0.5)
+    assert found.ci95 == pytest.approx((0.5, 0.5))
+    wide = fit_gap([0.4, 0.8], torch.tensor([[0.1, 0.3], [0.2, 0.2]]), generator(0))
+    assert wide.ci95[0] < 0.5 < wide.ci95[1]
+    with pytest.raises(InputError, match="probe is too hard"):
+        fit_gap([0.99], torch.tensor([[0.95]]), generator(0))
+
+
+def deaden(view):
+    """Every hidden ReLU far below 0: only the last bias still reaches the output."""
+    layers = [layer for layer in view.module.layers if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers[:-1]:
+            layer.bias.fill_(-1e4)
+
+
+def gap_of(subject, data, role, probe, *, functions=2, twins=1):
+    x_ND = subject.inputs(role, data)
+    view = subject.views[role]
+    fresh = [subject.fresh(number, data).views[role] for number in range(twins)]
+    errors, fresh_errors = [], []
+    for j in range(functions):
+        twin = subject.fresh(100 + j, data).views[role]
+        with torch.no_grad():
+            target = new_targets(twin.outputs(twin.module, x_ND)[0], "smooth")
+        scale = torch.full((target.shape[1],), 0.5)
+        found = [
+            float(fit(each, x_ND, target, scale, probe, generator=generator(j)).error_E.mean())
+            for each in (view, *fresh)
+        ]
+        errors.append(found[0])
+        fresh_errors.append(found[1:])
+    return fit_gap(errors, torch.tensor(fresh_errors), generator(0))
+
+
+def test_a_network_whose_units_are_all_dead_has_a_gap_of_one():
+    subject, data = subject_with_data("ppo", rows=512)
+    deaden(subject.views["value"])
+    found = gap_of(subject, data.recent, "value", Probe(steps=150, batch_size=128, rate=3e-3))
+    assert found.gap == pytest.approx(1, abs=0.02)
+    assert found.fresh_error < 0.6
+
+
+@EVERY_KIND
+def test_an_untrained_network_has_no_gap(kind):
+    # Few steps: an untrained network and its twins differ only by their seeds.
+    subject, data = subject_with_data(kind, rows=512)
+    view = subject.views["actor"]
+    before = [part.clone() for _, part in view.parameters()]
+    probe = Probe(steps=60, batch_size=128, rate=3e-3)
+    role = "value" if kind.startswith("ppo") else "critic"
+    for each in ("actor", role):
+        found = gap_of(subject, data.recent, each, probe)
+        assert abs(found.gap) < 0.35, (each, found)
+    for part, (_, now) in zip(before, view.parameters(), strict=True):
+        assert torch.equal(part, now)
+
+
+def test_gradient_descent_on_fixed_features_leaves_the_slow_directions():
+    # Covariance (1, 0.5, 0.1), coefficients (1, 1, 1), rate 0.5, 10 steps from zero.
+    eigenvalues = torch.tensor([1.0, 0.5, 0.1])
+    left = 0.5 * ((1 - 0.5 * eigenvalues) ** 20).sum()
+    assert left == pytest.approx(0.18083, abs=1e-5)
+
+
+def episodes(rows, length=8):
+    return torch.arange(rows) // length
+
+
+def test_features_that_hold_the_values_explain_them_and_others_do_not():
+    x = normal(800, 4)
+    y = x @ torch.tensor([1.0, 2, 0, 0])
+    assert linear_r2(x, y, episodes(800)) > 0.999
+    assert abs(linear_r2(x[:, 2:], y, episodes(800))) < 0.05
+
+
+def test_an_invertible_change_keeps_everything_another_coordinate_nothing():
+    x = normal(400, 2).double()
+    y = x[:, 0]
+    own = linear_r2(x, y, episodes(400))
+    kept = linear_r2(x @ torch.tensor([[1.0, 2], [0, 1]]).double(), y, episodes(400))
+    assert overwriting(own, 0.0, kept).retention == pytest.approx(1, abs=1e-4)
+    old, new = x[:, :1], x[:, 1:]
+    found = overwriting(linear_r2(old, y, episodes(400)), 0.0, linear_r2(new, y, episodes(400)))
+    assert found.overwriting == pytest.approx(1, abs=0.02)
+
+
+def test_a_probe_needs_rows_episodes_and_something_to_explain():
+    x = normal(80, 4)
+    with pytest.raises(InputError, match="needs 32 rows, got 31"):
+        linear_r2(x[:31], x[:31, 0], episodes(31))
+    with pytest.raises(InputError, match="needs 10 episodes"):
+        linear_r2(x, x[:, 0], episodes(80, 20))
+    with pytest.raises(InputError, match=r"below 0\.2 nothing follows"):
+        overwriting(0.1, 0.1, 0.1)
+    assert math.isfinite(linear_r2(x, x[:, 0], episodes(80)))
