@@ -159,7 +159,7 @@ def load(path: Path) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def following_format(path: Path) -> Iterator[None]:
+def following_format(path: Path, remedy: str = "use another checkpoint") -> Iterator[None]:
     """Whatever goes wrong while a file's values are put to use is said of the file, in one line.
 
     A digest proves that a file is as somebody wrote it, not that it holds what this version writes.
@@ -183,7 +183,7 @@ def following_format(path: Path) -> Iterator[None]:
     ) as error:
         raise InputError(
             f"{path} does not hold what this version of supple writes:"
-            f" {type(error).__name__}, {_short(error)}; use another checkpoint"
+            f" {type(error).__name__}, {_short(error)}; {remedy}"
         ) from error
 
 

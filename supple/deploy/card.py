@@ -76,7 +76,15 @@ def _evaluation(found: Mapping[str, Any] | None) -> str:
 def _diagnostics(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "None were run: `supple diagnose` before `supple export` adds them."
-    return "\n".join(f"* {name}: {verdict}" for name, verdict in found.items())
+    suite = f"`supple diagnose --suite {found['suite']}`, {found['created_utc']}"
+    if not found["verdicts"]:
+        return f"No fault found: {suite}."
+    lines = [f"{suite}:", ""]
+    lines += [
+        f"* {each['level']} ({each['rule']}, {each['confidence']}): {each['sentence']}"
+        for each in found["verdicts"]
+    ]
+    return "\n".join(lines)
 
 
 def _inputs(contract: Mapping[str, Any]) -> str:

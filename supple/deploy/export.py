@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from supple import launch, machine
+from supple.checkpoint import following_format
 from supple.deploy import c_source, golden, manifest, onnx_file, torch_file
 from supple.deploy.bundle import check_free, write_bundle, write_zip
 from supple.deploy.card import model_card
@@ -215,9 +216,14 @@ def _diagnostics(folder: Path) -> dict[str, Any] | None:
     report = folder / "diagnostics" / "report.json"
     if not report.is_file():
         return None
-    record = json.loads(report.read_text())
-    verdicts = record.get("verdicts", record)
-    return verdicts if isinstance(verdicts, dict) else {"verdicts": verdicts}
+    kept = ("rule", "level", "confidence", "sentence")
+    with following_format(report, "run supple diagnose again, or put the file aside"):
+        record = json.loads(report.read_text())
+        return {
+            "suite": str(record["suite"]),
+            "created_utc": str(record["created_utc"]),
+            "verdicts": [{name: each[name] for name in kept} for each in record["verdicts"]],
+        }
 
 
 def _json(record: Any) -> bytes:

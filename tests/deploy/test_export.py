@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from supple.cli import main
-from supple.deploy import manifest
+from supple.deploy import card, export, manifest
 from supple.deploy.bundle import read_bundle
 from supple.deploy.export import bundle_files
 from supple.deploy.formats import mjlab_properties, unitree_yaml
@@ -178,3 +178,26 @@ def test_a_place_that_is_taken_is_refused(run, tmp_path, capsys):
     assert "--also tflite: expected mjlab or unitree" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "taken")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_verdicts_of_a_diagnosis_are_in_the_card(tmp_path):
+    verdict = {"rule": "V2", "level": "warn", "confidence": "high", "sentence": "Units sleep."}
+    report = {
+        "suite": "quick",
+        "created_utc": "2026-11-25T10:00:00Z",
+        "verdicts": [verdict | {"target": 0, "evidence": [1]}],
+    }
+    assert export._diagnostics(tmp_path) is None
+    path = tmp_path / "diagnostics" / "report.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(report))
+    found = export._diagnostics(tmp_path)
+    assert found is not None
+    assert found["verdicts"] == [verdict]
+    assert "* warn (V2, high): Units sleep." in card._diagnostics(found)
+    assert "No fault found: `supple diagnose --suite quick`" in card._diagnostics(
+        found | {"verdicts": []}
+    )
+    path.write_text(json.dumps(report | {"verdicts": [3]}))
+    with pytest.raises(InputError, match=r"report\.json does not hold what .* run supple diagnose"):
+        export._diagnostics(tmp_path)
