@@ -43,6 +43,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# One simulator for real, in an environment of its own: sim-mjlab, sim-dmc, sim-playground ...
+SIM_VENVS ?= $(HOME)/.cache/supple/simulators
+sim-%:
+	$(PYTHON) benchmarks/simulators/venvs.py $* $(SIM_VENVS)
+	PYTHONPATH=. MUJOCO_GL=$${MUJOCO_GL:-egl} $(SIM_VENVS)/$*/bin/python benchmarks/simulators/prove.py $*
+
 package: setup
 	$(BIN)/python -m build --wheel --outdir dist
 

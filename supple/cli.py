@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from supple.configs.base import Settings
     from supple.run import Run
 
-DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+DONE, FAILED, BAD_INPUT, RESUMABLE, VERDICT = 0, 1, 2, 3, 4
 
 DESCRIPTION = """\
 Train robot policies fast, keep their networks able to learn, take them to the robot.
@@ -27,13 +27,17 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple resume DIR              continue a stopped run, or extend it with --env-steps
   supple eval DIR                deterministic episodes: mean return and its interval
   supple play DIR                film an episode
+  supple export DIR              a trained policy as ONNX, torch and C, with all a robot needs
+  supple verify BUNDLE           replays a bundle in every runtime here: table and exit status
+  supple chain DIR               export, verify, and a C++ runner that moves a simulated robot
   supple compare TASK            seeds and variants side by side: one table, one figure
   supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
   supple doctor                  what is installed and works here; --env checks your simulator
 """
 EXIT_STATUS = """\
-exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable"""
+exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable,
+4 a verdict failed"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,6 +94,9 @@ def dispatch(arguments: list[str]) -> int:
         "resume": resume,
         "eval": evaluate,
         "play": play,
+        "export": export,
+        "verify": verify,
+        "chain": chain,
         "compare": compare,
         "bench": bench,
         "list": list_,
@@ -256,6 +263,27 @@ def play(arguments: list[str]) -> int:
     return DONE
 
 
+def export(arguments: list[str]) -> int:
+    """``supple export DIR``."""
+    from supple.deploy.command import export as export_main
+
+    return export_main(arguments)
+
+
+def verify(arguments: list[str]) -> int:
+    """``supple verify BUNDLE``."""
+    from supple.deploy.command import verify as verify_main
+
+    return verify_main(arguments)
+
+
+def chain(arguments: list[str]) -> int:
+    """``supple chain DIR``."""
+    from supple.deploy.command import chain as chain_main
+
+    return chain_main(arguments)
+
+
 def compare(arguments: list[str]) -> int:
     """``supple compare TASK``."""
     from supple.compare import main as compare_main
@@ -264,7 +292,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """``supple bench update|profile|replay|kernels|critics|loop|all``."""
+    """``supple bench update|profile|replay|kernels|critics|ppo|envs|loop|all``."""
     from supple.bench import main as bench_main
 
     return bench_main(arguments)

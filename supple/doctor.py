@@ -10,6 +10,7 @@ import torch
 from supple import machine
 from supple.cli import DONE, FAILED
 from supple.configs import PRESETS
+from supple.configs.recipes import SIMULATORS, recipes_of
 from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
 from supple.envs.base import Env
@@ -65,8 +66,16 @@ def check_environment(task: str) -> int:
     return FAILED if failed else DONE
 
 
+def _recipes() -> dict[str, str]:
+    return {
+        f"{simulator}/{pattern}": (recipe.__doc__ or "").split("\n")[0]
+        for simulator in SIMULATORS
+        for pattern, recipe in recipes_of(simulator).items()
+    }
+
+
 def print_list(simulator: str | None) -> None:
-    """Print agents, presets, simulators and tasks; with ``simulator``, its tasks, one a line.
+    """Print agents, presets, simulators, recipes; with ``simulator``, its tasks, one a line.
 
     Raises:
         InputError: unknown simulator.
@@ -83,6 +92,7 @@ def print_list(simulator: str | None) -> None:
             rest = f", and {more} more: supple list {name}" if more > 0 else ""
             rows[name] = f"{found.status}: {shown}{rest}"
         Display.print_table("simulators", rows)
+        Display.print_table("recipes", _recipes())
         return
     if simulator not in simulators:
         raise InputError(f"unknown simulator {simulator}; known: {', '.join(simulators)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
@@ -17,8 +19,8 @@ class SimulatorError(RuntimeError):
     """A simulator broke its contract while running: names the field and the step. Status 1."""
 
 
-def require_finite(settings: Any, prefix: str) -> None:
-    """Refuse NaN and infinity anywhere in a settings dataclass.
+def require_values(settings: Any, prefix: str) -> None:
+    """Refuse NaN, infinity and what is none of a field's choices, anywhere in a settings dataclass.
 
     Args:
         settings: a dataclass, possibly nested.
@@ -27,13 +29,28 @@ def require_finite(settings: Any, prefix: str) -> None:
     Raises:
         InputError: names the flag.
     """
+    kind: Any = type(settings)
     for item in dataclasses.fields(settings):
         value = getattr(settings, item.name)
         flag = prefix + item.name.replace("_", "-")
+        choices = _choices(kind).get(item.name, ())
         if dataclasses.is_dataclass(value):
-            require_finite(value, flag + ".")
+            require_values(value, flag + ".")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number, got {value}")
+        elif choices and value not in choices:
+            raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value}")
+
+
+@functools.cache
+def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """Of the fields that are a ``Literal``."""
+    hints = typing.get_type_hints(kind)
+    return {
+        name: typing.get_args(hint)
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is typing.Literal
+    }
 
 
 def require_rules(settings: Any, prefix: str, rules: Iterable[tuple[str, bool, str]]) -> None:

@@ -174,8 +174,14 @@ class Trained:
     folder: Path
     settings: Settings
     env_steps: int
-    greedy: Callable[[], Callable[[Groups], Tensor]]
-    """Called as episodes begin: deterministic actions for observation groups."""
+    agent: Agent
+    spec: EnvSpec
+    header: Mapping[str, Any]
+    """The checkpoint's."""
+
+    def greedy(self) -> Callable[[Groups], Tensor]:
+        """Called as episodes begin: deterministic actions for observation groups."""
+        return self.agent.greedy()
 
 
 def load_trained(path: Path, *, device: str = "") -> Trained:
@@ -217,7 +223,9 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
         folder=folder,
         settings=settings,
         env_steps=env_steps,
-        greedy=agent.greedy,
+        agent=agent,
+        spec=spec,
+        header=found.header,
     )
 
 

@@ -28,6 +28,21 @@ def test_every_variant_is_timed_in_every_round_in_turn():
     assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 4)
 
 
+@pytest.mark.sim("envpool")
+def test_simulators_step_beside_each_other(monkeypatch, tmp_path):
+    monkeypatch.setattr("supple.bench.envs.TASKS", ("Hopper",))
+    monkeypatch.setattr("supple.bench.envs.SIZES", (4,))
+    monkeypatch.setattr("supple.bench.envs.STEPS", 40)
+    given = ["envs", "--peers", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]
+    assert main(["bench", *given]) == DONE
+    with (tmp_path / "bench_envs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["supple mujoco", "supple gym", "SyncVectorEnv", "envpool"]
+    assert [row["variant"] for row in rows] == names
+    assert float(rows[0]["ours over it"]) == 1
+    assert all(float(row["steps per second"]) > 0 for row in rows)
+
+
 def test_counted_products_are_those_of_an_update():
     """The published default at batch 512 is about 21 GFLOP per update."""
     products = matrix_products(FlashSACSettings(), Shape(17, 6, 512))

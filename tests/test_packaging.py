@@ -32,7 +32,9 @@ def test_wheel_holds_exactly_the_package(wheel):
     in_tree = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "supple").rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix == ".py"
+        or path.name == "py.typed"
+        or (path.is_file() and path.parent.name == "runtime")
     }
     assert packaged == in_tree
 

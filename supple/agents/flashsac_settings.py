@@ -9,7 +9,7 @@ from supple.agents.exploration import NoiseSettings
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.remedies import RemedySettings
 from supple.agents.reward_scaling import RewardScalerSettings
-from supple.errors import InputError, require_finite, require_rules
+from supple.errors import InputError, require_rules, require_values
 
 NORMS = ("batch", "layer", "none")
 CRITICS = ("categorical", "scalar", "flow", "flow_official")
@@ -121,11 +121,10 @@ class FlashSACSettings:
             ("remedy.shrink", 0 <= self.remedy.shrink < 1, "in [0, 1)"),
             ("remedy.reset_dormant_every", self.remedy.reset_dormant_every >= 0, ">= 0"),
             ("remedy.dormant_threshold", self.remedy.dormant_threshold >= 0, ">= 0"),
-            ("noise.schedule", self.noise.schedule in ("shared", "per_env"), "shared or per_env"),
             ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
         )
-        require_finite(self, "--agent.")
+        require_values(self, "--agent.")
         require_rules(self, "--agent.", rules)
         if self.critic == "flow_official" and self.remedy.reset_dormant_every:
             raise InputError(

@@ -171,7 +171,7 @@ class FlowCritic(Critic):
         """What the actor climbs, per noise sample, (E, B, M)."""
         settings, start_BM = self.settings, self.noise(uniform_BM)
         steps = 1 if settings.readout == "one_step" else settings.read_steps
-        if settings.readout != "last_step" or settings.predict == "endpoint":
+        if settings.readout != "last_step":
             return self.integrated(prediction, start_BM, steps)
         condition_EBH = prediction.condition_EBH
         at = on_grid(self.net.field(), self.net.form, condition_EBH, self.net.grid(steps))
@@ -204,7 +204,11 @@ class FlowCritic(Critic):
         entropy_B: Tensor,
         uniform_BM: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """y, (B,), or (B, M) for the distributional backup; and the fraction of it clipped."""
+        """y, (B,), or (B, M) for the distributional backup; and the fraction of it clipped.
+
+        Of several next actions each one's target is clipped, then ``averaged``: the published rule
+        averages first, which differs where some lie outside the range.
+        """
         start_BM = self.noise(_given(uniform_BM))
         steps = self.settings.target_steps
         next_BM = self._joined(self.integrated(prediction, start_BM, steps))

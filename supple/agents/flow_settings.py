@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from supple.errors import require_rules
+from supple.errors import require_rules, require_values
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,6 +76,8 @@ class FlowSettings:
         Raises:
             InputError: names the flag.
         """
+        require_values(self, "--agent.flow.")
+        least = 0.2 * (self.edges - 1) if self.value_encoding == "hlgauss" else 0.0
         one_step = self.target_steps == self.read_steps == 1
         same = self.target_samples == self.train_samples
         rules: tuple[tuple[str, bool, str], ...] = (
@@ -89,13 +91,19 @@ class FlowSettings:
             ("read_samples", self.read_samples >= 1, ">= 1"),
             ("table_points", self.table_points >= 0 and self.table_points != 1, "0 or >= 2"),
             ("edges", self.edges >= 3, ">= 3"),
-            ("sigma_bins", self.sigma_bins > 0, "> 0"),
+            # Less, and far outside the support both tails of erf would be equal: 0 / 0.
+            ("sigma_bins", self.sigma_bins >= least, f">= {least:g}, a fifth of the bins"),
             ("support_margin", self.support_margin >= 0, ">= 0"),
             ("time_features", self.time_features >= 1, ">= 1"),
             (
                 "train_time",
                 self.train_time == "uniform" or one_step,
                 "uniform, or zero with target_steps and read_steps 1",
+            ),
+            (
+                "readout",
+                self.readout != "last_step" or self.predict == "velocity",
+                "distilled, integrate or one_step where end points are predicted",
             ),
             (
                 "backup",

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from supple.agents.mlp import ACTIVATIONS
-from supple.errors import InputError, require_finite, require_rules
+from supple.errors import InputError, require_rules, require_values
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,11 +92,10 @@ class PPOSettings:
             ("initial_std", 1e-3 <= self.initial_std <= 10, "in [0.001, 10]"),
             ("actor_hidden", min(self.actor_hidden, default=1) >= 1, "widths >= 1"),
             ("critic_hidden", min(self.critic_hidden, default=1) >= 1, "widths >= 1"),
-            ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
             ("memory", self.memory >= 0, ">= 0"),
             ("sequence_steps", self.sequence_steps >= 0, ">= 0"),
         )
-        require_finite(self, "--agent.")
+        require_values(self, "--agent.")
         require_rules(self, "--agent.", rules)
         if self.sequence_steps and self.rollout_steps % self.sequence_steps:
             raise InputError(

@@ -14,6 +14,7 @@ import torch
 
 from supple import machine
 from supple.bench.critics import bench_critics
+from supple.bench.envs import bench_envs
 from supple.bench.kernels import SIZES as FLOWS
 from supple.bench.kernels import bench_kernels
 from supple.bench.loop import bench_loop
@@ -27,7 +28,7 @@ from supple.errors import InputError
 
 SIZES = ("17x6", "376x17", "310x37")
 MODES = ("eager", "compiled")
-WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "loop", "all")
+WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "envs", "loop", "all")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="supple bench",
         description="Times gradient steps (update), what they consist of (profile), replay"
         " sampling, the integration of flow critics (kernels), the laptop preset with each critic"
-        " (critics), PPO's iterations (ppo) and the whole training loop, and appends rows to"
+        " (critics), PPO's iterations (ppo), MuJoCo simulators (envs) and the whole training loop,"
+        " and appends rows to"
         " OUT/bench_WHAT.csv. Flags of supple train for the loop come after --.",
     )
     parser.add_argument("what", choices=WHAT)
@@ -94,6 +96,9 @@ def main(arguments: Sequence[str]) -> int:
         for size in FLOWS:
             found = bench_kernels(size, options)
             report(f"kernels {size}", found, options.out / "bench_kernels.csv", command)
+    if options.what in ("envs", "all"):
+        for title, found in bench_envs(options):
+            report(title, found, options.out / "bench_envs.csv", command)
     if options.what in ("loop", "all"):
         found = bench_loop(options)
         report(f"loop, {options.task}", found, options.out / "bench_loop.csv", command)

@@ -11,6 +11,7 @@ from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
 from supple.agents.flow_settings import published
 from supple.configs import flashsac, ppo
 from supple.configs.base import AGENT_SETTINGS, Settings
+from supple.configs.recipes import apply_recipe
 from supple.errors import InputError
 
 PRESETS = {"flashsac": flashsac.PRESETS, "ppo": ppo.PRESETS}
@@ -21,7 +22,7 @@ AGENTS = tuple(PRESETS)
 def default_settings(
     task: str, *, agent: str = "flashsac", preset: str = "", critic: str = ""
 ) -> Settings:
-    """The settings of a task before any flag: defaults, those of the critic, then the preset.
+    """The settings of a task before any flag: its recipe, the critic's own, then the preset.
 
     Args:
         task: ``<simulator>/<task>`` or ``module:callable``.
@@ -44,6 +45,7 @@ def default_settings(
             own.flow = published()
     elif critic:
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
+    apply_recipe(settings)
     PRESETS[agent][preset](settings)
     return settings
 

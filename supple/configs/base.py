@@ -20,7 +20,7 @@ from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.envs import EnvSettings
-from supple.errors import InputError, require_finite, require_rules
+from supple.errors import InputError, require_rules, require_values
 from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
 
@@ -97,7 +97,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
-        require_finite(self, "--")
+        require_values(self, "--")
         rules = (
             ("env_steps", self.env_steps >= 1, ">= 1"),
             ("seed", self.seed >= 0, ">= 0"),

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -146,6 +146,8 @@ class EnvSpec:
     """True: ``state_dict`` restores the simulation bit for bit."""
     deployment: Deployment | None = None
     channels: tuple[Channel, ...] | None = None
+    added: Mapping[str, float] = field(default_factory=dict)
+    """What ``--env.*`` flags put on the simulator (``envs/wrappers.py``), by flag."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; floats keep full precision."""

@@ -18,7 +18,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Discrete, Env, EnvSpec
+from supple.envs.base import Box, Discrete, Env, EnvSpec
+from supple.envs.check_ends import check_flags, check_fresh_final, check_reset_time
 from supple.envs.check_rollout import (
     BrokenError,
     Rollout,
@@ -129,11 +130,16 @@ _CHECKS = {
     "finite values": check_finite,
     "aliasing": check_aliasing,
     "bridge rows": check_bridge_rows,
+    "reset time": check_reset_time,
     "final observation": check_final_observation,
+    "fresh final observation": check_fresh_final,
     "auto-reset": check_auto_reset,
+    "end flags": check_flags,
     "time limit": check_time_limit,
     "critic group": check_critic_group,
 }
+_NEED_RESET_TIME = ("final observation", "fresh final observation", "end flags", "time limit")
+"""Checks that count on an episode ending in the row that says so."""
 
 
 class _Checker:
@@ -153,12 +159,17 @@ class _Checker:
         self._actions = _random_actions(self._facts, self._steps, self._seed)
         if not self._judge("layout", self._layout):
             return
+        broken: set[str] = set()
         for name, check in _CHECKS.items():
-            self._judge(name, partial(check, self._seen, self._facts))
+            if "reset time" in broken and name in _NEED_RESET_TIME:
+                continue
+            if not self._judge(name, partial(check, self._seen, self._facts)):
+                broken.add(name)
         self._judge("same seed", self._same_seed)
         self._judge("other seed", self._other_seed)
         self._judge("actions matter", self._actions_matter)
-        self._judge("actions beyond 1", self._actions_beyond_one)
+        if self._judge("actions beyond 1", self._actions_beyond_one):
+            self._judge("action scale", self._action_scale)
         self._judge("exact resume", self._exact_resume)
 
     def close(self) -> None:
@@ -247,6 +258,30 @@ class _Checker:
         seen = self._roll(2 * self._actions[:SHORT].sign())
         check_finite(seen, self._facts)
         return "actions of size 2 were accepted"
+
+    def _action_scale(self) -> str:
+        action = self._facts.action
+        if not isinstance(action, Box) or not action.clip:
+            return "note: without clipped bounds, scaling cannot be seen from outside"
+        direction = self._actions[:SHORT].sign()
+        if (beyond := self._differs(direction, 2 * direction)) is not None:
+            raise BrokenError(
+                f"actions of size 2 gave another {beyond} than actions of size 1, expected the "
+                f"same because action.clip is True and 1 means {action.high}: scale to the bounds, "
+                "then clip to them; or set clip=False"
+            )
+        narrow = max(map(abs, (*action.low, *action.high))) < 1
+        if narrow and self._differs(direction, 0.9 * direction) is None:
+            raise BrokenError(
+                f"actions of size 0.9 gave the same numbers as actions of size 1, expected smaller "
+                f"ones because 1 means {action.high}: the simulator saturates, scale to the bounds"
+            )
+        return "1 is the bound, and what is beyond it is clipped"
+
+    def _differs(self, some: Tensor, others: Tensor) -> str | None:
+        """The first field in which two sequences of actions differ by more than rounding."""
+        difference = first_difference(self._roll(some), self._roll(others))
+        return difference[1] if difference and difference[2] > SLIGHT else None
 
     def _exact_resume(self) -> str:
         if not self._facts.exact_resume:

@@ -45,7 +45,7 @@ def load(task: str) -> Callable[..., Any]:
 
 
 def build(task: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
-    """The environments of a user's callable: supple's own kind, or Gymnasium's, which is wrapped.
+    """The environments of a user's callable: supple's own kind, or another's, which is wrapped.
 
     Raises:
         InputError: it returns something else, or not what was asked for.
@@ -61,6 +61,9 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         made = factory(**_accepted(factory, offered))
     if isinstance(made, Env):
         return _as_asked(made, task, accepted, device)
+    found = _torch_simulator(made, task, settings.action_bound)
+    if found is not None:
+        return _as_asked(found, task, accepted, device)
     import gymnasium
 
     from supple.envs.gym import GymVector, wrap_factory
@@ -79,8 +82,27 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         )
     raise InputError(
         f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"
-        " gymnasium.Env or a gymnasium.vector.VectorEnv"
+        " gymnasium.Env or VectorEnv, an RSL-RL VecEnv, an Isaac Gym VecTask, a legged_gym task, a"
+        " manager-based environment of mjlab, or a torchrl EnvBase"
     )
+
+
+def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
+    """The adapter of a simulator that speaks torch, recognised by what it offers."""
+    from supple.envs import isaac_gym, mjlab, rsl_rl, torchrl_env
+
+    if torchrl_env.recognises(made):
+        return torchrl_env.TorchRL(made, task_id=task, action_bound=bound)
+    if mjlab.recognises(made):
+        return mjlab.Mjlab(made, task_id=task, action_bound=bound)
+    # legged_gym has everything a VecEnv has, and more.
+    if isaac_gym.recognises_legged_gym(made):
+        return isaac_gym.LeggedGym(made, task_id=task, action_bound=bound)
+    if isaac_gym.recognises_vec_task(made):
+        return isaac_gym.VecTask(made, task_id=task, action_bound=bound)
+    if rsl_rl.recognises(made):
+        return rsl_rl.RslRl(made, task_id=task, action_bound=bound)
+    return None
 
 
 def _as_asked(env: Env, task: str, accepted: dict[str, Any], device: torch.device) -> Env:

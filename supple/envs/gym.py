@@ -332,13 +332,11 @@ def wrap_factory(
     Raises:
         InputError: packages are missing, or its spaces are not supported.
     """
-    if render and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    options = {"render_mode": "rgb_array"} if render else {}
+    options = {"render_mode": headless()} if render else {}
     with importing_packages(task_id), quiet_mujoco():
         probe = factory(**options)
     try:
-        facts = _facts(probe, task_id, num_envs)
+        facts = facts_of(probe, task_id, num_envs)
     finally:
         probe.close()
 
@@ -362,7 +360,15 @@ def wrap_factory(
     return GymVector(vector, task_id=task_id, device=device, facts=facts)
 
 
-def _facts(probe: gymnasium.Env[Any, Any], task_id: str, num_envs: int) -> dict[str, Any]:
+def headless() -> str:
+    """The render mode of pictures; lets MuJoCo draw them without a display."""
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    return "rgb_array"
+
+
+def facts_of(probe: gymnasium.Env[Any, Any], task_id: str, num_envs: int) -> dict[str, Any]:
+    """Fields of the spec that a single environment tells; it is reset and stepped for that."""
     Flattener(probe.observation_space, task_id)  # refuses before anything is stepped
     action = ActionMap(probe.action_space, num_envs, task_id).spec
     return {

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import wrappers
 
-SUCCESS_KEYS = ("success", "is_success")
+SUCCESS_KEYS = ("success", "is_success", "solved")
 """Entries of ``info`` that hold a task's own success flag."""
 EXACT_MODULES = ("gymnasium.envs.mujoco.", "gymnasium.envs.classic_control.")
 """Environment families for which restoring has been proven exact (tests/envs)."""
@@ -45,7 +45,7 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             obs = copy.deepcopy(obs)  # the reset that follows may reuse its memory
-        kept = {key: bool(info[key]) for key in SUCCESS_KEYS if key in info}
+        kept = {key: bool(np.any(info[key])) for key in SUCCESS_KEYS if key in info}
         return obs, reward, terminated, truncated, kept
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:

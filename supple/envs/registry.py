@@ -11,11 +11,24 @@ from typing import Literal, Protocol, cast
 import torch
 
 from supple.envs.base import Env
-from supple.errors import InputError
+from supple.envs.torch_sim import RandomStreams
+from supple.envs.wrappers import wrap
+from supple.errors import InputError, require_rules
 
 ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
     "gym": "supple.envs.gym",
+    "mujoco": "supple.envs.mujoco",
+    "envpool": "supple.envs.envpool",
+    "dmc": "supple.envs.dmc",
+    "metaworld": "supple.envs.metaworld",
+    "myosuite": "supple.envs.myosuite",
+    "humanoidbench": "supple.envs.humanoidbench",
+    "isaaclab": "supple.envs.isaaclab",
+    "mjlab": "supple.envs.mjlab",
+    "maniskill": "supple.envs.maniskill",
+    "playground": "supple.envs.playground",
+    "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 
@@ -28,11 +41,37 @@ class EnvSettings:
     """Parallel environments, >= 1."""
     vectorization: Literal["sync", "async"] = "sync"
     """One process for all of them, or one for each (worth it only where a step is slow)."""
+    history: int = 1
+    """Newest observation frames the policy sees side by side, >= 1."""
+    obs_noise: float = 0.0
+    """Deviation of normal noise on the policy's observation [unit of each entry]."""
+    declared_noise: float = 0.0
+    """The same as a multiple of the noise each channel declares, where a simulator adds none."""
+    obs_bias: float = 0.0
+    """Most that is added to each entry of the policy's observation during an episode."""
+    action_delay: int = 0
+    """Steps until an action takes effect."""
+    action_scale: float = 0.0
+    """Most that actions are scaled by during an episode: a factor within it of 1."""
+    action_offset: float = 0.0
+    """Most that is added to each action during an episode [policy action]."""
+    action_bound: float = 1.0
+    """What the policy's 1 means to simulators whose actions have no bounds, > 0."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
-        if self.num_envs < 1:
-            raise InputError(f"--env.num-envs must be >= 1, got {self.num_envs}")
+        rules = (
+            ("num_envs", self.num_envs >= 1, ">= 1"),
+            ("history", self.history >= 1, ">= 1"),
+            ("obs_noise", self.obs_noise >= 0, ">= 0"),
+            ("declared_noise", self.declared_noise >= 0, ">= 0"),
+            ("obs_bias", self.obs_bias >= 0, ">= 0"),
+            ("action_delay", self.action_delay >= 0, ">= 0"),
+            ("action_scale", 0 <= self.action_scale < 1, "in [0, 1)"),
+            ("action_offset", self.action_offset >= 0, ">= 0"),
+            ("action_bound", self.action_bound > 0, "> 0"),
+        )
+        require_rules(self, "--env.", rules)
         if self.vectorization not in ("sync", "async"):
             raise InputError(f"--env.vectorization must be sync or async, got {self.vectorization}")
 
@@ -81,13 +120,15 @@ def make(
         task: ``<simulator>/<task>`` or ``module:callable``.
         settings: how many, and how they run.
         device: where their tensors live.
-        seed: of the reset it comes with.
+        seed: of what is drawn while building, and of the reset it comes with.
         render: whether ``render()`` will be called.
 
     Raises:
         InputError: unknown task (with the nearest names), or one that cannot be built here.
     """
-    env = _build(task, settings, torch.device(device), render)
+    # Some simulators randomise robots once, as they are built, from the global generators.
+    with RandomStreams(torch.device(device), seed):
+        env = wrap(_build(task, settings, torch.device(device), render), settings)
     try:
         env.reset(seed)
     except BaseException:

@@ -285,3 +285,12 @@ def test_predictions_for_some_rows_use_statistics_of_all(build, rows):
     torch.testing.assert_close(critic(x, train=True, rows=rows), twin(x, train=True)[:, rows])
     for mine, theirs in zip(critic.buffers(), twin.buffers(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_mass_at_no_place_spoils_no_other_row():
+    probability = torch.full((2, 5), 0.2)
+    position = torch.linspace(-1, 1, 5).repeat(2, 1)
+    position[0, 2] = float("nan")
+    found = project_to_atoms(probability, position, 1.0)
+    assert found[0].isnan().any()
+    torch.testing.assert_close(found[1], probability[1])

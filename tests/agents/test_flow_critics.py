@@ -10,7 +10,7 @@ from supple.agents.flow_critics import (
     FlowRange,
     PublishedFlowCritic,
 )
-from supple.agents.flow_settings import published
+from supple.agents.flow_settings import FlowSettings, published
 from supple.agents.nets import project_
 from supple.diagnostics.recovery import step_sweep
 from supple.errors import InputError
@@ -213,3 +213,31 @@ def test_the_published_settings_are_the_published_ones():
     assert (found.width, found.depth, found.target_samples, found.target_steps) == (512, 4, 8, 8)
     assert (found.activation, found.norm) == ("gelu", "layer")
     assert (found.aggregate, found.readout, found.reduction) == ("mean", "distilled", "sum")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"readout": "intergrate"}, "readout must be one of distilled, integrate, one_step"),
+        ({"aggregate": "max"}, "aggregate must be one of min, mean, got max"),
+        ({"time_encoding": "Fourier"}, "time-encoding must be one of fourier, cos_rep, cos"),
+        ({"sigma_bins": 8.0}, "sigma-bins must be >= 10, a fifth of the bins, got 8.0"),
+        ({"edges": 101}, "sigma-bins must be >= 20"),
+        ({"readout": "last_step", "predict": "endpoint"}, "readout must be distilled, integrate"),
+    ],
+)
+def test_choices_that_are_none_and_encodings_that_would_divide_by_zero_are_refused(changes, text):
+    with pytest.raises(InputError, match=text):
+        FlowSettings(**changes)
+
+
+@pytest.mark.parametrize("points", [257, 0])
+@torch.no_grad()
+def test_a_row_that_is_not_finite_spoils_no_other(points):
+    critic = critic_of(table_points=points)
+    x, draws = inputs(), uniform(critic, "value")
+    clean = critic.value(critic(x, train=False), draws)
+    x[0] = float("nan")
+    found = critic.value(critic(x, train=False), draws)
+    assert found[:, 0].isnan().all()
+    torch.testing.assert_close(found[:, 1:], clean[:, 1:])

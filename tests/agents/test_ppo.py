@@ -539,7 +539,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, text):
         ({"actor_hidden": (4, 0)}, "--agent.actor-hidden must be widths >= 1"),
         ({"critic_hidden": (0,)}, "--agent.critic-hidden must be widths >= 1"),
         ({"sequence_steps": 5}, "--agent.sequence-steps must divide --agent.rollout-steps 24"),
-        ({"activation": "gelu"}, "--agent.activation must be one of tanh, relu, elu"),
+        ({"activation": "gelu"}, "--agent.activation must be one of elu, relu, tanh"),
         ({"initial_std": 0.0}, "--agent.initial-std must be"),
         ({"lr": float("nan")}, "--agent.lr must be a finite number"),
     ],

@@ -334,6 +334,151 @@ class NotPrivileged(Changed):
         self.declare(critic_contains_policy=True)
 
 
+class StaleFinal(Changed):
+    """Isaac Lab keeps its key for the final observation between ends; nobody fills it again."""
+
+    def __init__(self):
+        super().__init__()
+        self.declare(exact_resume=False)
+        self.kept: Any = None
+
+    def reset(self, seed=None):
+        self.kept = None
+        return self.env.reset(seed)
+
+    def change(self, step):
+        ended = (step["terminated"] | step["truncated"]).any()
+        if self.kept is None and ended:
+            self.kept = step["final_observation"].clone()
+        if ended:
+            step["final_observation"] = self.kept.clone()
+        return step
+
+
+class TimeOutsTerminate(Changed):
+    """Genesis' go2-walk: the time-outs are stored by reference and zeroed before they are read."""
+
+    def change(self, step):
+        stored = {"time_outs": step["truncated"]}
+        step["terminated"] = step["terminated"] | step["truncated"]
+        step["truncated"].zero_()
+        step["truncated"] = stored["time_outs"]
+        return step
+
+
+class Stumble(Creep):
+    """Falls at a random moment."""
+
+    def _advance(self, state, action):
+        after, outcome = super()._advance(state, action)
+        fallen = torch.rand(self.spec.num_envs, generator=self._generator) < 0.1
+        return after, {**outcome, "terminated": fallen}
+
+
+class FallsAreTimeOuts(Changed):
+    base = Stumble
+
+    def change(self, step):
+        step["truncated"] = step["truncated"] | step["terminated"]
+        step["terminated"] = torch.zeros(4, dtype=torch.bool)
+        return step
+
+
+class BothFlags(Changed):
+    """One ``done`` for both."""
+
+    base = Stumble
+
+    def change(self, step):
+        done = step["truncated"] | step["terminated"]
+        step["terminated"], step["truncated"] = done, done.clone()
+        return step
+
+
+class OtherDevice(Changed):
+    def __init__(self):
+        super().__init__()
+        self.declare(device=torch.device("meta"))
+
+    def reset(self, seed=None):
+        return self.env.reset(seed)
+
+
+class ResetsLate(Changed):
+    """A next-step simulator taken for a same-step one: its bridge rows count as steps."""
+
+    base: Any = staticmethod(lambda n, device: NextStepCreep(n, device))
+
+    def change(self, step):
+        step["valid"] = torch.ones(4, dtype=torch.bool)
+        return step
+
+
+class NextStepCreep(Creep):
+    """Resets in a bridge row."""
+
+    def _start(self):
+        return {**super()._start(), "bridge": self._zeros(torch.bool)}
+
+    def step(self, action):
+        state = self._state
+        bridge = state["bridge"]
+        moved, outcome = self._advance(state, action)
+        ended = outcome["truncated"] & ~bridge
+        start = super()._start()
+        self._state = {
+            "x": torch.where(bridge[:, None], start["x"], moved["x"]),
+            "step": torch.where(bridge, 0, moved["step"]),
+            "bridge": ended,
+        }
+        outcome["reward"] = torch.where(bridge, 0.0, outcome["reward"])
+        observation = self._observe(self._state)
+        return step_result(
+            observation=observation,
+            final_observation=observation,
+            reward=outcome["reward"],
+            terminated=outcome["terminated"],
+            truncated=ended,
+            valid=~bridge,
+        )
+
+
+class ResetsEarly(Changed):
+    """The end is flagged a step after the observation has been reset."""
+
+    def __init__(self):
+        super().__init__()
+        self.declare(exact_resume=False)
+
+    def reset(self, seed=None):
+        self.late = torch.zeros(4, dtype=torch.bool)
+        return self.env.reset(seed)
+
+    def change(self, step):
+        step["truncated"], self.late = self.late, step["truncated"].clone()
+        step["final_observation"] = step["observation"].clone()
+        return step
+
+
+class Unscaled(Changed):
+    """The policy's action reaches the simulator as it is, beyond what its bounds declare."""
+
+    def __init__(self):
+        super().__init__()
+        self.declare(action=Box(low=(-3.0,), high=(3.0,)))
+
+
+class Saturated(Changed):
+    """Bounds of 0.4; the policy's action is clipped to them and not scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.declare(action=Box(low=(-0.4,), high=(0.4,)))
+
+    def step(self, action):
+        return self.env.step(action.clamp(-0.4, 0.4))
+
+
 class ClosesOnce(Changed):
     def close(self):
         if self.env is None:
@@ -379,6 +524,30 @@ FAULTS = {
     BridgeWithReward: ("bridge rows", r"environment 0 at step 2 has valid False and carries a rew"),
     BridgeWithEnd: ("bridge rows", r"environment 0 at step 2 has valid False and carries an end"),
     NotPrivileged: ("critic group", r"entry 0 of the policy group is no entry of the critic group"),
+    StaleFinal: (
+        "fresh final observation",
+        r"repeats that of the environment's previous end in all 4 later ends.*stale, read it again",
+    ),
+    TimeOutsTerminate: (
+        "end flags",
+        r"all 8 episodes of max_episode_steps=20 steps are terminated and none is truncated",
+    ),
+    FallsAreTimeOuts: (
+        "end flags",
+        r"truncated after .* steps, before max_episode_steps=20, and none is terminated, expected",
+    ),
+    BothFlags: (
+        "end flags",
+        r"both set in all \d+ ends, expected one of them: set terminated",
+    ),
+    OtherDevice: ("layout", r"reset\(\): observation/policy is on cpu, expected spec.device=meta"),
+    ResetsLate: ("reset time", r"jumps one step late.*or mark the row with valid=False"),
+    ResetsEarly: ("reset time", r"jumps one step early.*flag the end in the step whose"),
+    Unscaled: (
+        "action scale",
+        r"size 2 gave another .* than actions of size 1.*scale to the",
+    ),
+    Saturated: ("action scale", r"size 0.9 gave the same numbers.*simulator saturates, scale to"),
     ClosesOnce: ("close", r"the second close\(\) raised RuntimeError: already closed"),
 }
 
@@ -399,6 +568,42 @@ def test_a_planted_fault_is_named(fault):
     assert name in found, found
     assert re.search(text, found[name]), found[name]
     assert set(found) == {name, *ALSO.get(fault, ())}, "one fault, one finding"
+
+
+class StaleTimeOuts(Changed):
+    """legged_gym writes its time-outs only when something resets: they stay set until then."""
+
+    def __init__(self):
+        super().__init__()
+        self.declare(exact_resume=False)
+        self.extras = torch.zeros(4, dtype=torch.bool)
+
+    def reset(self, seed=None):
+        self.extras = torch.zeros(4, dtype=torch.bool)
+        return self.env.reset(seed)
+
+    def change(self, step):
+        if (step["terminated"] | step["truncated"]).any():
+            self.extras = step["truncated"]
+        step["truncated"] = self.extras.clone()
+        return step
+
+
+PUBLIC_FAULTS = {
+    # What published adapters do, and the finding that names it.
+    FinalIsReset: "final observation",  # FlashSAC's and FastTD3's for Isaac Lab
+    TimeOutsTerminate: "end flags",  # FlashSAC's for Genesis
+    FallsAreTimeOuts: "end flags",  # MuJoCo Playground's: an end of both kinds counts as a time-out
+    NarrowObservation: "layout",  # FlashSAC's for Isaac Lab: two groups, the width of one
+    StaleTimeOuts: "auto-reset",  # legged_gym's extras, read without their reset flags
+    AliasedBuffer: "aliasing",  # Isaac Lab and mjlab reuse their flags and rewards
+    Unscaled: "action scale",  # FlashSAC's warm-up on Franka: three times the bounds
+}
+
+
+@pytest.mark.parametrize("fault", PUBLIC_FAULTS, ids=lambda fault: fault.__name__)
+def test_known_faults_of_published_adapters_are_named(fault):
+    assert PUBLIC_FAULTS[fault] in failures(fault)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.kernels.fields import (
     BOUNDED,
     PUBLISHED,
     RANGE,
+    TINY,
     distance,
     fused,
     in_single_precision,
@@ -67,7 +68,7 @@ def test_bfloat16_products_stay_within_their_rounding(form):
     single = in_single_precision(*given)
     found = fused(form, *single, products=torch.bfloat16)
     assert 0 < (found[0] - exact[0]).abs().max() <= 2e-3 * RANGE
-    assert distance(form, found[2], exact[2]) <= 2e-2
+    assert distance(form, found[2], exact[2], share=0.5) <= 2e-2  # more rows cross a kink
 
 
 def test_weights_are_constants():
@@ -78,3 +79,14 @@ def test_weights_are_constants():
     field.out_EH.grad = None
     integrate_fused(field, BOUNDED, start, condition, time).sum().backward()
     assert field.out_EH.grad is None
+
+
+def test_a_wrong_member_is_noticed_where_there_is_a_kink():
+    """The rule that forgives single rows must not forgive a member, or a fifth of the rows."""
+    sizes = {**TINY, "members": 2, "rows": 40}
+    _, _, gradient = plain(BOUNDED, *problem(BOUNDED, **sizes))
+    for spoil in (lambda x: x[1].mul_(-7), lambda x: x[:, ::5].zero_()):
+        wrong = gradient.clone()
+        spoil(wrong)
+        assert distance(BOUNDED, wrong, gradient) > 0.1
+    assert distance(BOUNDED, gradient, gradient) == 0

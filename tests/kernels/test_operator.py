@@ -1,5 +1,7 @@
 """The operator and its public function."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -21,6 +23,9 @@ def test_torch_finds_it_well_made(form):
         *(9, torch.float64, True),
     )
     torch.library.opcheck(torch.ops.supple.critic_integration.default, arguments)
+    # Noise of any layout gives what the fake implementation promises.
+    turned = start.transpose(1, 2).contiguous().transpose(1, 2).detach()
+    torch.library.opcheck(torch.ops.supple.critic_integration.default, (turned, *arguments[1:]))
 
 
 @FORMS
@@ -82,3 +87,40 @@ def test_autocast_reaches_the_products_and_nothing_else(form):
         assert torch.equal(critic_integration(*given), asked)
         assert torch.equal(critic_integration(*given, products=torch.float32), plain_end)
     assert not torch.equal(plain_end, asked)
+
+
+@FORMS
+def test_no_gradient_reaches_weights_or_times(form):
+    field, start, condition, time, _ = problem(form, **TINY)
+    leaves = [x.detach().requires_grad_() for x in (*field, time) if x is not None]
+    given = iter(leaves)
+    field = field.map(lambda _: next(given))
+    end = critic_integration(field, form, start, condition, leaves[-1])
+    found = torch.autograd.grad(end.sum(), leaves, allow_unused=True)
+    assert all(each is None for each in found)
+
+
+def test_nothing_is_saved_where_no_gradient_is_wanted(monkeypatch):
+    import supple.kernels.critic_integration.operator as operator
+
+    field, start, condition, time, _ = problem(BOUNDED, **TINY)
+    saved, forward = [], operator._forward
+
+    def watched(*inputs):
+        saved.append(inputs[-1])
+        return forward(*inputs)
+
+    monkeypatch.setattr(operator, "_forward", watched)
+    exact(BOUNDED, field, start, condition, time)
+    with torch.no_grad():
+        exact(BOUNDED, field, start, condition, time)
+    assert saved == [True, False]
+
+
+def test_what_cannot_be_integrated_is_refused():
+    field, start, condition, time, _ = problem(BOUNDED, **TINY)
+    ends = dataclasses.replace(BOUNDED, endpoint=True)
+    with pytest.raises(InputError, match="velocities, not end points"):
+        exact(ends, field, start, condition, time)
+    with pytest.raises(InputError, match="reduce=mean needs noise samples"):
+        critic_integration(field, BOUNDED, start[..., :0], condition, time, reduce="mean")

@@ -126,7 +126,7 @@ class StateShare:
         """Table rows left and right of z, and where it lies between them."""
         place = ((z_EBM - self._low) * self._per_unit).clamp(0, self._points - 1)
         left = place.detach().floor().clamp(max=self._points - 2)
-        index = left.long() + self._first_E11
+        index = left.nan_to_num(0).long() + self._first_E11  # NaN stays NaN by its place
         return self._flat[index], self._flat[index + 1], place - left
 
     def _exact(self, features_EBMZ: Tensor) -> Tensor:

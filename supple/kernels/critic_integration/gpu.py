@@ -332,6 +332,7 @@ def backward_kernel(
             normal, scale = _standardise(y, cmask[None, :], H, LAYER, EPS)
             grad *= tl.load(gain + L * E * H + cols, mask=cmask, other=0.0)[None, :]
             grad = _standardise_back(grad, normal, scale, cmask[None, :], H, LAYER)
+        tl.debug_barrier()  # other threads' part of the last layer's sums is read back next
         grad = _layer_back(
             grad, sums + (L - 1) * R * W + tile, L - 1, gain, shift, cols, cmask, E * H,
             H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
@@ -448,7 +449,8 @@ def constants(form: Form, width: int, *, depth: int, points: int) -> dict[str, A
     encoding = form.encoding
     return {
         "H": width,
-        "W": triton.next_power_of_2(max(width, 16)),
+        # Products read ``Tile.inner`` columns at a time, 32 at narrow widths: no fewer lie there.
+        "W": triton.next_power_of_2(max(width, 32)),
         "L": depth,
         "POINTS": points,
         "EDGES": encoding.edges if encoding.kind == "hlgauss" else 0,

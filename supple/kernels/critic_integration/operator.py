@@ -64,6 +64,9 @@ def critic_integration(
         InputError: shapes that do not belong together.
     """
     _check(field, start_EBM, condition_EBH, time_KEH, table_points)
+    if reduce != "none" and not start_EBM.shape[-1]:
+        raise InputError(f"reduce={reduce} needs noise samples, got {tuple(start_EBM.shape)}")
+    time_KEH = time_KEH.detach()
     kind = start_EBM.device.type
     if products is None and torch.is_autocast_enabled(kind):
         products = torch.get_autocast_dtype(kind)
@@ -112,13 +115,19 @@ def integrate_by_operator(
     table_points: int,
     products: torch.dtype | None,
 ) -> Tensor:
-    """``critic_integration`` through the operator, on any device."""
+    """``critic_integration`` through the operator, on any device.
+
+    Raises:
+        InputError: an endpoint network, which it does not know.
+    """
+    if form.endpoint:
+        raise InputError("the operator integrates velocities, not end points: integrate_fused does")
     encoding = form.encoding
     condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
     end_EBM: Tensor = _forward(
         start_EBM,
         condition,
-        time_KEH.detach(),
+        time_KEH,
         *field.map(torch.Tensor.detach),
         encoding.low,
         encoding.high,
@@ -130,7 +139,7 @@ def integrate_by_operator(
         form.norm_first,
         table_points,
         products or field.hidden_LEHH.dtype,
-        start_EBM.requires_grad or condition.requires_grad,
+        torch.is_grad_enabled() and (start_EBM.requires_grad or condition.requires_grad),
     )[0]
     return end_EBM
 
@@ -173,7 +182,8 @@ def _forward(
     states = euler(
         lambda k, z: at.velocity(k, z, condition, time), start.expand(len(out), -1, -1), len(time)
     )
-    return states[-1].clone(), torch.stack(states[:-1]) if save else start.new_empty(0)
+    end = states[-1].clone(memory_format=torch.contiguous_format)
+    return end, torch.stack(states[:-1]) if save else start.new_empty(0)
 
 
 @_forward.register_fake

@@ -1,0 +1,15 @@
+"""Isaac Lab."""
+
+from __future__ import annotations
+
+from supple.agents.flashsac_settings import FlashSACSettings
+from supple.configs.base import Settings
+
+
+def isaaclab(settings: Settings) -> None:
+    """FlashSAC: three-step returns. PPO's defaults are its own rsl_rl settings."""
+    if isinstance(settings.agent, FlashSACSettings):
+        settings.agent.n_step = 3
+
+
+RECIPES = {"*": isaaclab}

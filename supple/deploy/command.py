@@ -1,0 +1,167 @@
+"""``supple export``, ``supple verify`` and ``supple chain`` on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supple.cli import DONE, FAILED, VERDICT, Parser, train
+from supple.deploy.bundle import zip_path
+from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.deploy.verify import Report
+
+
+def export(arguments: list[str]) -> int:
+    """``supple export DIR``; the bundle's folder is the last line."""
+    parser = Parser(
+        prog="supple export",
+        description="A trained policy as ONNX, torch and C99, with all a robot needs to know.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    parser.add_argument(
+        "--out", type=Path, help="the folder to write; default: bundle in the run's folder"
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="mjlab: its keys in the ONNX files; unitree: deploy.yaml",
+    )
+    parser.add_argument("--no-zip", action="store_true", help="write no archive beside the folder")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # --help was asked for and printed
+        return DONE
+    from supple.deploy.export import export as write
+
+    out = write(options.folder, options.out, also=options.also, archive=not options.no_zip)
+    if not options.no_zip:
+        print(zip_path(out))
+    print(out)
+    return DONE
+
+
+def verify(arguments: list[str]) -> int:
+    """``supple verify BUNDLE``; status 4 where a verdict failed."""
+    parser = Parser(
+        prog="supple verify",
+        description="Replays a bundle in every runtime that is here and checks what it says.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="its folder or .zip")
+    parser.add_argument("--run", type=Path, help="the run it came from: compared with it as well")
+    parser.add_argument(
+        "--episodes", type=int, default=10, help="of the closed loop in the simulator; 0: none"
+    )
+    parser.add_argument("--no-latency", action="store_true", help="time nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # --help was asked for and printed
+        return DONE
+    if options.episodes < 0:
+        raise InputError(f"--episodes must be >= 0, got {options.episodes}")
+    from supple.deploy.verify import verify as check
+
+    report = check(
+        options.bundle,
+        run=options.run,
+        episodes=options.episodes,
+        latency=not options.no_latency,
+    )
+    if options.json:
+        print(json.dumps(report.to_json()))
+    else:
+        _print_report(report)
+    return VERDICT if report.failed else DONE
+
+
+def _print_report(report: Report) -> None:
+    from supple.display import Display
+
+    rows = [
+        {"check": found.check, "verdict": found.status, "detail": found.detail}
+        for found in report.verdicts
+    ]
+    Display.print_rows(f"verify {report.bundle}", rows)
+    if report.latency:
+        times = [
+            {
+                "one step, one thread": name,
+                **{f"p{p} [us]": f"{getattr(found, f'p{p}'):.1f}" for p in (50, 95, 99)},
+            }
+            for name, found in report.latency.items()
+        ]
+        Display.print_rows("latency", times)
+    failed = [found for found in report.verdicts if found.status == "FAILED"]
+    print(
+        f"{len(failed)} of {len(report.verdicts)} checks failed" if failed else "all checks passed"
+    )
+
+
+def chain(arguments: list[str]) -> int:
+    """``supple chain WHAT``: from training to a robot that moves, in one command."""
+    parser = Parser(
+        prog="supple chain",
+        description="Train or take a run, export, verify, build the C++ runner and let it move a"
+        " simulated robot in another process; ends with a video.",
+    )
+    parser.add_argument("what", metavar="DIR|TASK", help="a run's folder, or a task to train first")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long the robot moves")
+    parser.add_argument("--loss", type=float, default=0.01, help="probability, per packet")
+    parser.add_argument("--delay", type=float, default=0.0, help="mean delay of a packet [s]")
+    parser.add_argument("--seed", type=int, default=0, help="of start, losses and delays")
+    parser.add_argument("--no-video", action="store_true")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # --help was asked for and printed
+        return DONE
+    from supple.deploy.bundle import read_bundle
+    from supple.deploy.chain import build_runner, drive, film
+    from supple.deploy.export import export as write
+    from supple.deploy.verify import verify as check
+    from supple.display import Display
+
+    out: Path = options.out
+    if out.exists():
+        raise InputError(f"{out} is there already: choose another --out")
+    run = Path(options.what)
+    if not run.is_dir():
+        run = out / "run"
+        status = train([options.what, "--preset", "laptop", "--run-dir", str(run)])
+        if status != DONE:
+            return status
+    out.mkdir(parents=True, exist_ok=True)
+    bundle = write(run, out / "bundle", archive=False)
+    report = check(bundle, run=run)
+    _print_report(report)
+    if report.failed:
+        return VERDICT
+    runner = build_runner(bundle, out / "build")
+    found = drive(
+        runner,
+        bundle,
+        seconds=options.seconds,
+        loss=options.loss,
+        delay=options.delay,
+        seed=options.seed,
+        record=out / "poses.safetensors",
+        log=out / "runner.csv",
+    )
+    rows = {**found.runner, **{f"robot: {key}": value for key, value in found.robot.items()}}
+    Display.print_table("runner", {key: str(value) for key, value in rows.items()})
+    if found.status != 0:
+        print(f"supple: error: {found.error}", file=sys.stderr)
+        return FAILED
+    if not options.no_video:
+        contract = read_bundle(bundle).contract
+        fps = 1 / contract["timing"]["control_dt"]
+        film(contract["origin"]["task"], out / "poses.safetensors", out / "robot.mp4", fps=fps)
+        print(out / "robot.mp4")
+    print(out)
+    return DONE

@@ -1,0 +1,331 @@
+"""What a policy must carry to the robot: the manifest's contract, group by group.
+
+Values come from the run's ``spec.json`` and the policy. ``None`` is unknown and is listed by
+``unknown``; ``False`` is known to be absent. Per-joint lists follow ``joints.policy_names``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from supple.deploy.onnx_file import OPSET
+from supple.deploy.plain import PlainPolicy, command_map
+from supple.envs.base import Box, Channel, Deployment, EnvSpec
+
+STALE_PERIODS = 3
+"""Control periods without a state after which the runner damps."""
+STALE_DEFAULT_S = 0.1
+"""The same where the control period is unknown [s]."""
+DAMPING_SPEED = 10.0
+"""Where no damping gain is known, damping takes a joint's whole effort at this speed [rad/s]."""
+COMMAND_UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s", "delta": "rad"}
+SINGLE = "single frame"
+NON_FINITE_RULE = (
+    "an observation, memory or result that is not finite gives the safe action; the memory stays"
+    " as it was, or becomes empty where it was not finite itself"
+)
+
+
+def contract(
+    policy: PlainPolicy, spec: EnvSpec, *, groups: Sequence[str], origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Every field group, as plain JSON values.
+
+    Args:
+        policy: what the bundle's graphs compute.
+        spec: the environment's facts.
+        groups: observation groups that enter the policy, in order.
+        origin: task, agent, run and training steps.
+    """
+    robot = spec.deployment or Deployment()
+    record = {
+        "origin": dict(origin),
+        "timing": {
+            "control_dt": spec.control_dt,
+            "sim_dt": robot.sim_dt,
+            "decimation": robot.decimation,
+            "allowed_latency": None,
+            "action_delay": None,
+            "observation_delay": None,
+        },
+        "joints": _joints(robot),
+        "gains": {
+            "control_mode": robot.control_mode,
+            "stiffness": robot.stiffness,
+            "damping": robot.damping,
+            "stand": {"stiffness": None, "damping": None},
+        },
+        "action": _action(policy, spec, robot),
+        "observation": _observation(spec, groups),
+        "history": _history(robot, _channels(spec, groups)),
+        "commands": {
+            "names": None,
+            "ranges": None,
+            "scale": None,
+            "dead_zone": None,
+            "heading": None,
+            "phase": None,
+        },
+        "normaliser": _normaliser(policy),
+        "state": _state(policy),
+        "graph": _graph(policy),
+        "safety": _safety(policy, spec, robot),
+    }
+    plain: dict[str, Any] = _plain(record)
+    return plain
+
+
+def unknown(record: Mapping[str, Any]) -> list[str]:
+    """Paths of every unknown value; ``[*]`` where it is unknown in a whole list."""
+    found = list(_unknown(record, ""))
+    return list(dict.fromkeys(found))
+
+
+def action_names(spec: EnvSpec) -> list[str]:
+    """One name per action: its joint's where joints are known."""
+    if spec.deployment and spec.deployment.joint_names:
+        return list(spec.deployment.joint_names)
+    if isinstance(spec.action, Box):
+        return [f"action[{index}]" for index in range(spec.action.size)]
+    return ["choice"]
+
+
+def observation_names(spec: EnvSpec, groups: Sequence[str]) -> list[str]:
+    """One name per observation channel; older frames of a history carry ``@`` and their age."""
+    channels = _channels(spec, groups)
+    if channels is not None:
+        return [f"{c.name}@{c.history}" if c.history else c.name for c in channels]
+    return [f"{group}[{i}]" for group in groups for i in range(spec.observation[group])]
+
+
+def _channels(spec: EnvSpec, groups: Sequence[str]) -> list[Channel] | None:
+    """The channels that enter the policy, if all of them are described."""
+    if spec.channels is None:
+        return None
+    found = [c for group in groups for c in spec.channels if c.group == group]
+    return found if len(found) == sum(spec.observation[group] for group in groups) else None
+
+
+def _joints(robot: Deployment) -> dict[str, Any]:
+    policy, sdk = robot.joint_names, robot.robot_joint_names
+    to_robot = to_policy = None
+    if policy and sdk:
+        to_robot = [sdk.index(name) if name in sdk else None for name in policy]
+        to_policy = [policy.index(name) if name in policy else None for name in sdk]
+    return {
+        "policy_names": policy,
+        "robot_names": sdk,
+        "policy_to_robot": to_robot,
+        "robot_to_policy": to_policy,
+        "held": None,
+        "default_position": robot.default_position,
+        "position_limit": {
+            "hard": {"low": robot.position_limit_low, "high": robot.position_limit_high},
+            "soft": {"low": None, "high": None},
+        },
+        "velocity_limit": robot.velocity_limit,
+        "effort_limit": robot.effort_limit,
+        "armature": None,
+    }
+
+
+def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, Any]:
+    if policy.choices:
+        return {
+            "kind": "discrete",
+            "names": ["choice"],
+            "choices": policy.choices,
+            "pipeline": [{"step": "argmax"}],
+            "deterministic": "mode",
+            "safe_action": 0,
+            "command": "the score of each choice",
+        }
+    assert isinstance(spec.action, Box)
+    scale, offset = _exact_map(spec, robot)
+    size = spec.action.size
+    bounds = ([-1.0] * size, [1.0] * size) if policy.clip else (False, False)
+    return {
+        "kind": "continuous",
+        "names": action_names(spec),
+        "pipeline": [
+            {"step": "squash", "function": "tanh" if policy.squash else False},
+            {"step": "clip", "low": bounds[0], "high": bounds[1]},
+            {"step": "scale", "values": scale},
+            {"step": "offset", "values": offset},
+            {"step": "joint_clip", "low": False, "high": False},
+            {"step": "rate_limit", "values": False},
+            {"step": "low_pass", "values": False},
+        ],
+        "command_unit": COMMAND_UNITS.get(robot.control_mode or ""),
+        "zero_action_command": offset,
+        "deterministic": "tanh(mean)" if policy.squash else "mean",
+        "safe_action": [0.0] * size,
+        "simulator": {"low": spec.action.low, "high": spec.action.high, "clip": spec.action.clip},
+    }
+
+
+def _exact_map(spec: EnvSpec, robot: Deployment) -> tuple[list[float], list[float]]:
+    """Scale and offset as described, in full precision; the graphs hold them in float32."""
+    if robot.action_scale is not None and robot.action_offset is not None:
+        return list(robot.action_scale), list(robot.action_offset)
+    scale, offset = command_map(spec)
+    return scale.tolist(), offset.tolist()
+
+
+def _observation(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Any]:
+    names, channels = observation_names(spec, groups), _channels(spec, groups)
+    owners = [group for group in groups for _ in range(spec.observation[group])]
+    terms = []
+    for index, (name, group) in enumerate(zip(names, owners, strict=True)):
+        known = channels[index] if channels else Channel(name=name, group=group)
+        terms.append(
+            {
+                "name": name,
+                "group": group,
+                "width": 1,
+                "unit": known.unit,
+                "history": known.history if channels else None,
+                "low": known.low,
+                "high": known.high,
+                "noise_std": known.noise,
+                "frame": None,
+                "source": None,
+                "scale": None,
+                "offset": None,
+                "clip": None,
+                "clip_before_scale": None,
+            }
+        )
+    return {"groups": list(groups), "quaternion_order": None, "last_action": None, "terms": terms}
+
+
+def _history(robot: Deployment, channels: Sequence[Channel] | None) -> dict[str, Any]:
+    length = robot.history_length
+    if channels is not None:
+        length = max(length or 1, 1 + max(c.history for c in channels))
+    if length == 1:
+        return {"length": 1, "layout": SINGLE, "direction": SINGLE, "fill": SINGLE}
+    layout, direction = None, robot.history_order
+    if channels is not None:
+        same_name = channels[0].name == channels[1].name
+        layout = "term_major" if same_name else "time_major"
+        first, last = channels[0].history, channels[-1].history
+        direction = "newest_first" if first < last else "oldest_first"
+    return {"length": length, "layout": layout, "direction": direction, "fill": None}
+
+
+def _normaliser(policy: PlainPolicy) -> dict[str, Any]:
+    found = policy.normaliser
+    if found is None:
+        return {"enabled": False}
+    return {
+        "enabled": True,
+        "rule": "(x - mean) / denominator",
+        "mean": found.mean.tolist(),
+        "std": found.std,
+        "epsilon": found.epsilon,
+        "denominator_rule": "sqrt(std^2 + epsilon)" if found.inside else "std + epsilon",
+        "denominator": found.denominator.tolist(),
+        "clip": False,
+        "count": found.count,
+    }
+
+
+def _state(policy: PlainPolicy) -> dict[str, Any]:
+    recurrent = [
+        {
+            "name": "memory",
+            "input": "memory_in",
+            "output": "memory_out",
+            "shape": [1, policy.memory_width],
+            "dtype": "float32",
+            "initial": 0.0,
+            "reset": "initial value at the start of every episode",
+        }
+    ]
+    return {"recurrent": recurrent if policy.memory_width else [], "filters": []}
+
+
+def _graph(policy: PlainPolicy) -> dict[str, Any]:
+    inputs = [{"name": "observation", "shape": [1, policy.inputs], "dtype": "float32"}]
+    memory = {"shape": [1, policy.memory_width], "dtype": "float32"}
+    if policy.choices:
+        outputs = [
+            {"name": "action", "shape": [1], "dtype": "int64"},
+            {"name": "scores", "shape": [1, policy.choices], "dtype": "float32"},
+        ]
+    else:
+        outputs = [
+            {"name": name, "shape": [1, policy.actions], "dtype": "float32"}
+            for name in ("action", "command")
+        ]
+    if policy.memory_width:
+        inputs.append({"name": "memory_in", **memory})
+        outputs.append({"name": "memory_out", **memory})
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "batch": 1,
+        "opset": OPSET,
+        "single_file": True,
+        "providers_tested": ["CPUExecutionProvider"],
+    }
+
+
+def _safety(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, Any]:
+    dt = spec.control_dt
+    record: dict[str, Any] = {
+        "non_finite_rule": NON_FINITE_RULE,
+        "stale_after": STALE_PERIODS * dt if dt else STALE_DEFAULT_S,
+        "tilt_limit": None,
+        "damping": _damping(robot),
+    }
+    if policy.choices:
+        return record | {"command_low": False, "command_high": False}
+    scale, offset = (np.array(values) for values in _exact_map(spec, robot))
+    if policy.clip or policy.squash:
+        reach = abs(scale)
+        record |= {"command_low": (offset - reach).tolist()}
+        record |= {"command_high": (offset + reach).tolist()}
+    else:
+        record |= {"command_low": False, "command_high": False}
+    return record | {"safe_command": offset.tolist()}
+
+
+def _damping(robot: Deployment) -> dict[str, Any]:
+    """Gains of the mode that only brakes."""
+    if robot.damping is not None:
+        return {"gains": robot.damping, "source": "gains.damping"}
+    if robot.effort_limit is not None:
+        gains = [limit / DAMPING_SPEED for limit in robot.effort_limit]
+        return {"gains": gains, "source": f"effort limit at {DAMPING_SPEED} rad/s"}
+    return {"gains": None, "source": None}
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and text for numbers that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _unknown(value: Any, where: str) -> Iterator[str]:
+    if value is None:
+        yield where
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unknown(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        each = [list(_unknown(item, "")) for item in value]
+        for path in dict.fromkeys(path for paths in each for path in paths):
+            whole = all(path in paths for paths in each)
+            indices = ["*"] if whole else [str(i) for i, p in enumerate(each) if path in p]
+            yield from (f"{where}[{i}].{path}" if path else f"{where}[{i}]" for i in indices)

@@ -1,0 +1,224 @@
+"""``supple export``: from a run's checkpoint to a bundle, without a simulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supple import launch, machine
+from supple.deploy import c_source, golden, manifest, onnx_file, torch_file
+from supple.deploy.bundle import check_free, write_bundle, write_zip
+from supple.deploy.card import model_card
+from supple.deploy.contract import action_names, contract, observation_names, unknown
+from supple.deploy.formats import FORMATS, mjlab_properties, unitree_yaml
+from supple.deploy.golden import Golden, answer
+from supple.deploy.plain import PlainPolicy, plain_policy
+from supple.errors import InputError
+from supple.launch import Trained
+from supple.run import REPLAY_FOLDER, RESULT
+from supple.version import __version__
+
+LICENCE = "unknown: the trainer's to choose"
+
+
+def export(
+    run: Path, out: Path | None = None, *, also: Sequence[str] = (), archive: bool = True
+) -> Path:
+    """Write the bundle of a run's newest intact checkpoint, or of one checkpoint folder.
+
+    Args:
+        run: either of them.
+        out: the folder to write; by default ``bundle`` in the run's folder.
+        also: further formats, of ``FORMATS``.
+        archive: whether to write ``<out>.zip`` too.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError: no such run, a policy that cannot be exported, or a place that is taken.
+    """
+    for name in also:
+        if name not in FORMATS:
+            raise InputError(f"--also {name}: expected {' or '.join(FORMATS)}")
+    onnx_file.require_onnx()
+    trained = launch.load_trained(run, device="cpu")
+    out = out or trained.folder / "bundle"
+    check_free(out)
+    files = bundle_files(trained, also=also)
+    write_bundle(out, files)
+    if archive:
+        write_zip(out, files)
+    return out
+
+
+def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, bytes]:
+    """Every file of the bundle by name, ``manifest.json`` included."""
+    agent, spec = trained.agent, trained.spec
+    policy = plain_policy(agent, spec).eval()
+    groups = agent.actor_groups
+    record = contract(policy, spec, groups=groups, origin=_origin(trained))
+    vectors, source = _golden(trained, policy, record)
+    parity = _own_parity(policy, vectors)
+    files = _graphs(policy, record, also)
+    labels = c_source.Labels(
+        contract=manifest.contract_digest(record),
+        action_names=action_names(spec),
+        observation_names=observation_names(spec, groups),
+        control_dt=spec.control_dt,
+        version=__version__,
+    )
+    files["policy.h"] = c_source.header(policy, labels).encode()
+    files["policy.c"] = c_source.source(policy, labels).encode()
+    files["golden.safetensors"] = vectors.to_bytes()
+    evidence = {
+        "golden": {
+            "file": "golden.safetensors",
+            "steps": len(vectors.observation),
+            "starts": int(vectors.start.sum()),
+            "source": source,
+            "tolerance": golden.TOLERANCE,
+            "met_at_export": parity,
+            "raw_state": None,
+        },
+        "latency": None,
+        "evaluation": _evaluation(trained),
+        "diagnostics": _diagnostics(trained.folder),
+    }
+    if evidence["diagnostics"] is not None:
+        files["diagnostics.json"] = _json(evidence["diagnostics"])
+    body: dict[str, Any] = {
+        "identity": _identity(trained.folder),
+        "contract_sha256": labels.contract,
+        "contract": record,
+        "evidence": evidence,
+    }
+    body["unknown"] = unknown({"contract": record, "evidence": evidence})
+    files["README.md"] = model_card(body, body["unknown"]).encode()
+    body["files"] = {
+        name: {"bytes": len(data), "sha256": manifest.digest(data)}
+        for name, data in sorted(files.items())
+    }
+    files[manifest.NAME] = manifest.sign(body)
+    return files
+
+
+def _graphs(
+    policy: PlainPolicy, record: Mapping[str, Any], also: Sequence[str]
+) -> dict[str, bytes]:
+    text = manifest.canonical(record)
+    metadata = {onnx_file.CONTRACT_KEY: text}
+    files: dict[str, bytes] = {}
+    if "mjlab" in also:
+        metadata |= mjlab_properties(record)
+    if "unitree" in also:
+        files["deploy.yaml"] = unitree_yaml(record).encode()
+    files["policy.onnx"] = onnx_file.onnx_bytes(policy, batch=1, metadata=metadata)
+    files["policy_batch.onnx"] = onnx_file.onnx_bytes(policy, batch=None, metadata=metadata)
+    files["policy.pt2"] = torch_file.torch_bytes(policy, contract=text)
+    return files
+
+
+def _golden(trained: Trained, policy: PlainPolicy, record: Mapping[str, Any]) -> tuple[Golden, str]:
+    """Golden vectors, and in words where their observations are from."""
+    found = golden.recorded(
+        trained.folder / REPLAY_FOLDER, trained.header["replay"], trained.agent.actor_groups
+    )
+    if found is not None:
+        source = f"the replay rows of checkpoint step_{trained.env_steps}"
+    else:
+        seed = trained.settings.seed
+        found = golden.drawn(policy, record["observation"]["terms"], seed)
+        source = f"seeded draws (seed {seed}) with the normaliser's mean and deviation"
+    return answer(trained.agent.policy(), policy, *found), source
+
+
+@torch.no_grad()
+def _own_parity(policy: PlainPolicy, vectors: Golden) -> float:
+    """Largest relative difference of the plain layers from the training policy's actions.
+
+    Raises:
+        InputError: it is above the tolerance: the export would not be that policy.
+    """
+    worst, memory = 0.0, torch.zeros(1, policy.memory_width)
+    for row, first in enumerate(vectors.start.tolist()):
+        before = (torch.zeros_like(memory) if first else memory,) if policy.memory_width else ()
+        outputs = policy(vectors.observation[row : row + 1], *before)
+        expected = vectors.action[row].double()
+        error = (outputs[0][0].double() - expected).abs() / expected.abs().clamp_min(1)
+        worst = max(worst, float(error.max()))
+        memory = outputs[-1]
+    if not worst <= golden.TOLERANCE:
+        raise InputError(
+            f"the exported layers differ from the training policy by {worst:.2g}: expected at most"
+            f" {golden.TOLERANCE}; this is a fault of supple, please report it"
+        )
+    return worst
+
+
+def _origin(trained: Trained) -> dict[str, Any]:
+    return {
+        "task": trained.settings.task,
+        "agent": trained.settings.agent_name,
+        "run": trained.folder.name,
+        "seed": trained.settings.seed,
+        "env_steps": trained.env_steps,
+    }
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    """Who made the bundle and from what; ``SOURCE_DATE_EPOCH`` fixes the time of export."""
+    now = machine.versions()
+    commit = now.pop("commit")
+    moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    trained_with = folder / "versions.json"
+    return {
+        "commit": commit.removesuffix("-dirty"),
+        "dirty": commit.endswith("-dirty"),
+        "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment)),
+        "exported_with": now,
+        "trained_with": json.loads(trained_with.read_text()) if trained_with.is_file() else None,
+        "licence": LICENCE,
+    }
+
+
+def _evaluation(trained: Trained) -> dict[str, Any] | None:
+    """The run's own deterministic evaluation of this checkpoint, if it made one by then."""
+    names = ("return_mean", "return_ci95", "episodes", "env_steps")
+    result = trained.folder / RESULT
+    if result.is_file():
+        record = json.loads(result.read_text())
+        if record["env_steps"] == trained.env_steps:
+            return {name: record[name] for name in names}
+    found = None
+    rows = trained.folder / "metrics.jsonl"
+    for line in rows.read_text().splitlines() if rows.is_file() else []:
+        row = json.loads(line)
+        if "eval/return_mean" in row and row["step"] == trained.env_steps:
+            found = {
+                "return_mean": row["eval/return_mean"],
+                "return_ci95": row["eval/return_ci95"],
+                "episodes": trained.settings.eval.episodes,
+                "env_steps": row["step"],
+            }
+    return found
+
+
+def _diagnostics(folder: Path) -> dict[str, Any] | None:
+    """The verdicts of ``supple diagnose``, where it was run."""
+    report = folder / "diagnostics" / "report.json"
+    if not report.is_file():
+        return None
+    record = json.loads(report.read_text())
+    verdicts = record.get("verdicts", record)
+    return verdicts if isinstance(verdicts, dict) else {"verdicts": verdicts}
+
+
+def _json(record: Any) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()

@@ -1,0 +1,89 @@
+// One way to run the policy: the generated C code, or onnxruntime.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "policy.h"
+
+#ifdef SUPPLE_WITH_ONNXRUNTIME
+#include <onnxruntime_cxx_api.h>
+#endif
+
+namespace supple {
+
+class Controller {
+ public:
+  virtual ~Controller() = default;
+  virtual void reset() = 0;
+  // Fills `command`; false where a number was not finite.
+  virtual bool step(const std::vector<float>& observation, std::vector<float>& command) = 0;
+};
+
+class GeneratedController : public Controller {
+ public:
+  GeneratedController() { reset(); }
+  void reset() override { supple_policy_reset(&state_); }
+  bool step(const std::vector<float>& observation, std::vector<float>& command) override {
+    float action[SUPPLE_POLICY_ACTIONS];
+    return supple_policy_step(&state_, observation.data(), action, command.data()) == 0;
+  }
+
+ private:
+  supple_policy_state state_;
+};
+
+#ifdef SUPPLE_WITH_ONNXRUNTIME
+class OnnxController : public Controller {
+ public:
+  explicit OnnxController(const std::string& bundle) : memory_(SUPPLE_POLICY_MEMORY, 0.0f) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(1);
+    options.SetInterOpNumThreads(1);
+    session_ = std::make_unique<Ort::Session>(env_, (bundle + "/policy.onnx").c_str(), options);
+  }
+  void reset() override { memory_.assign(memory_.size(), 0.0f); }
+  bool step(const std::vector<float>& observation, std::vector<float>& command) override {
+    std::vector<Ort::Value> inputs;
+    std::vector<float> row = observation;
+    inputs.push_back(tensor(row));
+    if (!memory_.empty()) inputs.push_back(tensor(memory_));
+    const char* input_names[] = {"observation", "memory_in"};
+    const char* output_names[] = {"command", "memory_out"};
+    const std::size_t count = inputs.size();
+    std::vector<Ort::Value> outputs = session_->Run(Ort::RunOptions{nullptr}, input_names,
+                                                    inputs.data(), count, output_names, count);
+    const float* found = outputs[0].GetTensorData<float>();
+    command.assign(found, found + command.size());
+    if (count == 2) {
+      const float* after = outputs[1].GetTensorData<float>();
+      memory_.assign(after, after + memory_.size());
+    }
+    return true;  // the runner itself looks at observations; the graph gives the safe action
+  }
+
+ private:
+  static Ort::Value tensor(std::vector<float>& values) {
+    const std::int64_t shape[] = {1, static_cast<std::int64_t>(values.size())};
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape, 2);
+  }
+  Ort::Env env_{ORT_LOGGING_LEVEL_ERROR, "supple"};
+  std::unique_ptr<Ort::Session> session_;
+  std::vector<float> memory_;
+};
+#endif
+
+inline std::unique_ptr<Controller> make_controller(const std::string& kind,
+                                                   const std::string& bundle) {
+  if (kind == "c") return std::make_unique<GeneratedController>();
+#ifdef SUPPLE_WITH_ONNXRUNTIME
+  if (kind == "onnx") return std::make_unique<OnnxController>(bundle);
+#endif
+  (void)bundle;
+  throw std::runtime_error("--policy " + kind + " is not in this runner: c, or onnx if built with it");
+}
+
+}  // namespace supple

@@ -1,0 +1,247 @@
+// Runs a bundle's policy on a robot over UDP: holds the control rate, damps when in doubt, logs.
+//
+// The log has a line per tick; a state's age counts from the tick that first read it.
+//
+//   supple_runner BUNDLE --port P [--host 127.0.0.1] [--seconds 20] [--policy c|onnx] [--log FILE]
+//
+// Exit status: 0 the time is over, 1 the robot was lost or its state stayed bad, 2 refused.
+
+#include <csignal>
+#include <time.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <deque>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "contract.h"
+#include "controller.h"
+#include "link.h"
+
+namespace {
+
+using supple::Contract;
+using supple::Kind;
+
+constexpr double kHelloEvery = 0.05, kHelloFor = 10.0;  // [s]
+constexpr double kGiveUpAfter = 1.0;                    // of damping without a break [s]
+
+volatile std::sig_atomic_t stopped = 0;
+
+double now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+void sleep_until(double moment) {
+  timespec time;
+  time.tv_sec = static_cast<time_t>(moment);
+  time.tv_nsec = static_cast<long>(1e9 * (moment - static_cast<double>(time.tv_sec)));
+  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, nullptr) != 0 && !stopped) {
+  }
+}
+
+bool all_finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+}
+
+double percentile(std::vector<double> values, double share) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
+}
+
+struct Options {
+  std::string bundle, host = "127.0.0.1", policy = "c", log;
+  int port = 0;
+  double seconds = 20;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  std::map<std::string, std::string> given;
+  for (int i = 2; i + 1 < argc; i += 2) given[argv[i]] = argv[i + 1];
+  if (argc < 2 || argc % 2 != 0)
+    throw std::runtime_error("usage: supple_runner BUNDLE --port P [--host H] [--seconds S]"
+                             " [--policy c|onnx] [--log FILE]");
+  options.bundle = argv[1];
+  for (const auto& [name, value] : given) {
+    if (name == "--port") options.port = std::stoi(value);
+    else if (name == "--host") options.host = value;
+    else if (name == "--seconds") options.seconds = std::stod(value);
+    else if (name == "--policy") options.policy = value;
+    else if (name == "--log") options.log = value;
+    else throw std::runtime_error("unknown option " + name);
+  }
+  if (options.port <= 0) throw std::runtime_error("--port is missing");
+  return options;
+}
+
+// Asks until the robot describes itself, and refuses one that is not the manifest's.
+std::vector<std::string> shake_hands(supple::Link& link, const Contract& contract) {
+  supple::Packet packet;
+  const double begin = now();
+  std::uint32_t sequence = 0;
+  while (now() - begin < kHelloFor && !stopped) {
+    link.send(Kind::kHello, sequence++, now(), {});
+    sleep_until(now() + kHelloEvery);
+    while (link.receive(packet)) {
+      if (packet.head.kind != static_cast<std::uint16_t>(Kind::kDescription)) continue;
+      const supple::Json robot = supple::JsonReader::read(packet.text);
+      supple::require_equal(contract.robot_joints, robot.at("joints").strings(), "joint",
+                            "on the robot");
+      if (robot.at("control_mode").text != contract.control_mode)
+        throw std::runtime_error("the robot takes " + robot.at("control_mode").text +
+                                 " commands, the policy gives " + contract.control_mode);
+      return robot.at("channels").strings();
+    }
+  }
+  throw std::runtime_error("no robot answers");
+}
+
+// Puts the robot's channels into the policy's order, older frames from memory.
+class Observer {
+ public:
+  Observer(const Contract& contract, const std::vector<std::string>& channels) {
+    for (const std::string& name : contract.observations) {
+      const std::size_t mark = name.find('@');
+      const bool old = mark != std::string::npos;
+      ages_.push_back(old ? std::stoul(name.substr(mark + 1)) : 0);
+      places_.push_back(supple::index_of(name.substr(0, mark), channels));
+    }
+    frames_ = 1 + *std::max_element(ages_.begin(), ages_.end());
+  }
+  void forget() { history_.clear(); }
+  void observe(const std::vector<float>& state, std::vector<float>& observation) {
+    history_.push_front(state);
+    while (history_.size() < frames_) history_.push_back(state);  // the first frame repeats
+    history_.resize(frames_);
+    for (std::size_t i = 0; i < places_.size(); ++i) observation[i] = history_[ages_[i]][places_[i]];
+  }
+
+ private:
+  std::vector<std::size_t> ages_, places_;
+  std::size_t frames_ = 1;
+  std::deque<std::vector<float>> history_;
+};
+
+struct Statistics {
+  int ticks = 0, damped = 0, stale = 0, not_finite = 0;
+  std::uint32_t lost = 0;
+  std::vector<double> late, step;  // [s]
+};
+
+int run(const Options& options) {
+  const Contract contract = supple::read_contract(options.bundle);
+  supple::Link link(options.host, options.port);
+  const std::vector<std::string> channels = shake_hands(link, contract);
+  Observer observer(contract, channels);
+  const auto controller = supple::make_controller(options.policy, options.bundle);
+  std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
+  if (log) std::fprintf(log, "tick,time_s,late_us,state,state_age_ms,mode,step_us\n");
+
+  const std::size_t count = contract.joints.size();
+  std::vector<float> state(channels.size()), observation(contract.observations.size());
+  std::vector<float> command(count), sent(count), gains(count);
+  for (std::size_t i = 0; i < count; ++i)
+    gains[contract.to_robot[i]] = static_cast<float>(contract.damping[i]);
+
+  Statistics found;
+  supple::Packet packet;
+  bool seen = false, was_damped = false;
+  std::uint32_t newest = 0;
+  double arrived = 0, begin = 0, fine = 0;
+  // Drop what came during the hand-shake, but for the newest state.
+  const double started = now();
+  for (double due = started; !stopped; due += contract.control_dt) {
+    sleep_until(due);
+    const double woke = now();
+    while (link.receive(packet)) {
+      if (packet.head.kind != static_cast<std::uint16_t>(Kind::kState)) continue;
+      if (packet.numbers.size() != state.size()) continue;
+      if (seen && packet.head.sequence <= newest) continue;  // delayed and overtaken
+      if (seen) found.lost += packet.head.sequence - newest - 1;
+      newest = packet.head.sequence;
+      state = packet.numbers;
+      arrived = woke;
+      if (!seen) begin = fine = woke;
+      seen = true;
+    }
+    if (!seen) {
+      if (woke - started > kHelloFor) throw std::runtime_error("the robot sends no state");
+      continue;
+    }
+    if (woke - begin >= options.seconds) break;
+
+    const double age = woke - arrived;
+    const bool stale = age > contract.stale_after, bad = !all_finite(state);
+    bool damp = stale || bad;
+    double taken = 0;
+    if (!damp) {
+      if (was_damped) {  // an episode of its own: nothing from before is remembered
+        observer.forget();
+        controller->reset();
+      }
+      observer.observe(state, observation);
+      const double before = now();
+      damp = !controller->step(observation, command) || !all_finite(command);
+      taken = now() - before;
+      found.step.push_back(taken);
+    }
+    if (damp) {
+      link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), woke, gains);
+    } else {
+      fine = woke;
+      for (std::size_t i = 0; i < count; ++i) {
+        float value = command[i];
+        if (!contract.command_low.empty())
+          value = std::clamp(value, static_cast<float>(contract.command_low[i]),
+                             static_cast<float>(contract.command_high[i]));
+        sent[contract.to_robot[i]] = value;
+      }
+      link.send(Kind::kCommand, static_cast<std::uint32_t>(found.ticks), woke, sent);
+    }
+    was_damped = damp;
+    found.ticks += 1;
+    found.damped += damp;
+    found.stale += stale;
+    found.not_finite += bad;
+    found.late.push_back(woke - due);
+    if (log)
+      std::fprintf(log, "%d,%.6f,%.1f,%u,%.3f,%s,%.2f\n", found.ticks - 1, woke - begin,
+                   1e6 * (woke - due), newest, 1e3 * age, damp ? "damp" : "policy", 1e6 * taken);
+    if (woke - fine > kGiveUpAfter) break;
+    // After a long pause, go on from here instead of catching up in a burst.
+    if (now() - due > 2 * contract.control_dt) due = now();
+  }
+  const bool lost = now() - fine > kGiveUpAfter;
+  link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), now(), gains);
+  if (log) std::fclose(log);
+  std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"damped\": %d, \"stale\":"
+              " %d, \"not_finite\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
+              " \"late_us_p99\": %.1f, \"step_us_p50\": %.2f, \"step_us_p99\": %.2f}\n",
+              found.ticks, now() - begin, contract.control_dt, found.damped, found.stale,
+              found.not_finite, found.lost, 1e6 * percentile(found.late, 0.5),
+              1e6 * percentile(found.late, 0.99), 1e6 * percentile(found.step, 0.5),
+              1e6 * percentile(found.step, 0.99));
+  if (lost) std::fprintf(stderr, "supple_runner: damped for %.1f s: gave up\n", kGiveUpAfter);
+  return lost ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::signal(SIGINT, [](int) { stopped = 1; });
+  std::signal(SIGTERM, [](int) { stopped = 1; });
+  try {
+    return run(parse(argc, argv));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "supple_runner: refused: %s\n", error.what());
+    return 2;
+  }
+}

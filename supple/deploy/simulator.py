@@ -1,0 +1,150 @@
+"""What a bundle does in the simulator it was trained in, where that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supple.agents.base import concat
+from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
+from supple.deploy.runtimes import Runtime
+from supple.envs import EnvSettings, make
+from supple.envs.base import Groups
+from supple.envs.gym_packages import quiet_mujoco
+from supple.errors import InputError, SimulatorError
+from supple.evaluate import Evaluation, evaluate
+from supple.rng import derive_seed
+
+ENVS = 10
+_TASK = re.compile(r"[a-z]+/[A-Za-z0-9_.-]+")
+"""Tasks by a registered name: a module that a bundle names is not imported."""
+
+
+def greedy(runtime: Runtime, groups: tuple[str, ...]) -> Callable[[], Callable[[Groups], Tensor]]:
+    """The runtime's policy as ``evaluate`` calls it: memories begin empty with every episode."""
+
+    def begin() -> Callable[[Groups], Tensor]:
+        memory: list[np.ndarray] = []
+
+        def act(obs: Groups) -> Tensor:
+            rows = concat(obs, groups).cpu().numpy()
+            before = memory or [np.zeros((len(rows), runtime.memory), np.float32)]
+            found = runtime.rows(rows, *before)
+            memory[:] = [found.memory]
+            if found.action.dtype == np.int64:
+                return torch.from_numpy(found.action[:, 0])
+            return torch.from_numpy(found.action)
+
+        return act
+
+    return begin
+
+
+def closed_loop(
+    contract: Mapping[str, Any],
+    runtime: Runtime | None,
+    *,
+    episodes: int,
+    recorded: Mapping[str, Any] | None,
+    trained: Callable[[], Callable[[Groups], Tensor]] | None = None,
+) -> Verdict:
+    """The exported policy's return equals the checkpoint's within both intervals.
+
+    Args:
+        contract: names the task.
+        runtime: takes rows in batches; None where there is none.
+        episodes: how many.
+        recorded: the run's own evaluation.
+        trained: the checkpoint's policy, where the run is at hand: it is evaluated anew.
+    """
+    check, task = "closed loop", contract["origin"]["task"]
+    if runtime is None:
+        return Verdict(check, SKIPPED, "no runtime for many rows is here")
+    if not _TASK.fullmatch(str(task)):
+        return Verdict(check, SKIPPED, f"{task} is a module of one's own: not imported from here")
+    groups = tuple(contract["observation"]["groups"])
+    try:
+        with closing(make(task, EnvSettings(num_envs=min(episodes, ENVS)))) as env:
+            seed = derive_seed(0, "verify")
+            found = evaluate(greedy(runtime, groups), env, episodes=episodes, seed=seed)
+            if trained is not None:
+                again = evaluate(trained, env, episodes=episodes, seed=seed)
+                recorded = {
+                    "return_mean": again.return_mean,
+                    "return_ci95": again.return_ci95,
+                    "episodes": episodes,
+                }
+    except (InputError, SimulatorError) as error:
+        return Verdict(check, SKIPPED, f"no simulator: {error}")
+    return compare_returns(check, found, recorded)
+
+
+def compare_returns(check: str, found: Evaluation, recorded: Mapping[str, Any] | None) -> Verdict:
+    """Whether two means are as far apart as their 95 % intervals allow."""
+    own = f"{found.return_mean:.6g} ± {found.return_ci95:.3g}"
+    if recorded is None or recorded["episodes"] < 2:
+        why = "the run holds no interval of this checkpoint: name it with --run"
+        return Verdict(check, SKIPPED, f"return {own}, but {why}")
+    mean, half = recorded["return_mean"], recorded["return_ci95"]
+    apart, allowed = abs(found.return_mean - mean), found.return_ci95 + half
+    # Equal returns in every episode have no width at all.
+    fine = apart <= max(allowed, 1e-6 * max(1.0, abs(mean)))
+    text = f"return {own}, checkpoint {mean:.6g} ± {half:.3g}"
+    return Verdict(check, PASSED if fine else FAILED, text)
+
+
+def joints_move(contract: Mapping[str, Any]) -> Verdict:
+    """In MuJoCo, a unit of action i loads joint i, by the listed scale, and no other joint."""
+    check, task = "joints in the simulator", contract["origin"]["task"]
+    joints = contract["joints"]["policy_names"]
+    if joints is None or contract["gains"]["control_mode"] != "torque":
+        return Verdict(check, SKIPPED, "no torque-controlled joints are described")
+    if not str(task).startswith("gym/") or not _TASK.fullmatch(str(task)):
+        return Verdict(check, SKIPPED, f"{task} is not one of Gymnasium's")
+    if any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium")):
+        return Verdict(check, SKIPPED, "MuJoCo is not installed")
+    loads = unit_loads(str(task).removeprefix("gym/"), joints, contract["action"]["simulator"])
+    if isinstance(loads, str):
+        return Verdict(check, FAILED, loads)
+    steps = {step["step"]: step for step in contract["action"]["pipeline"]}
+    scale = np.array(steps["scale"]["values"])
+    faults = []
+    for i, j in zip(*np.nonzero(~np.isclose(loads, np.diag(scale), rtol=1e-6)), strict=True):
+        expected = scale[i] if i == j else 0.0
+        faults.append(
+            f"a unit of action {joints[i]} puts {loads[i, j]:.4g} N·m on {joints[j]}: expected"
+            f" {expected:.4g}"
+        )
+    return verdict(check, faults, f"unit action on each of {len(joints)} loads its own joint")
+
+
+def unit_loads(task: str, joints: list[str], simulator: Mapping[str, Any]) -> np.ndarray | str:
+    """Joint forces per unit of each action, (A, A), from MuJoCo; or what is missing."""
+    import gymnasium
+    import mujoco
+
+    with quiet_mujoco(), closing(gymnasium.make(task)) as env:
+        env.reset(seed=0)
+        robot: Any = env.unwrapped
+        model, data = robot.model, robot.data
+        known = {model.joint(index).name: index for index in range(model.njnt)}
+        for name in joints:
+            if name not in known:
+                return f"{task} has no joint {name!r}: expected one of {', '.join(known)}"
+        dofs = [int(model.jnt_dofadr[known[name]]) for name in joints]
+        low, high = np.array(simulator["low"]), np.array(simulator["high"])
+
+        def forces(action: np.ndarray) -> np.ndarray:
+            data.ctrl[:] = (high + low) / 2 + action * (high - low) / 2
+            mujoco.mj_forward(model, data)
+            return np.array(data.qfrc_actuator)[dofs]
+
+        zero = forces(np.zeros(len(joints)))
+        return np.stack([forces(unit) - zero for unit in np.eye(len(joints))])

@@ -1,0 +1,70 @@
+"""Brax: ``brax/<id>``, its own physics in JAX."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from supple.envs import installed
+from supple.envs.jax_sim import JaxSim
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+TASKS = (
+    *("ant", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_double_pendulum"),
+    *("inverted_pendulum", "pusher", "reacher", "swimmer", "walker2d"),
+)
+LIMIT = 1000
+"""Steps of an episode; Brax leaves it to whoever trains, and its own trainings use this."""
+
+
+class Brax(JaxSim):
+    """A Brax environment under the contract of ``envs/base.py``."""
+
+    def render(self) -> np.ndarray:
+        """A picture of environment 0, (H, W, 3) uint8."""
+        from brax.io import image
+
+        state = self._first_state().pipeline_state
+        return np.ascontiguousarray(image.render_array(self._env.sys, state, 480, 640))
+
+
+def status() -> str:
+    """Whether it can run here, and if not, what to install."""
+    return installed.status("brax", "brax")
+
+
+@functools.cache
+def tasks() -> tuple[str, ...]:
+    """The locomotion and control tasks it ships."""
+    return TASKS
+
+
+def exists(name: str) -> bool:
+    """Whether Brax has it."""
+    return name in tasks()
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Brax:
+    """Environments of a Brax task, with the physics it takes by default.
+
+    Raises:
+        InputError: Brax is not installed.
+    """
+    task_id = f"brax/{name}"
+    installed.require("brax", "brax", task_id)
+    from brax import envs
+
+    return Brax(
+        envs.get_environment(name),
+        "pipeline_state",
+        task_id=task_id,
+        num_envs=settings.num_envs,
+        limit=LIMIT,
+        action_repeat=1,
+        device=device,
+    )

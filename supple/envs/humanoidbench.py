@@ -1,0 +1,79 @@
+"""HumanoidBench: ``humanoidbench/<id>``; only from its repository, with pins of its own.
+
+Version 0.2 asks for Gymnasium 0.29, MuJoCo 3.1.6 and NumPy below 2. Its environments are ordinary
+Gymnasium ones, whose contract the tests hold with the published shapes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+
+from supple.envs import installed
+from supple.envs.gym import GymVector, wrap_factory
+from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+TASKS = tuple(
+    f"h1-{task}-v0"
+    for task in (
+        *("walk", "stand", "run", "reach", "hurdle", "crawl", "maze", "sit_simple", "sit_hard"),
+        *("balance_simple", "balance_hard", "stair", "slide", "pole"),
+    )
+)
+"""The published benchmark: H1 without hands."""
+
+
+def status() -> str:
+    """Whether it can run here, and if not, how to get it."""
+    if installed.is_installed("humanoid_bench"):
+        return "installed"
+    return (
+        "not installed: no registry package; git clone"
+        " https://github.com/carlosferrazza/humanoid-bench && pip install -e humanoid-bench, in an"
+        " environment of its own"
+    )
+
+
+def tasks() -> tuple[str, ...]:
+    """The published benchmark's."""
+    return TASKS
+
+
+def exists(name: str) -> bool:
+    """Whether it is a benchmark task, or registered by the installed package."""
+    if name in TASKS:
+        return True
+    if not installed.is_installed("humanoid_bench"):
+        return False
+    import humanoid_bench  # noqa: F401 - registers its ids
+
+    return name in gymnasium.registry
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
+    """Environments of a registered id.
+
+    Raises:
+        InputError: HumanoidBench is not installed.
+    """
+    task_id = f"humanoidbench/{name}"
+    if not installed.is_installed("humanoid_bench"):
+        raise InputError(f"{task_id} needs humanoid_bench, {status()}")
+    import humanoid_bench  # noqa: F401 - registers its ids
+
+    def one(**options: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(name, disable_env_checker=True, **options)
+
+    return wrap_factory(
+        one,
+        task_id=task_id,
+        num_envs=settings.num_envs,
+        vectorization=settings.vectorization,
+        device=device,
+        render=render,
+    )

@@ -1,0 +1,197 @@
+"""Isaac Lab 3: ``isaaclab/<id>``, on Isaac Sim where it is installed, else on Newton.
+
+It resets within the step and, asked to, computes the observation before (``compute_final_obs``);
+the entry then stays in ``extras`` for all later steps and is taken out as it is read. Of
+observation terms with a history that one lacks the newest frame: Isaac Lab computes it without
+advancing histories. A process holds one simulation; a second environment, for evaluation or a film,
+lives in a process of its own (``remote.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from supple.envs import installed, managers
+from supple.envs.base import Deployment, Env
+from supple.envs.rsl_rl import taken
+from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+TASKS = (
+    "Isaac-Cartpole-Direct",
+    "Isaac-Lift-Cube-Franka",
+    "Isaac-Open-Drawer-Franka",
+    "Isaac-Repose-Cube-Allegro-Direct",
+    "Isaac-Repose-Cube-Shadow-Direct",
+    *(
+        f"Isaac-Velocity-{ground}-{robot}"
+        for ground in ("Flat", "Rough")
+        for robot in ("Anymal-C", "Anymal-D", "G1", "H1")
+    ),
+)
+"""The published benchmark, named where Isaac Lab is not installed."""
+_alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
+"""Environments of this process that were not closed: there is room for one."""
+
+
+class IsaacLab(TorchSim):
+    """A direct or manager-based environment under the contract of ``envs/base.py``.
+
+    Args:
+        env: the unwrapped environment; it is closed together with this one.
+        task_id: how it is called in messages and files.
+        action_bound: what the policy's 1 means to the simulator.
+        launched: the context manager that started the simulation, to be left at the end.
+    """
+
+    def __init__(
+        self, env: Any, *, task_id: str, action_bound: float = 1.0, launched: Any = None
+    ) -> None:
+        self._env, self._launched = env, launched
+        sample, _ = env.reset()
+        groups = Groups(sample, task_id)
+        term = managers.joint_action(env)
+        joints = tuple(term._asset.joint_names) if term is not None else ()
+        named = {name: groups.source(name) for name in groups.widths}
+        described = managers.channels(env, named, joints)
+        self._finite = bool(getattr(env.cfg, "is_finite_horizon", False))
+        super().__init__(
+            groups,
+            action=unbounded(env.single_action_space.shape[-1], action_bound),
+            task_id=task_id,
+            num_envs=env.num_envs,
+            device=torch.device(env.device),
+            max_episode_steps=int(env.max_episode_length),
+            control_dt=float(env.step_dt),
+            has_final_obs=bool(getattr(env.cfg, "compute_final_obs", False)),
+            deployment=_deployment(env, term, groups.source("policy")),
+            channels=tuple(described) if described else None,
+        )
+        _alive.add(self)
+
+    def _restart(self, seed: int | None) -> Mapping[str, Any]:
+        observation, _ = self._env.reset(seed=None if seed is None else seed % 2**31)
+        return dict(observation)
+
+    def _advance(self, action: Tensor) -> Outcome:
+        observation, reward, terminated, truncated, extras = self._env.step(action)
+        final = taken(extras, "final_obs")
+        if self._finite:  # its time limit is part of the task
+            terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
+        if self.spec.has_final_obs:
+            require_final(final, terminated | truncated, self.spec.task_id)
+        return Outcome(observation, reward, terminated, truncated, final=final)
+
+    def close(self) -> None:
+        """End the simulation."""
+        env, self._env = self._env, None
+        if env is None:
+            return
+        _alive.discard(self)
+        env.close()
+        if self._launched is not None:
+            self._launched.__exit__(None, None, None)
+
+
+def _deployment(env: Any, term: Any, policy_group: str) -> Deployment:
+    """What the managers and the articulation know; a direct workflow's code tells only timing."""
+    if term is None:
+        return Deployment(sim_dt=float(env.physics_dt), decimation=int(env.cfg.decimation))
+    facts = managers.action_facts(term)
+    robot, joints = term._asset, term._joint_ids
+    limits = _row(robot, "joint_pos_limits", joints)
+    history = managers.history_length(env, policy_group)
+    read = functools.partial(_numbers, robot, joints=joints)
+    return Deployment(
+        **facts,
+        robot_joint_names=tuple(robot.joint_names),
+        stiffness=read("joint_stiffness"),
+        damping=read("joint_damping"),
+        default_position=read("default_joint_pos"),
+        position_limit_low=None if limits is None else tuple(limits[:, 0].tolist()),
+        position_limit_high=None if limits is None else tuple(limits[:, 1].tolist()),
+        velocity_limit=read("joint_vel_limits"),
+        effort_limit=read("joint_effort_limits"),
+        sim_dt=float(env.physics_dt),
+        decimation=int(env.cfg.decimation),
+        history_length=history,
+        history_order="oldest_first" if history and history > 1 else None,
+    )
+
+
+def _row(robot: Any, name: str, joints: Any) -> Tensor | None:
+    """The first environment's values of these joints; arrays of Warp carry a torch view."""
+    value = getattr(robot.data, name, None)
+    value = getattr(value, "torch", value)
+    return value[0, joints] if isinstance(value, Tensor) else None
+
+
+def _numbers(robot: Any, name: str, *, joints: Any) -> tuple[float, ...] | None:
+    row = _row(robot, name, joints)
+    return None if row is None else tuple(row.tolist())
+
+
+def status() -> str:
+    """Whether it can run here, and if not, what to install."""
+    if not installed.is_installed("isaaclab_tasks"):
+        return 'not installed: Python 3.12 and pip install "supple[isaaclab]", or make sim-isaaclab'
+    on = "Isaac Sim" if installed.is_installed("isaacsim") else "Newton"
+    return f"installed, on {on}"
+
+
+@functools.cache
+def tasks() -> tuple[str, ...]:
+    """Every registered id where it is installed."""
+    if not installed.is_installed("isaaclab_tasks"):
+        return TASKS
+    import isaaclab_tasks  # noqa: F401 - registers its ids
+
+    return tuple(sorted(name for name in gymnasium.registry if name.startswith("Isaac-")))
+
+
+def exists(name: str) -> bool:
+    """Whether it is registered."""
+    return name in tasks()
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
+    """Environments of a registered id; where this process holds a simulation, in another one.
+
+    Raises:
+        InputError: Isaac Lab is not installed.
+    """
+    task_id = f"isaaclab/{name}"
+    installed.require("isaaclab_tasks", "isaaclab", task_id)
+    if len(_alive):
+        from supple.envs.remote import RemoteEnv
+
+        return RemoteEnv(task_id, settings, device=device, render=render)
+    import isaaclab_tasks  # noqa: F401 - registers its ids
+    from isaaclab.app import launch_simulation
+    from isaaclab_tasks.utils import parse_env_cfg
+
+    config = parse_env_cfg(name, device=str(device), num_envs=settings.num_envs)
+    config.compute_final_obs = True
+    if not installed.is_installed("isaacsim"):
+        config.sim.physics = _newton(device)
+    launched = launch_simulation(config, {"headless": True, "visualizer": ["none"]})
+    launched.__enter__()
+    env = gymnasium.make(name, cfg=config)
+    return IsaacLab(
+        env.unwrapped, task_id=task_id, action_bound=settings.action_bound, launched=launched
+    )
+
+
+def _newton(device: torch.device) -> Any:
+    from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
+
+    return NewtonCfg(solver_cfg=MJWarpSolverCfg(), use_cuda_graph=device.type == "cuda")

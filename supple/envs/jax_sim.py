@@ -1,0 +1,149 @@
+"""The base of adapters to simulators in JAX: pure functions of a state, tensors through dlpack.
+
+An ended environment goes back to the state its slot began with, as in MuJoCo Playground and Brax
+themselves, so that nothing is simulated twice; the observation before is kept. The time limit is
+counted here. The step is compiled once per number of environments.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supple.envs.base import Box, Deployment
+from supple.envs.torch_sim import Groups, Outcome, TorchSim
+from supple.rng import derive_seed
+
+
+class JaxSim(TorchSim):
+    """A vectorised functional environment: ``reset(key) -> state``, ``step(state, action)``.
+
+    A state has ``obs`` (an array, or a dict of groups), ``reward``, ``done``, ``info``, and its
+    physics under ``physics_field``.
+
+    Args:
+        env: a single environment.
+        physics_field: ``data`` (Playground) or ``pipeline_state`` (Brax).
+        task_id: how it is called in messages and files.
+        num_envs: how many.
+        limit: steps after which an episode is truncated.
+        action_repeat: simulator steps per step.
+        device: where the tensors live; JAX must compute there.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        physics_field: str,
+        *,
+        task_id: str,
+        num_envs: int,
+        limit: int,
+        action_repeat: int,
+        device: torch.device,
+        deployment: Deployment | None = None,
+    ) -> None:
+        import jax
+
+        self._env = env
+        self._device = device
+        self._carry: Any = None
+        self._reset_fn = jax.jit(jax.vmap(env.reset))
+        self._step_fn = jax.jit(stepping(env, physics_field, limit, action_repeat))
+        size = int(env.action_size)
+        super().__init__(
+            Groups(self._groups_of(self._begin(0, num_envs)), task_id),
+            action=Box(low=(-1.0,) * size, high=(1.0,) * size, clip=True),
+            task_id=task_id,
+            num_envs=num_envs,
+            device=device,
+            max_episode_steps=limit,
+            control_dt=float(env.dt) * action_repeat,
+            deployment=deployment,
+        )
+        self._seeds = 0
+
+    def _restart(self, seed: int | None) -> Mapping[str, Any]:
+        # Without a seed, the next of a sequence that the last seed began.
+        self._seeds = seed if seed is not None else derive_seed(self._seeds, "next")
+        return self._groups_of(self._begin(self._seeds, self.spec.num_envs))
+
+    def _begin(self, seed: int, num_envs: int) -> Any:
+        import jax
+
+        keys = jax.random.split(jax.random.PRNGKey(seed % 2**31), num_envs)
+        state = self._reset_fn(keys)
+        self._carry = (state, state, jax.numpy.zeros(num_envs, dtype=jax.numpy.int32))
+        return state.obs
+
+    def _advance(self, action: Tensor) -> Outcome:
+        import jax
+
+        self._carry, seen = self._step_fn(self._carry, jax.dlpack.from_dlpack(action.contiguous()))
+        return Outcome(
+            self._groups_of(self._carry[0].obs),
+            self._tensor(seen["reward"]),
+            self._tensor(seen["terminated"]),
+            self._tensor(seen["truncated"]),
+            final=self._groups_of(seen["obs"]),
+        )
+
+    def _groups_of(self, obs: Any) -> dict[str, Tensor]:
+        if isinstance(obs, Mapping):
+            return {name: self._tensor(rows) for name, rows in obs.items()}
+        return {"state": self._tensor(obs)}
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.utils.dlpack.from_dlpack(array).to(self._device)
+
+    @abstractmethod
+    def render(self) -> Any:
+        """A picture of environment 0, (H, W, 3) uint8."""
+
+    def _first_state(self) -> Any:
+        """Environment 0's state, for drawing."""
+        import jax
+
+        return jax.tree_util.tree_map(lambda leaf: leaf[0], self._carry[0])
+
+
+def stepping(env: Any, physics_field: str, limit: int, action_repeat: int) -> Any:
+    """One vector step as a pure function of (state, state at the start, steps so far)."""
+    import jax
+    import jax.numpy as jnp
+
+    advance = jax.vmap(env.step)
+
+    def step(carry: Any, action: Any) -> tuple[Any, dict[str, Any]]:
+        state, first, count = carry
+        reward = jnp.zeros_like(state.reward)
+        for _ in range(action_repeat):
+            state = advance(state, action)
+            reward = reward + state.reward
+        count = count + 1
+        terminated = state.done > 0
+        truncated = count >= limit
+        ended = terminated | truncated
+
+        def where_ended(fresh: Any, now: Any) -> Any:
+            return jnp.where(ended.reshape(-1, *[1] * (now.ndim - 1)), fresh, now)
+
+        seen = {
+            "obs": state.obs,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
+        physics = jax.tree_util.tree_map(
+            where_ended, getattr(first, physics_field), getattr(state, physics_field)
+        )
+        obs = jax.tree_util.tree_map(where_ended, first.obs, state.obs)
+        done = jnp.zeros_like(state.done)
+        restarted = state.replace(**{physics_field: physics}, obs=obs, done=done)
+        return (restarted, first, jnp.where(ended, 0, count)), seen
+
+    return step

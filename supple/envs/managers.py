@@ -1,0 +1,158 @@
+"""What Isaac-Lab-like managers tell of a robot: action terms, observation terms, noise, history.
+
+Isaac Lab and mjlab share the shape of these objects, not their classes; everything is read by name
+and left unknown where it is not found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from supple.envs.base import Channel
+
+UNITS = {
+    "base_lin_vel": "m/s",
+    "base_ang_vel": "rad/s",
+    "joint_pos": "rad",
+    "joint_vel": "rad/s",
+    "height_scan": "m",
+}
+"""SI units of terms that go by these names everywhere; scaled terms have none."""
+MODES = {
+    "RelativeJointPosition": "delta",
+    "JointPosition": "position",
+    "JointVelocity": "velocity",
+    "JointEffort": "torque",
+}
+"""Beginnings of action classes' names, and what they command."""
+
+
+def joint_action(env: Any) -> Any | None:
+    """The action term, where there is exactly one and it drives named joints; else None."""
+    manager = getattr(env, "action_manager", None)
+    if manager is None or len(manager.active_terms) != 1:
+        return None
+    term = manager.get_term(manager.active_terms[0])
+    return term if joint_names(term) else None
+
+
+def joint_names(term: Any) -> tuple[str, ...] | None:
+    """Joints of an action term in the order of its actions."""
+    names = getattr(term, "target_names", None) or getattr(term, "_joint_names", None)
+    return tuple(names) if names else None
+
+
+def action_facts(term: Any) -> dict[str, Any]:
+    """Names, mode, scale and offset of a joint action, as fields of ``Deployment``."""
+    names = joint_names(term)
+    assert names is not None
+    kind = type(term).__name__
+    mode = next((mode for start, mode in MODES.items() if kind.startswith(start)), None)
+    return {
+        "joint_names": names,
+        "control_mode": mode,
+        "action_scale": per_joint(getattr(term, "_scale", None), len(names)),
+        "action_offset": per_joint(getattr(term, "_offset", None), len(names)),
+    }
+
+
+def per_joint(value: Any, size: int) -> tuple[float, ...] | None:
+    """A number, or the first environment's row, as one number per joint."""
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        row = value[0] if value.ndim > 1 else value
+        return tuple(row.expand(size).tolist())
+    return (float(value),) * size
+
+
+def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list[Channel] | None:
+    """One channel per observation entry, in order.
+
+    Args:
+        env: with an ``observation_manager``; without one the answer is None.
+        groups: our name of each group to the simulator's.
+        joints: the robot's joint names; entries of joint terms of this width are named after them.
+    """
+    manager = getattr(env, "observation_manager", None)
+    if manager is None:
+        return None
+    return [
+        channel
+        for ours, theirs in groups.items()
+        for name, shape, config in zip(
+            manager.active_terms[theirs],
+            manager.group_obs_term_dim[theirs],
+            manager._group_obs_term_cfgs[theirs],
+            strict=True,
+        )
+        for channel in _term(manager, theirs, ours, name, math.prod(shape), config, joints)
+    ]
+
+
+def history_length(env: Any, group: str) -> int | None:
+    """Frames the policy sees at once, where all its terms agree."""
+    manager = getattr(env, "observation_manager", None)
+    if manager is None:
+        return None
+    configs = manager._group_obs_term_cfgs[group]
+    lengths = {max(int(getattr(config, "history_length", 0) or 0), 1) for config in configs}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _term(
+    manager: Any,
+    group: str,
+    ours: str,
+    name: str,
+    size: int,
+    config: Any,
+    joints: Sequence[str],
+) -> Iterator[Channel]:
+    """Entries of one term, history oldest first within it, as both simulators lay it out."""
+    frames = max(int(getattr(config, "history_length", 0) or 0), 1)
+    width = size // frames
+    scale = config.scale if isinstance(config.scale, float | int) else None
+    plain = config.scale is None or _is_one(config.scale)
+    noisy = getattr(manager.cfg, "get", lambda _: None)(group) if manager.cfg else None
+    corrupted = bool(getattr(noisy, "enable_corruption", getattr(config.noise, "std", None)))
+    spread = _noise(config.noise) if corrupted else None
+    clip = config.clip
+    named = joints if name.startswith(("joint", "action")) and len(joints) == width else None
+    for frame in range(frames):
+        for index in range(width):
+            entry = named[index] if named else str(index)
+            yield Channel(
+                name=name if width == 1 else f"{name}[{entry}]",
+                group=ours,
+                unit=UNITS.get(name) if plain else None,
+                history=frames - 1 - frame,
+                low=float(clip[0]) if clip and plain else None,
+                high=float(clip[1]) if clip and plain else None,
+                noise=spread if spread is None or plain else _times(spread, scale),
+            )
+
+
+def _is_one(scale: Any) -> bool:
+    if isinstance(scale, torch.Tensor):
+        return bool((scale == 1).all())
+    return bool(scale == 1)
+
+
+def _times(spread: float, scale: float | None) -> float | None:
+    return None if scale is None else spread * abs(scale)
+
+
+def _noise(config: Any) -> float | None:
+    """Standard deviation of declared additive noise; None for other kinds."""
+    if config is None or getattr(config, "operation", "add") != "add":
+        return None
+    low, high = getattr(config, "n_min", None), getattr(config, "n_max", None)
+    if isinstance(low, float | int) and isinstance(high, float | int):
+        return float(high - low) / math.sqrt(12)
+    deviation = getattr(config, "std", None)
+    return float(deviation) if isinstance(deviation, float | int) else None

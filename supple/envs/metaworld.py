@@ -1,0 +1,61 @@
+"""Meta-World 3: ``metaworld/<task>-v3``, one task with its goals drawn anew (MT1)."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+
+from supple.envs import installed
+from supple.envs.gym import GymVector, wrap_factory
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+TASKS = ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-close-v3")
+"""Where Meta-World is not installed; it has fifty."""
+
+
+def status() -> str:
+    """Whether it can run here, and if not, what to install."""
+    return installed.status("metaworld", "metaworld")
+
+
+@functools.cache
+def tasks() -> tuple[str, ...]:
+    """All fifty where it is installed."""
+    if not installed.is_installed("metaworld"):
+        return TASKS
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return tuple(sorted(ALL_V3_ENVIRONMENTS))
+
+
+def exists(name: str) -> bool:
+    """Whether Meta-World has it."""
+    return name in tasks()
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
+    """Environments of one task.
+
+    Raises:
+        InputError: Meta-World is not installed.
+    """
+    task_id = f"metaworld/{name}"
+    installed.require("metaworld", "metaworld", task_id)
+    import metaworld  # noqa: F401 - registers its ids
+
+    def one(**options: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **options)
+
+    return wrap_factory(
+        one,
+        task_id=task_id,
+        num_envs=settings.num_envs,
+        vectorization=settings.vectorization,
+        device=device,
+        render=render,
+    )

@@ -1,0 +1,206 @@
+"""mjlab: ``mjlab/<id>``, MuJoCo on Warp with managers like Isaac Lab's.
+
+mjlab resets ended environments itself, and then their last observation is lost; asked not to
+(``auto_reset``), it returns it, and this adapter resets them: the same order of events, exact final
+observations. Draws of its start-up randomisation come from the seed ``supple.envs.make`` is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supple.envs import installed, managers
+from supple.envs.base import Deployment
+from supple.envs.torch_sim import Groups, Outcome, TorchSim, unbounded
+
+if TYPE_CHECKING:
+    from supple.envs.registry import EnvSettings
+
+TASKS = (
+    "Mjlab-Cartpole-Balance",
+    "Mjlab-Cartpole-Swingup",
+    "Mjlab-Velocity-Flat-Unitree-G1",
+    "Mjlab-Velocity-Flat-Unitree-Go1",
+    "Mjlab-Velocity-Rough-Unitree-G1",
+    "Mjlab-Velocity-Rough-Unitree-Go1",
+)
+"""Where mjlab is not installed; its own registry knows more."""
+
+
+def recognises(made: Any) -> bool:
+    """Whether an object is mjlab's environment, without importing mjlab to find out."""
+    return any(
+        kind.__name__ == "ManagerBasedRlEnv" and kind.__module__.startswith("mjlab.")
+        for kind in type(made).__mro__
+    )
+
+
+class Mjlab(TorchSim):
+    """A ``ManagerBasedRlEnv`` under the contract of ``envs/base.py``; it is closed with this one.
+
+    Args:
+        env: its ``cfg.auto_reset`` is turned off.
+        task_id: how it is called in messages and files.
+        action_bound: what the policy's 1 means to the simulator.
+    """
+
+    def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
+        self._env = env
+        env.cfg.auto_reset = False
+        sample, _ = env.reset()
+        groups = Groups(sample, task_id)
+        described = managers.channels(
+            env, {name: groups.source(name) for name in groups.widths}, _joints(env)
+        )
+        super().__init__(
+            groups,
+            action=unbounded(env.action_manager.total_action_dim, action_bound),
+            task_id=task_id,
+            num_envs=env.num_envs,
+            device=torch.device(env.device),
+            max_episode_steps=env.max_episode_length or None,
+            control_dt=env.step_dt,
+            deployment=_deployment(env, groups.source("policy")),
+            channels=tuple(described) if described else None,
+        )
+
+    def _restart(self, seed: int | None) -> Mapping[str, Any]:
+        observation, _ = self._env.reset()
+        return dict(observation)
+
+    def _advance(self, action: Tensor) -> Outcome:
+        reached, reward, terminated, truncated, _ = self._env.step(action)
+        # Overwritten by the reset that follows.
+        terminated, truncated = terminated.clone(), truncated.clone()
+        if self._env.cfg.is_finite_horizon:  # its time limit is part of the task
+            terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
+        ended = terminated | truncated
+        rows = ended.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return Outcome(reached, reward, terminated, truncated)
+        reward = reward.clone()
+        fresh, _ = self._env.reset(env_ids=rows)
+        # The others' noise was drawn anew with it: only the rows that were reset are taken.
+        return Outcome(_mixed(ended, fresh, reached), reward, terminated, truncated, final=reached)
+
+    def render(self) -> np.ndarray:
+        """A picture of environment 0, (H, W, 3) uint8.
+
+        Raises:
+            NotImplementedError: it was not made to draw.
+        """
+        picture = self._env.render()
+        if picture is None:
+            raise NotImplementedError(f"{self.spec.task_id} was made without render=True")
+        return np.ascontiguousarray(picture)
+
+    def close(self) -> None:
+        """Release the renderer and recorders."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+
+def _mixed(rows: Tensor, chosen: Any, others: Any) -> Any:
+    """``chosen`` in these rows, ``others`` elsewhere; nested groups alike."""
+    if isinstance(chosen, Tensor):
+        return torch.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, others)
+    return {name: _mixed(rows, part, others[name]) for name, part in chosen.items()}
+
+
+def _joints(env: Any) -> tuple[str, ...]:
+    """Joint names of the driven robot, in its own order."""
+    term = managers.joint_action(env)
+    return tuple(term._entity.joint_names) if term is not None else ()
+
+
+def _deployment(env: Any, policy_group: str) -> Deployment | None:
+    """What the action term, the robot and the MuJoCo model know; None without a joint action."""
+    term = managers.joint_action(env)
+    if term is None:
+        return None
+    robot, joints = term._entity, term.target_ids
+    facts = managers.action_facts(term)
+    gains = _gains(env.sim.mj_model, facts["joint_names"])
+    history = managers.history_length(env, policy_group)
+    return Deployment(
+        **facts,
+        **gains,
+        robot_joint_names=tuple(robot.joint_names),
+        default_position=tuple(robot.data.default_joint_pos[0, joints].tolist()),
+        position_limit_low=tuple(robot.data.joint_pos_limits[0, joints, 0].tolist()),
+        position_limit_high=tuple(robot.data.joint_pos_limits[0, joints, 1].tolist()),
+        sim_dt=env.physics_dt,
+        decimation=env.cfg.decimation,
+        history_length=history,
+        history_order="oldest_first" if history and history > 1 else None,
+    )
+
+
+def _gains(model: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """kp, kd and torque limit of the actuator that drives each joint.
+
+    Gains are those of position servos (force = kp * (target - q) - kd * dq); None elsewhere.
+    """
+    driver = {}
+    for index in range(model.nu):
+        joint = model.joint(int(model.actuator_trnid[index, 0])).name
+        driver[joint.rsplit("/", 1)[-1]] = index
+    if any(name not in driver for name in names):
+        return {}
+    drivers = [driver[name] for name in names]
+    gain, bias = model.actuator_gainprm[drivers], model.actuator_biasprm[drivers]
+    servo = bool((bias[:, 1] == -gain[:, 0]).all() and (gain[:, 0] > 0).all())
+    limited = bool(model.actuator_forcelimited[drivers].all())
+    return {
+        "stiffness": tuple(gain[:, 0].tolist()) if servo else None,
+        "damping": tuple((-bias[:, 2]).tolist()) if servo else None,
+        "effort_limit": tuple(model.actuator_forcerange[drivers, 1].tolist()) if limited else None,
+    }
+
+
+def status() -> str:
+    """Whether it can run here, and if not, what to install."""
+    return installed.status("mjlab", "mjlab")
+
+
+def tasks() -> tuple[str, ...]:
+    """Mjlab's own registry where it is installed, else the tasks it is known to ship."""
+    if not installed.is_installed("mjlab"):
+        return TASKS
+    from mjlab.tasks.registry import list_tasks
+
+    return tuple(list_tasks())
+
+
+def exists(name: str) -> bool:
+    """Whether it is registered."""
+    return name in tasks()
+
+
+def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Mjlab:
+    """The environments of a registered mjlab task.
+
+    Raises:
+        InputError: mjlab is not installed.
+    """
+    installed.require("mjlab", "mjlab", f"mjlab/{name}")
+    if render and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    import mjlab.tasks  # noqa: F401 - fills the registry
+    from mjlab.envs import ManagerBasedRlEnv
+    from mjlab.tasks.registry import load_env_cfg
+
+    config = load_env_cfg(name)
+    config.scene.num_envs = settings.num_envs
+    with contextlib.redirect_stdout(io.StringIO()):  # tables of every manager
+        env = ManagerBasedRlEnv(config, str(device), "rgb_array" if render else None)
+    return Mjlab(env, task_id=f"mjlab/{name}", action_bound=settings.action_bound)

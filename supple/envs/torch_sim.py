@@ -1,0 +1,256 @@
+"""The base of adapters to simulators that speak torch: numbers stay where the simulator made them.
+
+Such simulators hand out their own buffers, overwrite them at the next step, leave entries in
+``extras`` from steps long past, draw from torch's global generators and take actions without
+bounds. ``TorchSim`` settles all of that once; an adapter only says how to restart and to advance.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from supple.envs.base import ActionSpec, Box, Discrete, Env, EnvSpec, reset_result, step_result
+from supple.errors import InputError, SimulatorError
+from supple.rng import derive_seed
+
+GROUP_NAMES = {
+    "policy": ("policy", "actor", "obs", "observation", "state"),
+    "critic": ("critic", "privileged", "states", "privileged_state"),
+}
+"""Our observation groups, and what simulators call them."""
+_NUMPY: Any = np.random  # NumPy's stubs leave out the functions that exchange its generator
+
+
+class Outcome(NamedTuple):
+    """What a simulator said of one step, in its own buffers and dtypes."""
+
+    observation: Mapping[str, Any]
+    """Its groups by its own names, after any reset it made itself."""
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final: Mapping[str, Any] | None = None
+    """Its groups before the reset; read in rows that ended only. None where nothing was reset."""
+    valid: Tensor | None = None
+    success: Tensor | None = None
+
+
+class TorchSim(Env):
+    """An environment around a simulator that computes on ``spec.device``.
+
+    Subclasses set what they need, call ``super().__init__``, and implement ``_restart`` and
+    ``_advance``. Both run with the environment's own random state in torch's and NumPy's global
+    generators, so that two environments in one process never share a stream.
+    """
+
+    def __init__(self, groups: Groups, *, action: ActionSpec, **facts: Any) -> None:
+        self._groups = groups
+        self.spec = EnvSpec(observation=groups.widths, action=action, **facts)
+        self._physical = PhysicalActions(self.spec)
+        self._random = RandomStreams(self.spec.device)
+
+    @abstractmethod
+    def _restart(self, seed: int | None) -> Mapping[str, Any]:
+        """Start every environment afresh; the global generators are seeded. The observation."""
+
+    @abstractmethod
+    def _advance(self, action: Tensor) -> Outcome:
+        """Apply physical actions, (N, A) float32 or (N,) int64, which are nobody else's."""
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Start every environment afresh; with ``seed``, reproducibly."""
+        if seed is not None:
+            self._random.seed(seed)
+        with self._random:
+            observation = self._restart(seed)
+        return reset_result(self._groups(observation), self.spec.num_envs)
+
+    def step(self, action: Tensor) -> TensorDict:
+        """Step every environment; see the contract.
+
+        Raises:
+            InputError: ``action`` has another shape.
+            SimulatorError: a row ended, and the observation before its reset did not come.
+        """
+        physical = self._physical(action)
+        with self._random:
+            outcome = self._advance(physical)
+        observation = self._groups(outcome.observation)
+        terminated, truncated = _flag(outcome.terminated), _flag(outcome.truncated)
+        final = observation
+        if outcome.final is not None:
+            ended = (terminated | truncated).unsqueeze(-1)
+            given = self._groups(outcome.final)
+            final = {name: torch.where(ended, given[name], observation[name]) for name in given}
+        return step_result(
+            observation=observation,
+            reward=outcome.reward.to(torch.float32, copy=True).reshape(-1),
+            terminated=terminated,
+            truncated=truncated,
+            final_observation=final,
+            valid=outcome.valid,
+            success=None if outcome.success is None else _flag(outcome.success),
+        )
+
+
+def _flag(value: Tensor) -> Tensor:
+    return value.to(torch.bool, copy=True).reshape(-1)
+
+
+class Groups:
+    """A simulator's observation groups as ours: (N, D) float32, in memory of our own.
+
+    Groups are found by name (``GROUP_NAMES``). A group that is itself a dict of terms is joined in
+    its own order; each part is flattened to (N, -1).
+
+    Args:
+        sample: an observation, as the simulator gives it.
+        task: named in errors.
+
+    Raises:
+        InputError: no group for the policy, or one of images.
+    """
+
+    def __init__(self, sample: Mapping[str, Any], task: str) -> None:
+        names = list(sample.keys())
+        self._source = {
+            ours: next(name for name in theirs if name in names)
+            for ours, theirs in GROUP_NAMES.items()
+            if set(theirs) & set(names)
+        }
+        if "policy" not in self._source:
+            raise InputError(
+                f"{task} observes the groups {', '.join(map(str, names))}: expected one named"
+                f" {' or '.join(GROUP_NAMES['policy'])}; rename the policy's group"
+            )
+        for ours, theirs in self._source.items():
+            for part in _parts(sample[theirs]):
+                if part.ndim > 3 or part.dtype == torch.uint8:
+                    raise InputError(
+                        f"{task} observes images {tuple(part.shape)} in group {ours}: supple learns"
+                        " from flat vectors only; choose a state-based task"
+                    )
+        self.widths = {name: int(rows.shape[1]) for name, rows in self(sample).items()}
+
+    def __call__(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Copies, so that the simulator may go on using its buffers."""
+        return {ours: _rows(observation[theirs]) for ours, theirs in self._source.items()}
+
+    def source(self, ours: str) -> str:
+        """What the simulator calls one of our groups."""
+        return self._source[ours]
+
+
+def _parts(group: Any) -> list[Tensor]:
+    if isinstance(group, Tensor):
+        return [group]
+    return [part for term in group.values() for part in _parts(term)]
+
+
+def _rows(group: Any) -> Tensor:
+    """(N, D) float32, a copy."""
+    parts = [part.reshape(len(part), -1) for part in _parts(group)]
+    if len(parts) == 1:
+        return parts[0].to(torch.float32, copy=True)
+    return torch.cat(parts, dim=1).to(torch.float32)
+
+
+class PhysicalActions:
+    """Policy actions in [-1, 1] to physical ones, in fresh memory, clipped where the spec says so.
+
+    Args:
+        spec: whose ``action`` gives the bounds.
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._spec = spec
+        action = spec.action
+        self._expected: tuple[int, ...] = (spec.num_envs,)
+        if isinstance(action, Box):
+            self._expected = (spec.num_envs, action.size)
+            self._low = torch.tensor(action.low, device=spec.device)
+            self._high = torch.tensor(action.high, device=spec.device)
+            self._center, self._half = (self._low + self._high) / 2, (self._high - self._low) / 2
+
+    def __call__(self, action: Tensor) -> Tensor:
+        """Convert (N, A) floats; (N,) choices stay as they are.
+
+        Raises:
+            InputError: ``action`` has another shape.
+        """
+        if tuple(action.shape) != self._expected:
+            raise InputError(
+                f"{self._spec.task_id}: action has shape {tuple(action.shape)}, expected"
+                f" {self._expected}"
+            )
+        if isinstance(self._spec.action, Discrete):
+            return action.clone()
+        physical = torch.addcmul(self._center, action, self._half)
+        return physical.clamp_(self._low, self._high) if self._spec.action.clip else physical
+
+
+class RandomStreams:
+    """One owner's state of the global random generators of torch and NumPy.
+
+    As a context manager it puts the owner's state in place and the former one back afterwards.
+
+    Args:
+        device: whose torch generator counts, besides the CPU's.
+        seed: where the streams begin.
+    """
+
+    def __init__(self, device: torch.device, seed: int = 0) -> None:
+        self._cuda = [device] if device.type == "cuda" else []
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Begin anew."""
+        seed = derive_seed(seed, "simulator")
+        # NumPy's generator is exchanged as a whole: reading its state takes 0.2 ms.
+        self._numpy: Any = np.random.MT19937(seed)
+        self._torch = torch.Generator().manual_seed(seed).get_state()
+        self._torch_cuda = [torch.Generator(d).manual_seed(seed).get_state() for d in self._cuda]
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *error: object) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        outside = _NUMPY.get_bit_generator()
+        _NUMPY.set_bit_generator(self._numpy)
+        self._numpy = outside
+        own, self._torch = self._torch, torch.get_rng_state()
+        torch.set_rng_state(own)
+        for index, device in enumerate(self._cuda):
+            own, self._torch_cuda[index] = (
+                self._torch_cuda[index],
+                torch.cuda.get_rng_state(device),
+            )
+            torch.cuda.set_rng_state(own, device)
+
+
+def unbounded(size: int, bound: float) -> Box:
+    """Actions of a simulator that states no bounds: the policy's 1 is ``bound``, nothing clips."""
+    return Box(low=(-bound,) * size, high=(bound,) * size, clip=False)
+
+
+def require_final(final: Mapping[str, Any] | None, ended: Tensor, task: str) -> None:
+    """Refuse an end whose last observation did not come; waits for the device.
+
+    Raises:
+        SimulatorError: names the key that is missing.
+    """
+    if final is None and bool(ended.any()):
+        raise SimulatorError(
+            f"{task} ended an episode without extras['final_obs']: set its compute_final_obs, or"
+            " build it with has_final_obs False"
+        )

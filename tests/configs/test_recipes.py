@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from supple.cli import main, train_settings
+from supple.configs import default_settings
+from supple.configs.recipes import SIMULATORS, recipes_of
+
+
+@pytest.mark.parametrize(
+    ("task", "gamma", "n_step"),
+    [
+        ("isaaclab/Isaac-Velocity-Rough-G1-v0", 0.99, 3),
+        ("playground/G1JoystickRoughTerrain", 0.97, 1),
+        ("envpool/MuJoCoPlayground/Go1JoystickFlatTerrain-v1", 0.97, 1),
+        ("envpool/MyoSuite/myoHandReachFixed-v0", 0.95, 1),
+        ("envpool/Hopper-v5", 0.99, 1),
+        ("maniskill/PokeCube-v1", 0.9, 1),
+        ("genesis/go2-walk", 0.95, 1),
+        ("myosuite/myo-reach", 0.95, 1),
+        ("gym/Humanoid-v5", 0.99, 1),
+        ("mujoco/Humanoid", 0.99, 1),
+        ("my_sim:make", 0.99, 1),
+    ],
+)
+def test_published_values_of_a_task_are_its_defaults(task, gamma, n_step):
+    for preset in ("cpu", "gpu"):
+        agent = default_settings(task, agent="flashsac", preset=preset).agent
+        assert (agent.gamma, agent.n_step) == (gamma, n_step)  # type: ignore[union-attr]
+    assert default_settings(task, agent="ppo", preset="gpu").agent.gamma == gamma
+
+
+def test_a_preset_comes_after_the_recipe_and_a_flag_last():
+    task = "envpool/MuJoCoPlayground/Go1JoystickFlatTerrain-v1"
+    given = train_settings([task, "--preset", "laptop", "--agent.gamma", "0.9"])
+    assert given.agent.gamma == 0.9
+    assert default_settings(task, preset="laptop").agent.n_step == 3  # type: ignore[union-attr]
+
+
+def test_every_file_of_recipes_is_listed(capsys):
+    files = {path.stem for path in Path(recipes_of.__code__.co_filename).parent.glob("*.py")}
+    assert files - {"__init__"} == set(SIMULATORS)
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    for simulator in SIMULATORS:
+        for pattern in recipes_of(simulator):
+            assert f"{simulator}/{pattern}" in said

@@ -1,0 +1,180 @@
+import json
+import zipfile
+
+import pytest
+import torch
+
+from supple.cli import main
+from supple.deploy import manifest
+from supple.deploy.bundle import read_bundle
+from supple.deploy.export import bundle_files
+from supple.deploy.formats import mjlab_properties, unitree_yaml
+from supple.deploy.golden import Golden, history_pairs
+from supple.errors import InputError
+from tests.deploy.small_bundles import (
+    FRAMES,
+    JOINTS,
+    TERMS,
+    flashsac,
+    plain_spec,
+    ppo,
+    robot_files,
+    robot_spec,
+    trained,
+)
+from tests.small_runs import run_whole, small_settings
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return robot_files(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def record(files):
+    return manifest.parse(files[manifest.NAME])
+
+
+def test_a_bundle_has_every_file_and_its_digest(files, record):
+    assert set(files) == {
+        *("policy.onnx", "policy_batch.onnx", "policy.pt2", "policy.h", "policy.c"),
+        *("golden.safetensors", "README.md", "manifest.json"),
+    }
+    for name, entry in record["files"].items():
+        assert entry == {"bytes": len(files[name]), "sha256": manifest.digest(files[name])}
+
+
+def test_the_contract_carries_what_the_robot_needs(record):
+    contract = record["contract"]
+    assert contract["joints"]["policy_names"] == list(JOINTS)
+    assert contract["joints"]["robot_names"] == ["ankle", "hip", "knee"]
+    assert contract["joints"]["policy_to_robot"] == [1, 2, 0]
+    assert contract["joints"]["robot_to_policy"] == [2, 0, 1]
+    assert contract["gains"]["stiffness"] == [20.0, 21.123456789, 22.0]  # full precision
+    assert contract["timing"] | {} == {
+        **{"control_dt": 0.02, "sim_dt": 0.005, "decimation": 4, "allowed_latency": None},
+        **{"action_delay": None, "observation_delay": None},
+    }
+    steps = {step["step"]: step for step in contract["action"]["pipeline"]}
+    assert steps["scale"]["values"] == [0.25, 0.5, 0.33]
+    assert list(steps)[:4] == ["squash", "clip", "scale", "offset"]
+    history = {"length": 2, "layout": "time_major", "direction": "newest_first", "fill": None}
+    assert contract["history"] == history
+    names = [term["name"] for term in contract["observation"]["terms"]]
+    assert names == [*TERMS, *(f"{name}@1" for name in TERMS)]
+    assert contract["safety"]["command_high"] == pytest.approx([0.35, 1.2, 0.03])
+    assert contract["safety"]["stale_after"] == pytest.approx(0.06)
+    assert contract["safety"]["damping"]["gains"] == [0.5, 0.625, 0.75]
+
+
+def test_unknown_fields_are_null_and_listed(record):
+    listed = record["unknown"]
+    for path in (
+        *("contract.timing.action_delay", "contract.history.fill", "evidence.evaluation"),
+        *("contract.observation.terms[*].frame", "contract.joints.armature"),
+    ):
+        assert path in listed
+    assert "contract.joints.policy_names" not in listed
+
+
+def test_the_normaliser_is_listed_as_it_is_baked(record):
+    listed = record["contract"]["normaliser"]
+    agent = flashsac(robot_spec())
+    assert listed["mean"] == agent.actor.trunk.input_norm.running_mean[0].tolist()
+    std, eps = torch.tensor(listed["std"], dtype=torch.float64), listed["epsilon"]
+    assert torch.allclose((std**2 + eps).sqrt().float(), torch.tensor(listed["denominator"]))
+
+
+def test_golden_vectors_hold_a_reset_and_frames_that_follow_each_other(files, record):
+    golden = Golden.from_bytes(files["golden.safetensors"])
+    assert len(golden.observation) >= 100 and golden.start.sum() == 2
+    assert "seeded draws" in record["evidence"]["golden"]["source"]
+    newest, older = golden.observation.split(len(TERMS), dim=1)
+    inside = ~golden.start[1:]
+    assert torch.equal(older[1:][inside], newest[:-1][inside])
+    assert torch.equal(older[golden.start], newest[golden.start])
+    assert len(history_pairs(record["contract"]["observation"]["terms"])) == len(TERMS) * (
+        FRAMES - 1
+    )
+
+
+def test_equal_runs_give_equal_bundles(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    spec = robot_spec()
+    first, second = (
+        bundle_files(trained(flashsac(spec), spec, tmp_path / "run")) for _ in range(2)
+    )
+    assert first == second
+    assert b"1970-01-01T00:00:00Z" in first["manifest.json"]
+
+
+def test_the_card_says_task_safety_and_what_is_not_known(files):
+    card = files["README.md"].decode()
+    for text in ("toy/asymmetric", "damp after 0.06 s", "The run holds no evaluation.", "armature"):
+        assert text in card
+
+
+def test_mjlab_keys_have_full_precision(record):
+    properties = mjlab_properties(record["contract"])
+    assert properties["joint_names"] == "hip,knee,ankle"
+    assert properties["joint_stiffness"] == "20.0,21.123456789,22.0"
+    assert properties["action_scale"] == "0.25,0.5,0.33"
+
+
+def test_unitree_yaml_is_safe_and_in_the_robots_order(record):
+    import yaml
+
+    text = unitree_yaml(record["contract"])
+    assert "!!" not in text
+    found = yaml.safe_load(text)
+    assert found["joint_ids_map"] == [1, 2, 0]
+    assert found["stiffness"] == [22.0, 20.0, 21.123456789]
+    assert found["default_joint_pos"] == [0.1, 0.7, -0.3]
+    assert found["step_dt"] == 0.02
+    assert found["actions"]["JointPositionAction"]["scale"] == [0.25, 0.5, 0.33]
+    assert found["observations"]["pitch"]["history_length"] == 2
+
+
+def test_formats_say_what_they_lack(tmp_path):
+    spec = plain_spec()
+    with pytest.raises(
+        InputError, match=r"--also mjlab needs names, .* which the run does not know"
+    ):
+        bundle_files(trained(ppo(spec), spec, tmp_path), also=["mjlab"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, agent):
+    folder = tmp_path_factory.mktemp("runs") / agent
+    return run_whole(small_settings("toy/asymmetric", folder, env_steps=1200, agent=agent)).folder
+
+
+def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "bundle"
+    with monkeypatch.context() as without:
+        without.setattr("supple.launch.make", None)
+        without.setattr("supple.evaluate.make", None)
+        assert main(["export", str(run), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{out}.zip", str(out)]
+    with zipfile.ZipFile(f"{out}.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == read_bundle(out).files
+    source = read_bundle(out).manifest["evidence"]["golden"]["source"]
+    assert source.startswith("the replay rows" if agent == "flashsac" else "seeded draws")
+    arguments = ["verify", f"{out}.zip", "--run", str(run), "--no-latency", "--episodes", "2"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["failed"]
+    status = {each["check"]: each["status"] for each in found["verdicts"]}
+    for check in ("golden, torch", "golden, onnxruntime", "golden, C", "closed loop"):
+        assert status[check] == "passed"
+    assert status["the run itself"] == "passed"
+
+
+def test_a_place_that_is_taken_is_refused(run, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    assert main(["export", str(run), "--out", str(tmp_path / "taken")]) == 2
+    assert "is there already: choose another --out" in capsys.readouterr().err
+    assert main(["export", str(run), "--also", "tflite"]) == 2
+    assert "--also tflite: expected mjlab or unitree" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "taken")]) == 2
+    assert "holds no run" in capsys.readouterr().err

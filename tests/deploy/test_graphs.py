@@ -1,0 +1,232 @@
+import io
+import shutil
+import subprocess
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from supple.deploy import c_source, onnx_file, torch_file
+from supple.deploy.checks import random_rows, runtimes_agree
+from supple.deploy.contract import action_names, contract, observation_names
+from supple.deploy.plain import plain_policy
+from supple.deploy.runtimes import (
+    C_FLAGS,
+    CannotRunError,
+    CRuntime,
+    OnnxBatchRuntime,
+    OnnxRuntime,
+    TorchRuntime,
+    refuse_foreign_code,
+)
+from supple.errors import InputError
+from tests.deploy.small_bundles import agents, flashsac, plain_spec, ppo, robot_spec
+
+AGENTS = agents()
+
+
+def labels(spec, groups=("policy",)):
+    return c_source.Labels(
+        contract="0" * 64,
+        action_names=action_names(spec),
+        observation_names=observation_names(spec, groups),
+        control_dt=spec.control_dt,
+        version="0",
+    )
+
+
+def c_runtime(policy, spec, **options):
+    source, header = (
+        part(policy, labels(spec)).encode() for part in (c_source.source, c_source.header)
+    )
+    sizes = (1 if policy.choices else policy.actions, policy.actions)
+    return CRuntime(source, header, policy.memory_width, sizes=sizes, **options)
+
+
+KINDS = (
+    *("flashsac", "ppo unclipped elu", "ppo squashed", "ppo without a normaliser"),
+    *("ppo recurrent", "ppo recurrent discrete"),
+)
+"""One of each kind of layer and output; ``test_plain.py`` has all."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_torch_onnx_and_c_agree_on_ten_thousand_observations(name):
+    agent, spec = AGENTS[name]
+    policy = plain_policy(agent, spec).eval()
+    record = contract(policy, spec, groups=("policy",), origin={})
+    memory = policy.memory_width
+    runtimes = [
+        TorchRuntime(torch_file.torch_bytes(policy, contract="{}"), memory),
+        OnnxBatchRuntime(onnx_file.onnx_bytes(policy, batch=None, metadata={}), memory),
+        OnnxRuntime(onnx_file.onnx_bytes(policy, batch=1, metadata={}), memory),
+        c_runtime(policy, spec),
+    ]
+    found, answers = runtimes_agree(record, runtimes)
+    assert found.status == "passed", found.detail
+    assert answers is not None
+    rows = random_rows(record, memory)
+    inputs = [torch.from_numpy(each) for each in rows[: 2 if memory else 1]]
+    assert np.allclose(answers.command, policy(*inputs)[1], atol=1e-5)
+    assert answers.command.std(0).min() > 0.01
+    for runtime in runtimes:
+        runtime.close()
+
+
+def test_runtimes_that_differ_a_little_too_much_do_not_agree():
+    agent, spec = AGENTS["ppo"]
+    policy: Any = plain_policy(agent, spec)
+    record = contract(policy, spec, groups=("policy",), origin={})
+    right = OnnxBatchRuntime(onnx_file.onnx_bytes(policy, batch=None, metadata={}), 0)
+    with torch.no_grad():
+        policy.body[0].weight[0, 0] += 1e-4
+    wrong = OnnxBatchRuntime(onnx_file.onnx_bytes(policy, batch=None, metadata={}), 0)
+    found, _ = runtimes_agree(record, [right, wrong])
+    assert found.status == "FAILED" and "policy_batch.onnx differs" in found.detail
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("name", ["flashsac", "ppo recurrent", "ppo discrete"])
+def test_generated_c_is_strict_c99(compiler, name):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed: apt install {compiler}")
+    agent, spec = AGENTS[name]
+    c_runtime(plain_policy(agent, spec), spec, compiler=compiler).close()
+    assert {"-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"} <= set(C_FLAGS)
+
+
+@pytest.fixture
+def recurrent_source(tmp_path):
+    """A folder with a generated policy and a program that steps it a hundred times."""
+    agent, spec = AGENTS["ppo recurrent"]
+    policy = plain_policy(agent, spec)
+    (tmp_path / "policy.c").write_text(c_source.source(policy, labels(spec)))
+    (tmp_path / "policy.h").write_text(c_source.header(policy, labels(spec)))
+    (tmp_path / "main.c").write_text(
+        '#include "policy.h"\n'
+        f"int main(void) {{ supple_policy_state s; float o[{policy.inputs}] = {{0.5f}}, a[2], c[2];"
+        " supple_policy_reset(&s); for (int i = 0; i < 100; ++i) supple_policy_step(&s, o, a, c);"
+        " return 0; }\n"
+    )
+    return tmp_path
+
+
+def test_generated_c_needs_nothing_but_three_functions_and_no_heap(recurrent_source):
+    subprocess.run(["cc", *C_FLAGS, "-c", "policy.c"], cwd=recurrent_source, check=True)
+    listed = subprocess.run(
+        ["nm", "-u", "policy.o"], cwd=recurrent_source, check=True, capture_output=True, text=True
+    ).stdout
+    needed = {line.split()[-1] for line in listed.splitlines()}
+    allowed = {"tanhf", "expf", "sqrtf", "memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
+    assert needed <= allowed | {"__stack_chk_fail"}
+    assert "tanhf" in needed
+
+
+def test_generated_c_stays_within_its_memory(recurrent_source):
+    checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["cc", *C_FLAGS, "policy.c", "main.c", *checked, "-o", "program", "-lm"]
+    subprocess.run(command, cwd=recurrent_source, check=True)
+    subprocess.run([recurrent_source / "program"], check=True)
+
+
+def test_weight_tiles_by_hand():
+    # Ten rows of two inputs: a tile of eight, input by input, then one padded with zeros.
+    weight = np.arange(20, dtype=np.float32).reshape(10, 2)
+    expected = [*range(0, 16, 2), *range(1, 16, 2), 16, 18, *[0] * 6, 17, 19, *[0] * 6]
+    assert c_source.tiles(weight).tolist() == expected
+
+
+def test_c_strings_hide_quotes_trigraphs_and_what_is_not_ascii():
+    assert c_source._string('a"?\\é') == '"a\\042\\077\\134\\303\\251"'
+
+
+def test_a_weight_that_is_not_finite_is_refused():
+    spec = plain_spec()
+    policy: Any = plain_policy(ppo(spec), spec)
+    with torch.no_grad():
+        policy.body[0].weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="weight that is not finite"):
+        c_source.source(policy, labels(spec))
+
+
+def test_a_layer_nobody_can_write_is_named():
+    spec = plain_spec()
+    policy: Any = plain_policy(ppo(spec), spec)
+    policy.body.insert(1, torch.nn.GELU())
+    with pytest.raises(InputError, match="cannot write GELU as C"):
+        c_source.source(policy, labels(spec))
+    with pytest.raises(InputError, match="cannot write GELU as ONNX"):
+        onnx_file.onnx_bytes(policy, batch=1, metadata={})
+
+
+def test_equal_policies_give_equal_files():
+    spec = robot_spec()
+    policy = plain_policy(flashsac(spec), spec).eval()
+    for write in (
+        lambda: torch_file.torch_bytes(policy, contract="{}"),
+        lambda: onnx_file.onnx_bytes(policy, batch=1, metadata={"b": "1", "a": "2"}),
+        lambda: c_source.source(policy, labels(spec)),
+    ):
+        assert write() == write()
+
+
+def test_the_torch_archive_holds_no_pickle_and_no_path_of_this_machine():
+    spec = robot_spec()
+    data = torch_file.torch_bytes(plain_policy(flashsac(spec), spec).eval(), contract="{}")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    assert not any(
+        b"pickle" in name.encode() or content[:1] == b"\x80" for name, content in contents.items()
+    )
+    assert not any(__file__.rpartition("/tests/")[0].encode() in each for each in contents.values())
+
+
+FOREIGN = {
+    "system": ("void supple_policy_reset", "int x9 = system(0); void supple_policy_reset"),
+    "#include <unistd.h>": ("#include <math.h>", "#include <unistd.h>"),
+    "asm": ("static const", 'asm("int3"); static const'),
+    "#": ("#include <math.h>", "%:include <math.h>"),
+    "\\\\": ("static const", "sta\\\ntic const"),
+}
+
+
+@pytest.mark.parametrize("word", FOREIGN)
+def test_c_that_could_call_out_is_never_compiled(word):
+    spec = plain_spec()
+    source = c_source.source(plain_policy(ppo(spec), spec), labels(spec))
+    refuse_foreign_code(source.encode(), "policy.c")
+    changed = source.replace(*FOREIGN[word], 1)
+    assert changed != source
+    with pytest.raises(CannotRunError, match="no generated policy does"):
+        refuse_foreign_code(changed.encode(), "policy.c")
+
+
+def archive_with(data, name, content):
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for member in old.namelist():
+            new.writestr(member, content if member.endswith(name) else old.read(member))
+    return out.getvalue()
+
+
+def test_a_torch_archive_with_pickles_or_code_is_never_loaded():
+    spec = plain_spec()
+    data = torch_file.torch_bytes(plain_policy(ppo(spec), spec).eval(), contract="{}")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        weights = archive.read("archive/data/weights/model_weights_config.json")
+        model = archive.read("archive/models/model.json")
+    pickled = weights.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+    evil = model.replace(b"Symbol('", b"__import__('os')('", 1)
+    assert pickled != weights and evil != model
+    for name, content, text in (
+        ("model_weights_config.json", pickled, "pickled objects"),
+        ("models/model.json", evil, "expression to evaluate"),
+        ("sample_inputs/model.pt", b"\x80\x04.", "pickled sample inputs"),
+        ("weights/weight_0", b"PK\x03\x04", "pickled tensors"),
+    ):
+        with pytest.raises(CannotRunError, match=text):
+            TorchRuntime(archive_with(data, name, content), 0)
+    with pytest.raises(CannotRunError, match="no intact archive"):
+        TorchRuntime(data[:-200], 0)

@@ -1,0 +1,242 @@
+"""The C++ runner against a robot that behaves, one that does not, and one that is another."""
+
+import socket
+import subprocess
+import threading
+import time
+from contextlib import closing
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from supple.cli import main
+from supple.deploy.bundle import read_bundle
+from supple.deploy.chain import build_runner, carry_floor, drive
+from supple.deploy.export import bundle_files
+from supple.deploy.plain import plain_policy
+from supple.deploy.protocol import Kind, pack, pack_description, unpack
+from supple.deploy.robot import Channel, Orders, Weather
+from supple.envs import EnvSettings, make
+from tests.deploy.small_bundles import JOINTS, TERMS, flashsac, robot_spec, trained, write
+
+
+def built(folder, agent, spec, task=""):
+    made = trained(agent, spec, folder)
+    made.settings.task = task or made.settings.task
+    bundle = write(folder / "bundle", bundle_files(made))
+    # Unoptimised: it compiles in a third of the time, and the rates here are low.
+    debug = ["-DCMAKE_BUILD_TYPE=Debug"]
+    return build_runner(bundle, folder / "build", options=debug), bundle
+
+
+@pytest.fixture(scope="module")
+def cheetah(tmp_path_factory):
+    """Runner and bundle of an untrained half-cheetah."""
+    task = "gym/HalfCheetah-v5"
+    with closing(make(task, EnvSettings())) as env:
+        spec = env.spec
+    return built(tmp_path_factory.mktemp("cheetah"), flashsac(spec), spec, task)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Runner and bundle of the three-jointed robot: two frames, another joint order on board."""
+    spec = robot_spec()
+    return built(tmp_path_factory.mktemp("small"), flashsac(spec), spec)
+
+
+def test_it_holds_the_control_rate_through_losses_and_delays(cheetah, tmp_path):
+    log = tmp_path / "log.csv"
+    found = drive(*cheetah, seconds=3.0, loss=0.05, delay=0.005, seed=1, log=log)
+    assert found.status == 0, found.error
+    assert found.runner["ticks"] == pytest.approx(60, abs=3)
+    assert found.runner["damped"] <= 3
+    assert found.runner["lost_states"] > 0 and found.robot["dropped"] > 0
+    assert found.robot["frames"] == pytest.approx(60, abs=3)
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("tick,time_s,late_us") and len(lines) == 1 + found.runner["ticks"]
+    moments = [float(line.split(",")[1]) for line in lines[1:]]
+    # On a machine that is busy a tick may come late, but the rate never drifts.
+    assert np.median(np.diff(moments)) == pytest.approx(0.05, abs=0.005)
+
+
+def test_it_damps_and_gives_up_on_a_state_that_is_not_finite(cheetah):
+    found = drive(*cheetah, seconds=2.5, robot_options=["--blind", "0.5"])
+    assert found.status == 1 and "gave up" in found.error
+    assert found.runner["not_finite"] >= 15
+    assert found.runner["damped"] == found.runner["not_finite"]
+    assert found.robot["damped_frames"] >= 15
+
+
+def test_it_refuses_a_bundle_it_was_not_built_for(cheetah, small):
+    command = [str(cheetah[0]), str(small[1]), "--port", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "refused: this runner was built for another bundle" in done.stderr
+
+
+def test_it_refuses_what_it_does_not_know(small):
+    for arguments, text in (
+        ([str(small[1])], "--port is missing"),
+        (["nowhere", "--port", "9"], "no manifest.json in nowhere"),
+        ([str(small[1]), "--pace", "9"], "unknown option --pace"),
+    ):
+        done = subprocess.run(
+            [str(small[0]), *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and text in done.stderr
+
+
+class FakeRobot:
+    """Answers a hello and sends states 100 times a second until told to stop."""
+
+    def __init__(self):
+        joints, channels = ("ankle", "hip", "knee"), TERMS[::-1]
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(0.01)
+        self.port = self.socket.getsockname()[1]
+        self.description = {"joints": joints, "channels": channels, "control_mode": "position"}
+        self.state = np.zeros(len(channels), np.float32)
+        self.packets = []
+        self.sending = threading.Event()
+        self.alive = True
+        self.thread = threading.Thread(target=self.live)
+        self.thread.start()
+
+    def live(self):
+        peer, sequence = None, 0
+        while self.alive:
+            try:
+                data, peer = self.socket.recvfrom(65507)
+            except TimeoutError:
+                pass
+            else:
+                packet = unpack(data)
+                assert packet is not None
+                if packet.kind is Kind.HELLO:
+                    self.socket.sendto(pack_description(self.description), peer)
+                    self.sending.set()
+                else:
+                    self.packets.append((time.monotonic(), packet))
+                    continue
+            if peer and self.sending.is_set():
+                self.socket.sendto(pack(Kind.STATE, sequence, 0.0, self.state), peer)
+                sequence += 1
+
+    def close(self):
+        self.alive = False
+        self.thread.join()
+        self.socket.close()
+
+
+@pytest.fixture
+def robot():
+    robot = FakeRobot()
+    yield robot
+    robot.close()
+
+
+def test_commands_are_the_policys_in_the_robots_order(small, robot):
+    # Channels come in the opposite order of the policy's, joints in the robot's own.
+    robot.state = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    spec = robot_spec()
+    obs = torch.tensor([[0.1, 0.2, 0.3, 0.4] * 2])  # the first frame repeats
+    hip, knee, ankle = plain_policy(flashsac(spec), spec)(obs)[1][0].tolist()
+    _, first = robot.packets[0]
+    assert first.kind is Kind.COMMAND
+    assert first.numbers.tolist() == pytest.approx([ankle, hip, knee], abs=1e-5)
+    assert robot.packets[-1][1].kind is Kind.DAMP  # its last word
+
+
+REFUSED = {
+    "another order": (
+        {"joints": ("hip", "ankle", "knee")},
+        "joint 0 is 'hip' on the robot, expected 'ankle'",
+    ),
+    "a joint fewer": ({"joints": ("ankle", "hip")}, "2 joints on the robot, expected 3"),
+    "a channel fewer": ({"channels": TERMS[:3]}, "the robot has no pitch"),
+    "another mode": (
+        {"control_mode": "torque"},
+        "takes torque commands, the policy gives position",
+    ),
+}
+
+
+@pytest.mark.parametrize("difference", REFUSED)
+def test_it_refuses_a_robot_that_is_not_the_manifests(difference, small, robot):
+    change, text = REFUSED[difference]
+    robot.description |= change
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert text in done.stderr and done.stderr.startswith("supple_runner: refused: ")
+    assert robot.packets == []  # not one command
+
+
+def test_a_robot_that_falls_silent_is_damped_in_time(small, robot):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        robot.sending.wait(10)
+        time.sleep(0.5)
+        silent = time.monotonic()
+        robot.sending.clear()
+        assert runner.wait(20) == 1
+    contract = read_bundle(small[1]).contract
+    damped = [moment for moment, packet in robot.packets if packet.kind is Kind.DAMP]
+    limit = contract["safety"]["stale_after"] + 2 * contract["timing"]["control_dt"]
+    assert 0 < damped[0] - silent < limit + 0.1  # a tenth for a busy machine
+    gains = dict(zip(JOINTS, contract["safety"]["damping"]["gains"], strict=True))
+    last = robot.packets[-1][1].numbers.tolist()
+    assert last == pytest.approx([gains["ankle"], gains["hip"], gains["knee"]])
+
+
+def test_the_floor_is_drawn_where_the_robot_is():
+    with closing(gymnasium.make("HalfCheetah-v5")) as env:
+        robot: Any = env.unwrapped
+        # 80 m with 60 repeats: a period of 4/3 m.
+        for x, expected in ((0.5, 0.0), (0.7, 4 / 3), (100.1, 100.0), (-2.0, -8 / 3)):
+            carry_floor(robot.model, robot.data, x)
+            assert robot.data.geom("floor").xpos[0] == pytest.approx(expected)
+
+
+def test_a_chain_never_writes_over_something(tmp_path, capsys):
+    assert main(["chain", "gym/HalfCheetah-v5", "--out", str(tmp_path)]) == 2
+    assert "is there already: choose another --out" in capsys.readouterr().err
+
+
+# --- the stand-in robot's own parts --------------------------------------------------------------
+
+
+def test_overtaken_and_foreign_packets_change_nothing():
+    orders = Orders()
+    assert orders.take(pack(Kind.HELLO, 0, 0.0, []), 2, 0.0)
+    assert not orders.take(pack(Kind.COMMAND, 5, 0.0, [1.0, 2.0]), 2, 1.0)
+    for odd in (
+        pack(Kind.COMMAND, 4, 0.0, [9.0, 9.0]),  # overtaken
+        pack(Kind.COMMAND, 6, 0.0, [9.0]),  # of another robot
+        b"SUPL",
+        pack(Kind.COMMAND, 7, 0.0, [9.0, 9.0])[:-1],
+        pack_description({}),
+    ):
+        assert not orders.take(odd, 2, 2.0)
+    assert orders.numbers is not None
+    assert orders.numbers.tolist() == [1.0, 2.0] and orders.arrived == 1.0
+
+
+def test_weather_loses_the_share_it_says_and_repeats_with_its_seed():
+    def losses(seed):
+        channel = Channel(0, Weather(loss=0.2, seed=seed))
+        for _ in range(2000):
+            channel.send(b"x")
+        channel.close()
+        return channel.dropped
+
+    assert losses(0) == losses(0) != losses(1)
+    assert losses(0) == pytest.approx(400, abs=60)

@@ -1,0 +1,419 @@
+"""Every planted fault is caught by a sentence that names it; hostile bundles are refused."""
+
+import json
+import stat
+import struct
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+from onnx import numpy_helper
+
+from supple.cli import main
+from supple.deploy import checks, manifest
+from supple.deploy.bundle import read_bundle, write_zip
+from supple.deploy.checks import FAILED, PASSED, SKIPPED
+from supple.deploy.explain import worst_error
+from supple.deploy.runtimes import Outputs
+from supple.deploy.simulator import compare_returns, joints_move
+from supple.deploy.verify import verify
+from supple.envs.base import Deployment
+from supple.errors import InputError
+from supple.evaluate import Evaluation
+from tests.deploy.small_bundles import TERMS, robot_files, signed_again, write
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return robot_files(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    monkeypatch.setattr(checks, "RANDOM_ROWS", 300)
+
+
+def report_of(tmp_path, files):
+    return verify(write(tmp_path / "bundle", files), episodes=0, latency=False)
+
+
+def faults(tmp_path, files):
+    """All sentences of failed checks."""
+    return "\n".join(v.detail for v in report_of(tmp_path, files).verdicts if v.status == FAILED)
+
+
+def on_contract(change):
+    """A fault in the manifest's contract, every digest made to fit."""
+
+    def plant(files):
+        def edit(record):
+            change(record["contract"])
+            record["contract_sha256"] = manifest.contract_digest(record["contract"])
+
+        return signed_again(files, edit)
+
+    return plant
+
+
+def on_onnx(change):
+    """A fault in both ONNX graphs, every digest made to fit."""
+
+    def plant(files):
+        files = dict(files)
+        for name in ("policy.onnx", "policy_batch.onnx"):
+            model = onnx.load_model_from_string(files[name])
+            change({tensor.name: tensor for tensor in model.graph.initializer})
+            files[name] = model.SerializeToString()
+        return signed_again(files)
+
+    return plant
+
+
+def edited(tensor, change):
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
+
+
+def swap(values):
+    values[0], values[1] = values[1], values[0]
+
+
+def swap_rows(tensors):
+    for part in ("weight", "bias"):
+        edited(tensors[f"body.3.{part}"], lambda value: value[[1, 0, 2]])
+
+
+def swap_commands(tensors):
+    swap_rows(tensors)
+    for name in ("scale", "offset"):
+        edited(tensors[name], lambda value: value[[1, 0, 2]])
+
+
+def other_history(tensors):
+    order = np.r_[len(TERMS) : 2 * len(TERMS), : len(TERMS)]
+    for name in ("normaliser.mean", "normaliser.denominator"):
+        edited(tensors[name], lambda value: value[order])
+    edited(tensors["body.0.weight"], lambda value: value[:, order])
+
+
+def golden_history(files):
+    tensors = safetensors.torch.load(files["golden.safetensors"])
+    tensors["observation"] = tensors["observation"].roll(len(TERMS), 1).contiguous()
+    return signed_again({**files, "golden.safetensors": safetensors.torch.save(tensors)})
+
+
+def other_normaliser(contract):
+    contract["normaliser"]["mean"] = [value + 1 for value in contract["normaliser"]["mean"]]
+
+
+def scaled(contract):
+    scale = next(s for s in contract["action"]["pipeline"] if s["step"] == "scale")
+    scale["values"] = [1.1 * value for value in scale["values"]]
+
+
+def renamed(contract):
+    contract["observation"]["terms"][3]["name"] = "roll"
+
+
+PLANTED = {
+    "joints swapped in the manifest": (
+        on_contract(lambda contract: swap(contract["joints"]["policy_names"])),
+        [
+            "joints.policy_names[0] is 'knee' in manifest.json, 'hip' in policy.pt2, policy.onnx",
+            "joints are in another order",
+        ],
+    ),
+    "joints swapped in the graph": (
+        on_onnx(swap_rows),
+        ["policy.onnx: the joints hip and knee are swapped in its actions"],
+    ),
+    "joints swapped behind the graph": (
+        on_onnx(swap_commands),
+        ["policy.onnx: the joints hip and knee are swapped in its actions"],
+    ),
+    "index map of the robot": (
+        on_contract(lambda contract: swap(contract["joints"]["policy_to_robot"])),
+        ["joints.policy_to_robot is [2, 1, 0]: expected [1, 2, 0]"],
+    ),
+    "action scale times 1.1 in the manifest": (
+        on_contract(scaled),
+        [
+            "action.pipeline[2].values[0] is 0.275",
+            "a unit of action hip moves hip by 0.25: expected 0.275, the action scale differs",
+        ],
+    ),
+    "action scale times 1.1 in the graph": (
+        on_onnx(lambda tensors: edited(tensors["scale"], lambda value: np.float32(1.1) * value)),
+        ["policy.onnx: the action scale differs: commands of"],
+    ),
+    "normaliser of another run in the manifest": (
+        on_contract(other_normaliser),
+        ["the normaliser listed is not the one in policy.onnx: mean of hip_pos differs"],
+    ),
+    "normaliser of another run in the graph": (
+        on_onnx(lambda tensors: edited(tensors["normaliser.mean"], lambda value: value + 1)),
+        ["the normaliser listed is not the one in policy.onnx: mean of hip_pos differs"],
+    ),
+    "history reversed in the manifest": (
+        on_contract(lambda contract: contract["history"].update(direction="oldest_first")),
+        ["history.direction is 'oldest_first' in manifest.json, 'newest_first' in policy.pt2"],
+    ),
+    "history reversed in the graph": (
+        on_onnx(other_history),
+        ["policy.onnx: the history is reversed: it answers as golden when frames run the other"],
+    ),
+    "history reversed in the golden vectors": (
+        golden_history,
+        ["the history is reversed: golden frames grow newer where the manifest says older"],
+    ),
+    "observation term renamed": (
+        on_contract(renamed),
+        [
+            "observation.terms[3].name is 'roll' in manifest.json, 'pitch' in policy.pt2",
+            "observation 'roll' of manifest.json is 'pitch' in policy.c",
+        ],
+    ),
+    "manifest edited by hand": (
+        lambda files: {
+            **files,
+            "manifest.json": files["manifest.json"].replace(
+                b'"control_dt": 0.02', b'"control_dt": 0.01'
+            ),
+        },
+        [
+            "manifest.json was edited after export",
+            "timing.control_dt is 0.01 in manifest.json, 0.02 in policy.pt2",
+        ],
+    ),
+    "graph cut off": (
+        lambda files: {**files, "policy.onnx": files["policy.onnx"][:-100]},
+        ["policy.onnx is truncated: expected", "onnxruntime cannot load it"],
+    ),
+    "golden vectors cut off": (
+        lambda files: {**files, "golden.safetensors": files["golden.safetensors"][:-100]},
+        ["golden.safetensors is truncated: expected", "golden.safetensors is damaged"],
+    ),
+    "C changed": (
+        lambda files: {**files, "policy.c": files["policy.c"].replace(b"0.25f", b"0.75f", 1)},
+        ["policy.c was changed after export", "policy.c: "],
+    ),
+    "C that calls out": (
+        lambda files: {**files, "policy.c": files["policy.c"] + b"int x9 = system(0);"},
+        ["policy.c says 'system', which no generated policy does"],
+    ),
+    "a file too many": (
+        lambda files: {**files, "extra.bin": b"1"},
+        ["extra.bin is not listed in manifest.json"],
+    ),
+    "a file too few": (
+        lambda files: {name: data for name, data in files.items() if name != "policy.h"},
+        ["policy.h is missing"],
+    ),
+    "unknown fields hidden": (
+        lambda files: signed_again(files, lambda record: record["unknown"].pop()),
+        ["the list of unknown fields does not fit"],
+    ),
+    "a contract of another shape": (
+        on_contract(lambda contract: contract["normaliser"].pop("mean")),
+        ["normaliser.mean is missing in manifest.json"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_named(fault, files, tmp_path):
+    plant, sentences = PLANTED[fault]
+    planted = plant(dict(files))
+    assert planted != files
+    found = faults(tmp_path, planted)
+    for sentence in sentences:
+        assert sentence in found
+
+
+def test_an_intact_bundle_passes_every_check(files, tmp_path):
+    found = report_of(tmp_path, signed_again(files)).verdicts
+    assert {each.check: each.detail for each in found if each.status == FAILED} == {}
+    passed = {each.check for each in found if each.status == PASSED}
+    assert {"files", "contract", "normaliser", "history", "swapped joints fail"} <= passed
+    assert {"golden, torch", "golden, onnxruntime", "golden, C", "NaN and Inf, C"} <= passed
+    assert "action mapping" in passed
+
+
+def test_status_4_and_the_fault_on_the_command_line(files, tmp_path, capsys):
+    plant, sentences = PLANTED["history reversed in the manifest"]
+    folder = write(tmp_path / "bundle", plant(dict(files)))
+    assert main(["verify", str(folder), "--no-latency", "--episodes", "0"]) == 4
+    out = capsys.readouterr().out
+    assert sentences[0] in out and "checks failed" in out
+
+
+def test_latency_is_reported_for_every_runtime(files, tmp_path, capsys):
+    folder = write(tmp_path / "bundle", files)
+    assert main(["verify", str(folder), "--episodes", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["latency_us"]
+    assert set(found) == {"torch", "onnxruntime", "C"}
+    for times in found.values():
+        assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+
+
+def test_an_error_of_the_action_may_grow_with_the_scale_but_no_further():
+    contract = {
+        "action": {"kind": "continuous", "pipeline": [{"step": "scale", "values": [100.0]}]}
+    }
+    zero = np.zeros((1, 1), np.float32)
+    expected = Outputs(zero, zero, np.zeros((1, 0)))
+    # 5e-4 N·m at a scale of 100 is an error of 5e-6 in the action, 2e-3 one of 2e-5.
+    for command, worst in ((5e-4, 5e-6), (2e-3, 2e-5)):
+        found = Outputs(zero, zero + np.float32(command), np.zeros((1, 0)))
+        assert worst_error(found, expected, contract, 1e-5) == pytest.approx(worst, rel=1e-5)
+
+
+# --- hostile bundles ---------------------------------------------------------------------------
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def link(name):
+    member = zipfile.ZipInfo(name)
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+HOSTILE = {
+    "a path out of the folder": ([("../evil", b"")], "refused the name '../evil'"),
+    "an absolute path": ([("/etc/passwd", b"")], "refused the name '/etc/passwd'"),
+    "a folder": ([("a/b", b"")], "refused the name 'a/b'"),
+    "a hidden name": ([(".profile", b"")], "refused the name"),
+    "a link": ([(link("manifest.json"), b"/etc/passwd")], "is no plain file"),
+    "a name twice": ([("a", b"1"), ("a", b"2")], "is there twice"),
+    "too many files": ([(f"f{i}", b"") for i in range(100)], "holds 100 files"),
+    "no manifest": ([("a", b"")], "it has no manifest.json"),
+    "no JSON": ([("manifest.json", b"{")], "manifest.json is damaged: expected JSON"),
+    "deep JSON": ([("manifest.json", b"[" * 100_000)], "manifest.json is damaged"),
+    "another format": ([("manifest.json", b"{}")], "expected format supple-bundle, got None"),
+    "a manifest without groups": (
+        [("manifest.json", b'{"format": "supple-bundle", "version": 1}')],
+        "sha256 is missing or no str",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_bundle_is_refused_in_one_line(kind, tmp_path, capsys):
+    members, text = HOSTILE[kind]
+    assert main(["verify", str(zipped(tmp_path / "bundle.zip", members))]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "bundle.zip"]
+
+
+def test_a_zip_bomb_is_refused_before_it_inflates(tmp_path, monkeypatch):
+    monkeypatch.setattr("supple.deploy.bundle.MAX_BYTES", 2**19)
+    bomb = zipped(tmp_path / "bomb.zip", [("bomb", bytes(2**20))])
+    assert bomb.stat().st_size < 2**12
+    with pytest.raises(InputError, match="1048576 bytes: expected at most"):
+        read_bundle(bomb)
+
+
+def test_a_zip_that_lies_about_sizes_is_refused(tmp_path):
+    path = zipped(tmp_path / "bundle.zip", [("manifest.json", bytes(2**20))])
+    data = path.read_bytes()
+    for size in (struct.pack("<I", 2**20),):
+        data = data.replace(size, struct.pack("<I", 8))
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"no intact zip|damaged"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("kept", [10, 2000, -30])
+def test_a_zip_cut_off_is_refused(kept, files, tmp_path):
+    path = write_zip(tmp_path / "bundle", files)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="is no intact zip"):
+        read_bundle(path)
+
+
+def test_links_in_a_folder_are_refused(files, tmp_path):
+    folder = write(tmp_path / "bundle", files)
+    (folder / "link").symlink_to("/etc/passwd")
+    with pytest.raises(InputError, match="link is no plain file"):
+        read_bundle(folder)
+
+
+def test_a_header_that_claims_to_be_huge_is_a_fault(files, tmp_path):
+    huge = struct.pack("<Q", 2**62) + b"{}" * 100
+    assert "golden.safetensors is damaged" in faults(
+        tmp_path, {**files, "golden.safetensors": huge}
+    )
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(InputError, match="no bundle at"):
+        read_bundle(tmp_path / "missing")
+
+
+# --- closed loop -------------------------------------------------------------------------------
+
+
+def evaluation(mean, half):
+    return Evaluation(
+        return_mean=mean, return_std=1.0, return_ci95=half, length_mean=9.0, episodes=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "status"), [(10.0, PASSED), (12.9, PASSED), (13.1, FAILED), (7.1, PASSED)]
+)
+def test_returns_are_equal_within_both_intervals(mean, status):
+    recorded = {"return_mean": 10.0, "return_ci95": 2.0, "episodes": 5}
+    assert compare_returns("closed loop", evaluation(mean, 1.0), recorded).status == status
+
+
+def test_without_an_interval_nothing_is_claimed():
+    recorded = {"return_mean": 10.0, "return_ci95": 0.0, "episodes": 1}
+    for missing in (None, recorded):
+        found = compare_returns("closed loop", evaluation(10.0, 1.0), missing)
+        assert found.status == SKIPPED and "--run" in found.detail
+
+
+@pytest.fixture
+def cheetah():
+    """The contract's part that MuJoCo is asked about."""
+    joints = ["bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"]
+    gears = [120.0, 90.0, 60.0, 120.0, 60.0, 30.0]
+    return {
+        "origin": {"task": "gym/HalfCheetah-v5"},
+        "joints": {"policy_names": joints},
+        "gains": {"control_mode": "torque"},
+        "action": {
+            "pipeline": [{"step": "scale", "values": gears}],
+            "simulator": {"low": [-1.0] * 6, "high": [1.0] * 6},
+        },
+    }
+
+
+def test_each_action_loads_its_own_joint_in_mujoco(cheetah):
+    assert joints_move(cheetah).status == PASSED
+
+
+def test_mujoco_tells_swapped_joints_scales_and_names(cheetah):
+    swap(cheetah["joints"]["policy_names"])
+    found = joints_move(cheetah)
+    assert found.status == FAILED and "a unit of action bshin puts 0 N·m on bshin" in found.detail
+    swap(cheetah["joints"]["policy_names"])
+    cheetah["action"]["pipeline"][0]["values"][2] = 66.0
+    assert "bfoot puts 60 N·m on bfoot: expected 66" in joints_move(cheetah).detail
+    cheetah["joints"]["policy_names"][0] = "tail"
+    assert "no joint 'tail'" in joints_move(cheetah).detail
+
+
+def test_a_robot_of_nobody_is_skipped(cheetah):
+    cheetah["joints"]["policy_names"] = Deployment().joint_names
+    assert joints_move(cheetah).status == SKIPPED

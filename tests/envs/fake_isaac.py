@@ -1,0 +1,205 @@
+"""Stand-ins for GPU simulators, with the traps of the real ones: one small cart on a line.
+
+The observation is (environment, where the episode began, steps since, last action). Buffers are
+overwritten in place, ``reset`` computes nothing, time-out flags lie or go stale, as noted in each.
+Sources: isaacgymenvs ``vec_task.py`` and tasks, legged_gym ``legged_robot.py``, rsl_rl
+``vec_env.py``, read and rewritten.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from tensordict import TensorDict
+
+LIMIT = 8
+"""``max_episode_length`` of all of them."""
+FAILS_AT = 4
+"""Environment 1 fails after so many steps of every episode."""
+
+
+class Cart:
+    """State and buffers that all of them share."""
+
+    num_actions = 2
+
+    def __init__(self, num_envs=3):
+        self.num_envs = num_envs
+        self.device = self.rl_device = torch.device("cpu")
+        self.max_episode_length = LIMIT
+        self.start = torch.zeros(num_envs)
+        self.steps = torch.zeros(num_envs)
+        self.last_action = torch.zeros(num_envs)
+        self.obs_buf = torch.zeros(num_envs, 4)
+        self.rew_buf = torch.zeros(num_envs)
+        self.reset_buf = torch.ones(num_envs, dtype=torch.int64)
+        self.extras = {}
+        self.closed = False
+
+    def simulate(self, actions):
+        actions.clamp_(-1, 1)  # in place: whoever passes its own tensor loses it
+        self.last_action = actions[:, 0].clone()
+        self.steps += 1
+
+    def begin_again(self, env_ids):
+        self.start[env_ids] = torch.rand(len(env_ids))
+        self.steps[env_ids] = 0
+        self.last_action[env_ids] = 0
+
+    def compute_observations(self):
+        index = torch.arange(self.num_envs, dtype=torch.float32)
+        self.obs_buf[:] = torch.stack((index, self.start, self.steps, self.last_action), dim=1)
+
+    def failed(self):
+        return (self.steps >= FAILS_AT) & (torch.arange(self.num_envs) == 1)
+
+    def close(self):
+        self.closed = True
+
+
+class VecTask(Cart):
+    """IsaacGymEnvs: ``kind`` A resets in the next step after simulating, B before, C at once."""
+
+    def __init__(self, kind, num_envs=3):
+        super().__init__(num_envs)
+        self.kind = kind
+        self.progress_buf = torch.zeros(num_envs, dtype=torch.int64)
+
+    def reset(self):
+        return {"obs": torch.zeros_like(self.obs_buf)}
+
+    def reset_idx(self, env_ids):
+        self.begin_again(env_ids)
+        self.progress_buf[env_ids] = 0
+        self.reset_buf[env_ids] = 0
+
+    def step(self, actions):
+        if self.kind == "B":
+            self._reset_flagged()
+        self.simulate(actions)
+        self.progress_buf += 1
+        if self.kind == "A":
+            self._reset_flagged()
+        if self.kind == "C":
+            self._judge()
+            flagged = self.reset_buf.clone()
+            self._reset_flagged()
+            self.reset_buf[:] = flagged
+            self.compute_observations()
+        else:
+            self.compute_observations()
+            self._judge()
+        # After the reset, so that C misses every time-out; and a failure at the limit is one.
+        late = self.progress_buf >= LIMIT - 1
+        self.extras["time_outs"] = late & (self.reset_buf != 0)
+        return {"obs": self.obs_buf.clamp(-5, 50)}, self.rew_buf, self.reset_buf, self.extras
+
+    def _reset_flagged(self):
+        env_ids = self.reset_buf.nonzero().squeeze(-1)
+        if len(env_ids):
+            self.reset_idx(env_ids)
+
+    def _judge(self):
+        self.rew_buf[:] = self.steps
+        self.reset_buf[:] = self.failed() | (self.progress_buf >= LIMIT - 1)
+
+
+class WithHistory(VecTask):
+    """Terrain task whose observations cannot be computed twice."""
+
+    def __init__(self):
+        super().__init__("C")
+        self.frames = torch.zeros(self.num_envs, 2)
+
+    def compute_observations(self):
+        super().compute_observations()
+        self.frames = torch.stack((self.frames[:, 1], self.steps), dim=1)
+
+
+class LeggedGym(Cart):
+    """legged_gym: 5-tuple, and ``extras["time_outs"]`` only written when something reset."""
+
+    def __init__(self, num_envs=3):
+        super().__init__(num_envs)
+        self.cfg = SimpleNamespace(normalization=SimpleNamespace(clip_observations=50.0))
+        self.dt = 0.02
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
+        self.time_out_buf = torch.zeros(num_envs, dtype=torch.bool)
+        self.privileged_obs_buf = torch.zeros(num_envs, 5)
+
+    def compute_observations(self):
+        super().compute_observations()
+        self.privileged_obs_buf[:] = torch.cat((self.obs_buf, self.steps[:, None] ** 2), dim=1)
+
+    def get_observations(self):
+        return self.obs_buf
+
+    def get_privileged_observations(self):
+        return self.privileged_obs_buf
+
+    def reset(self):
+        self.reset_idx(torch.arange(self.num_envs))
+        obs, privileged, _, _, _ = self.step(torch.zeros(self.num_envs, self.num_actions))
+        return obs, privileged
+
+    def reset_idx(self, env_ids):
+        if len(env_ids) == 0:
+            return
+        self.begin_again(env_ids)
+        self.episode_length_buf[env_ids] = 0
+        self.extras["time_outs"] = self.time_out_buf
+
+    def step(self, actions):
+        self.simulate(actions)
+        self.episode_length_buf += 1
+        self.time_out_buf = self.episode_length_buf > LIMIT
+        self.reset_buf = (self.failed() | self.time_out_buf).long()
+        self.rew_buf[:] = self.steps
+        self.reset_idx(self.reset_buf.nonzero().squeeze(-1))
+        self.compute_observations()
+        limit = self.cfg.normalization.clip_observations
+        self.obs_buf = self.obs_buf.clamp(-limit, limit)
+        return self.obs_buf, self.privileged_obs_buf, self.rew_buf, self.reset_buf, self.extras
+
+
+class VecEnv(Cart):
+    """RSL-RL's interface over a simulator that resets within the step.
+
+    Args:
+        time_outs: ``always`` written, only at ``events`` (and left there), or ``never``.
+        final: whether ``extras["final_obs"]`` comes, and stays.
+    """
+
+    def __init__(self, time_outs="always", final=False, finite=False, num_envs=3):
+        super().__init__(num_envs)
+        self.cfg = SimpleNamespace(is_finite_horizon=finite, compute_final_obs=final)
+        self.time_outs, self.final = time_outs, final
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
+        self.reset()
+
+    def get_observations(self):
+        return TensorDict({"policy": self.obs_buf}, batch_size=[self.num_envs])
+
+    def reset(self):
+        self.begin_again(torch.arange(self.num_envs))
+        self.episode_length_buf[:] = 0
+        self.compute_observations()
+        return self.get_observations(), self.extras
+
+    def step(self, actions):
+        self.simulate(actions)
+        self.episode_length_buf += 1
+        late = self.episode_length_buf >= LIMIT
+        ended = self.failed() | late
+        self.rew_buf[:] = self.steps
+        self.compute_observations()
+        if ended.any() and self.final:
+            self.extras["final_obs"] = {"policy": self.obs_buf.clone()}
+        if self.time_outs == "always" or (self.time_outs == "events" and late.any()):
+            self.extras["time_outs"] = late & ~self.failed()
+        env_ids = ended.nonzero().squeeze(-1)
+        self.begin_again(env_ids)
+        self.episode_length_buf[env_ids] = 0
+        self.obs_buf = self.obs_buf.clone()
+        self.compute_observations()
+        self.reset_buf[:] = ended
+        return self.get_observations(), self.rew_buf, self.reset_buf, self.extras

@@ -1,0 +1,139 @@
+"""Simulators that no registry offers for this machine: their contracts on stand-ins.
+
+Shapes are those the simulators themselves report (HumanoidBench h1: 51 and 19; ManiSkill's batches
+of torch tensors, partial resets by ``env_idx``, infos that belong to the reset afterwards).
+"""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from supple.envs import EnvSettings, known_tasks, make
+from supple.envs.check import check_env
+from supple.envs.gym import wrap_factory
+from supple.envs.maniskill import ManiSkill
+from supple.errors import InputError
+
+LIMIT = 6
+
+
+class FakeManiSkill:
+    """One buffer for everything, ``terminated`` at success, success cleared by a reset."""
+
+    num_envs, device = 3, "cpu"
+
+    def __init__(self):
+        self.single_action_space = spaces.Box(-1, 1, (4,))
+        self.obs = torch.zeros(self.num_envs, 6)
+        self.info = {"success": torch.zeros(self.num_envs, dtype=torch.bool)}
+
+    @property
+    def unwrapped(self):
+        return self
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        rows = (options or {}).get("env_idx", torch.arange(self.num_envs))
+        self.obs[rows] = 0
+        self.obs[rows, 0] = torch.rand(len(rows))
+        self.info["success"][rows] = False
+        return self.obs, self.info
+
+    def step(self, action):
+        self.obs[:, 1] += 1
+        self.obs[:, 2:] = action
+        self.info["success"][:] = self.obs[:, 1] >= LIMIT - 1
+        success = self.info["success"]
+        return self.obs, self.obs[:, 1], success, torch.zeros_like(success), self.info
+
+    def close(self):
+        pass
+
+
+def maniskill():
+    return ManiSkill(FakeManiSkill(), task_id="maniskill/fake", limit=LIMIT)
+
+
+def test_maniskills_contract_is_kept():
+    found = check_env(maniskill, steps=40)
+    assert not [finding for finding in found if not finding.ok]
+
+
+def test_success_in_maniskill_ends_no_episode_and_outlives_the_reset():
+    env = maniskill()
+    env.reset(0)
+    steps = [env.step(torch.zeros(3, 4)) for _ in range(LIMIT)]
+    assert not any(step["terminated"].any() for step in steps)
+    assert [bool(step["truncated"].all()) for step in steps] == [False] * (LIMIT - 1) + [True]
+    assert [bool(step["success"].all()) for step in steps] == [False] * (LIMIT - 2) + [True, True]
+    assert steps[-1]["reward"].tolist() == [LIMIT] * 3
+    assert steps[-1]["final_observation", "policy"][:, 1].tolist() == [LIMIT] * 3
+    assert steps[-1]["observation", "policy"][:, 1].tolist() == [0] * 3
+
+
+class FakeHumanoidBench(gymnasium.Env[Any, Any]):
+    """h1-walk's spaces: 51 float64 numbers without bounds, 19 targets, a limit in the id."""
+
+    def __init__(self):
+        self.observation_space = spaces.Box(-math.inf, math.inf, (51,), np.float64)
+        self.action_space = spaces.Box(-2.0, 2.0, (19,), np.float32)
+        self.spec = SimpleNamespace(max_episode_steps=LIMIT)  # type: ignore[assignment]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.start = 0, self.np_random.random()
+        return self._obs(np.zeros(19)), {}
+
+    def step(self, action):
+        self.steps += 1
+        info = {"success": 0.0, "success_subtasks": 0}
+        return self._obs(action), 1.0, self.steps == 4, self.steps >= LIMIT, info
+
+    def _obs(self, action):
+        return np.concatenate(([self.start, self.steps], action, np.zeros(30)))
+
+
+def test_humanoidbenchs_contract_is_kept():
+    def build():
+        return wrap_factory(
+            lambda render_mode=None: FakeHumanoidBench(),
+            task_id="humanoidbench/fake",
+            num_envs=2,
+            vectorization="sync",
+            device=torch.device("cpu"),
+            render=False,
+        )
+
+    assert not [finding for finding in check_env(build, steps=40) if not finding.ok]
+    assert (dict(build().spec.observation), build().spec.action.size) == ({"policy": 51}, 19)
+
+
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [
+        ("humanoidbench/h1-walk-v0", "git clone"),
+        ("maniskill/PullCube-v1", r"pip install \"supple\[maniskill\]\""),
+        ("isaaclab/Isaac-Cartpole-Direct", "make sim-isaaclab"),
+        ("playground/CartpoleBalance", "make sim-playground"),
+        ("brax/ant", "make sim-brax"),
+        ("myosuite/myoHandPoseFixed-v0", "make sim-myosuite"),
+        ("metaworld/reach-v3", "make sim-metaworld"),
+        ("dmc/dog-run", "make sim-dmc"),
+        ("mjlab/Mjlab-Cartpole-Balance", "make sim-mjlab"),
+    ],
+)
+def test_a_simulator_that_is_not_installed_says_how_to_get_it(task, how):
+    simulator, _, name = task.partition("/")
+    found = known_tasks()[simulator]
+    assert name in found.tasks
+    if found.status.startswith("installed"):  # the environments of make sim-<name>
+        return
+    with pytest.raises(InputError, match=how):
+        make(task, EnvSettings())

@@ -1,0 +1,117 @@
+"""Isaac Lab's contract on a stand-in; the simulator itself where it is installed."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from supple.envs import EnvSettings, make
+from supple.envs.check import check_env
+from supple.envs.isaaclab import IsaacLab
+from supple.errors import SimulatorError
+from tests.envs.fake_isaac import FAILS_AT, LIMIT, Cart
+
+
+class FakeIsaacLab(Cart):
+    """The same storage for reward and flags at every step; ``final_obs`` stays once written."""
+
+    step_dt, physics_dt = 0.02, 0.005
+
+    def __init__(self, num_envs=3, final=True, finite=False):
+        super().__init__(num_envs)
+        self.cfg = SimpleNamespace(compute_final_obs=final, is_finite_horizon=finite, decimation=4)
+        self.single_action_space = SimpleNamespace(shape=(self.num_actions,))
+        self.terminated = torch.zeros(num_envs, dtype=torch.bool)
+        self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
+
+    def groups(self):
+        self.compute_observations()
+        policy = self.obs_buf.clone()
+        return {"policy": policy, "critic": torch.cat((policy, policy[:, :1] ** 2), dim=1)}
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        self.begin_again(torch.arange(self.num_envs))
+        return self.groups(), self.extras
+
+    def step(self, actions):
+        self.simulate(actions)
+        self.rew_buf[:] = self.steps
+        self.terminated[:] = self.failed()
+        self.time_outs[:] = self.steps >= LIMIT
+        ended = self.terminated | self.time_outs
+        if ended.any():
+            if self.cfg.compute_final_obs:
+                self.extras["final_obs"] = self.groups()
+            self.begin_again(ended.nonzero().squeeze(-1))
+        return self.groups(), self.rew_buf, self.terminated, self.time_outs, self.extras
+
+
+def wrapped(**options):
+    return IsaacLab(FakeIsaacLab(**options), task_id="isaaclab/fake")
+
+
+def test_isaac_labs_contract_is_kept():
+    found = check_env(wrapped, steps=60)
+    assert not [finding for finding in found if not finding.ok]
+
+
+def test_groups_timing_and_bounds_are_read():
+    spec = wrapped().spec
+    assert dict(spec.observation) == {"policy": 4, "critic": 5}
+    assert (spec.control_dt, spec.has_final_obs) == (0.02, True)
+    assert (spec.deployment.sim_dt, spec.deployment.decimation) == (0.005, 4)
+    assert not spec.action.clip
+
+
+def test_a_final_observation_left_from_an_earlier_end_is_refused():
+    env = wrapped()
+    env.reset(0)
+    for _ in range(FAILS_AT):
+        step = env.step(torch.zeros(3, 2))
+    assert step["final_observation", "policy"][1, 2] == FAILS_AT
+    env._env.cfg.compute_final_obs = False
+    with pytest.raises(SimulatorError, match="without extras"):
+        for _ in range(FAILS_AT):
+            env.step(torch.zeros(3, 2))
+
+
+def test_the_time_limit_of_a_finite_horizon_is_an_end_of_the_task():
+    env = wrapped(finite=True)
+    env.reset(0)
+    steps = [env.step(torch.zeros(3, 2)) for _ in range(LIMIT)]
+    assert steps[-1]["terminated"].tolist() == [True, True, True]
+    assert not any(step["truncated"].any() for step in steps)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    if "ISAACSIM_ASSET_ROOT" not in os.environ:
+        pytest.fail("needs assets: run it with make sim-isaaclab")
+    env = make("isaaclab/Isaac-Cartpole-Direct", EnvSettings(num_envs=4), seed=0)
+    yield env
+    env.close()
+
+
+@pytest.mark.sim("isaaclab_tasks")
+def test_the_real_cartpole_reports_the_state_at_a_time_out(cartpole):
+    cartpole.reset(0)
+    cartpole._env.episode_length_buf[1] = cartpole.spec.max_episode_steps
+    before = cartpole._env.episode_length_buf.clone()
+    step = cartpole.step(torch.zeros(4, 1))
+    assert step["truncated"].tolist() == [False, True, False, False]
+    assert before[1] > cartpole._env.episode_length_buf[1]
+    final, now = step["final_observation", "policy"], step["observation", "policy"]
+    assert not torch.equal(final[1], now[1])
+    assert torch.equal(final[0], now[0])
+
+
+@pytest.mark.sim("isaaclab_tasks")
+def test_a_second_environment_lives_in_a_process_of_its_own(cartpole):
+    other = make("isaaclab/Isaac-Cartpole-Direct", EnvSettings(num_envs=2), seed=1)
+    assert type(other).__name__ == "RemoteEnv"
+    first = other.reset(3)["observation", "policy"]
+    assert torch.equal(other.reset(3)["observation", "policy"], first)
+    other.close()

@@ -1,0 +1,49 @@
+"""MuJoCo Playground for real; runs where it is installed (``make sim-playground``)."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from supple.envs import EnvSettings, make
+
+pytestmark = pytest.mark.sim("mujoco_playground")
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    env: Any = make("playground/CartpoleBalance", EnvSettings(num_envs=3), seed=0)
+    yield env
+    env.close()
+
+
+def test_a_time_limit_keeps_the_last_observation_and_goes_back_to_the_slots_first(cartpole):
+    first = cartpole.reset(2)["observation", "policy"]
+    limit = cartpole.spec.max_episode_steps
+    state, start, _ = cartpole._carry
+    import jax
+
+    cartpole._carry = (state, start, jax.numpy.array([limit - 1, 0, 0], dtype=jax.numpy.int32))
+    step = cartpole.step(torch.full((3, 1), 0.7))
+    assert step["truncated"].tolist() == [True, False, False]
+    assert not step["terminated"].any()
+    assert torch.equal(step["observation", "policy"][0], first[0])
+    assert not torch.equal(step["final_observation", "policy"][0], first[0])
+    assert cartpole._carry[2].tolist() == [0, 1, 1]
+
+
+def test_a_seed_fixes_the_starts_and_none_moves_on(cartpole):
+    first = cartpole.reset(5)["observation", "policy"]
+    then = cartpole.reset()["observation", "policy"]
+    assert not torch.equal(first, then)
+    assert torch.equal(cartpole.reset(5)["observation", "policy"], first)
+    assert torch.equal(cartpole.reset()["observation", "policy"], then)
+
+
+def test_tensors_are_float32_on_the_runs_device_and_nobody_elses(cartpole):
+    cartpole.reset(0)
+    one = cartpole.step(torch.zeros(3, 1))
+    kept = one["observation", "policy"].clone()
+    cartpole.step(torch.ones(3, 1))
+    assert torch.equal(one["observation", "policy"], kept)
+    assert one["observation", "policy"].dtype == torch.float32

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from supple.envs import EnvSettings, make
+from supple.envs.remote import RemoteEnv
+from supple.errors import InputError, SimulatorError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def remote():
+    env = RemoteEnv("toy/asymmetric", EnvSettings(num_envs=3), device=CPU, render=False)
+    yield env
+    env.close()
+
+
+def test_another_process_returns_the_same_numbers(remote):
+    here = make("toy/asymmetric", EnvSettings(num_envs=3))
+    assert remote.spec == here.spec
+    action = torch.full((3, here.spec.action.size), 0.5)
+    pairs = [(here.reset(4), remote.reset(4))]
+    pairs += [(here.step(action), remote.step(action)) for _ in range(3)]
+    for ours, theirs in pairs:
+        for key in ours.keys(include_nested=True, leaves_only=True):
+            assert torch.equal(ours[key], theirs[key])
+
+
+def test_errors_cross_over_with_their_kind(remote):
+    with pytest.raises(InputError, match="action has shape"):
+        remote.step(torch.zeros(2, 1))
+    with pytest.raises(NotImplementedError, match="no picture to draw"):
+        remote.render()
+
+
+def test_a_task_that_does_not_exist_is_refused_before_a_process_is_started():
+    with pytest.raises(InputError, match="unknown task toy/nothing"):
+        RemoteEnv("toy/nothing", EnvSettings(), device=CPU, render=False)
+
+
+def test_a_process_that_ended_is_named(remote):  # the last: nothing answers any more
+    remote._process.kill()
+    remote._process.join()
+    with pytest.raises(SimulatorError, match="toy/asymmetric: its process ended"):
+        remote.reset(0)
+    remote.close()
+    remote.close()

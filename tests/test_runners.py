@@ -1,0 +1,95 @@
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rsl_rl.runners import OnPolicyRunner
+
+from supple.errors import InputError
+from supple.runners import FlashSAC
+from tests.envs import fake_isaac
+
+FLAGS = (
+    "--agent.min-replay 12 --agent.batch-size 8 --replay.capacity 200 --agent.utd 0.5"
+    " --agent.actor-hidden 8 --agent.critic-hidden 8 --agent.num-atoms 11 --agent.n-step 1"
+)
+CONFIG: dict[str, Any] = {
+    "num_steps_per_env": 4,
+    "max_iterations": 6,
+    "save_interval": 5,
+    "seed": 3,
+    "logger": "tensorboard",
+    "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
+    "algorithm": {"class_name": "supple.runners:FlashSAC", "gamma": 0.97, "flags": FLAGS},
+}
+
+
+class RslRlEnv(fake_isaac.VecEnv):
+    """As rsl_rl wants it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.unwrapped = SimpleNamespace()
+
+
+def runner(folder, **options):
+    return OnPolicyRunner(RslRlEnv(**options), copy.deepcopy(CONFIG), str(folder), "cpu")
+
+
+def test_rsl_rls_own_runner_picks_flashsac_by_name_and_trains_it(tmp_path):
+    found = runner(tmp_path)
+    assert type(found.alg) is FlashSAC
+    obs = found.env.get_observations().clone()
+    before = found.alg.get_policy()(obs)
+    found.learn(6, init_at_random_ep_len=True)
+    agent: Any = found.alg._agent
+    assert agent.updates > 0
+    assert agent.settings.gamma == 0.97
+    assert found.alg._replay.size == 6 * 4 * 3
+    assert not torch.equal(found.alg.get_policy()(obs), before)
+    assert (tmp_path / "model_5.pt").exists()
+
+
+def test_a_checkpoint_of_the_runner_restores_the_policy(tmp_path):
+    first = runner(tmp_path / "a")
+    first.learn(6)
+    first.save(str(tmp_path / "model.pt"))
+    second = runner(tmp_path / "b")
+    second.load(str(tmp_path / "model.pt"))
+    obs = first.env.get_observations()
+    expected = first.get_inference_policy("cpu")(obs)
+    assert torch.equal(second.get_inference_policy("cpu")(obs), expected)
+    assert expected.shape == (3, 2)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_time_out_bootstraps_from_the_final_observation_or_the_one_before_the_step(final):
+    env = RslRlEnv(final=final)
+    alg = FlashSAC.construct_algorithm(env.get_observations(), env, copy.deepcopy(CONFIG), "cpu")
+    env.reset()
+    kept = []
+    alg._replay.add = lambda obs, action, step, extras=None: kept.append(step)  # type: ignore[method-assign]
+    obs = env.get_observations().clone()
+    for _ in range(fake_isaac.LIMIT):
+        obs, reward, done, extras = env.step(alg.act(obs))
+        alg.process_env_step(obs, reward, done, extras)
+        obs = obs.clone()
+    last = kept[-1]
+    assert last["truncated"].tolist() == [True, False, True]
+    steps = last["final_observation"]["policy"][0, 2]
+    assert steps == (fake_isaac.LIMIT if final else fake_isaac.LIMIT - 1)
+    failed = kept[fake_isaac.FAILS_AT - 1]
+    assert failed["terminated"].tolist() == [False, True, False]
+
+
+def test_unknown_flags_and_groups_are_refused():
+    env = RslRlEnv()
+    config = copy.deepcopy(CONFIG)
+    config["algorithm"]["flags"] = "--agent.gama 0.9"
+    with pytest.raises(InputError, match=r"unknown flag --agent.gama; did you mean --agent.gamma"):
+        FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+    config = copy.deepcopy(CONFIG)
+    config["obs_groups"] = {"actor": ["camera"]}
+    with pytest.raises(InputError, match=r"obs_groups names camera .* observes policy"):
+        FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
