@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # For a small CPU-only torch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that share the tests between them; about 1.5 GiB each.
+JOBS ?= 2
 
 .PHONY: setup train test test-fast fuzz kills kernels-aot lint types package clean
 
@@ -22,7 +24,7 @@ train: setup
 	$(BIN)/supple train gym/HalfCheetah-v5 --agent flashsac --preset laptop $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

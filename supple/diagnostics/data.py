@@ -27,6 +27,8 @@ from supple.rng import derive_seed
 
 ROWS = 2048
 """Transitions of a data set [spec of the diagnostics, 1.2]."""
+CANDIDATES = 4
+"""Rows looked at per row that is drawn, of which some may be invalid or drawn twice."""
 NEWEST = 0.1
 """Share of the ring that ``recent`` comes from."""
 
@@ -81,6 +83,12 @@ class Transitions:
     def rows(self, index: Tensor | slice) -> Transitions:
         """Some of them."""
         return self._map(lambda value: value[index])
+
+    def spread(self, count: int) -> Transitions:
+        """At most so many of them, evenly over time: neighbours in time are alike."""
+        if count >= len(self):
+            return self
+        return self.rows(torch.arange(count, device=self.device) * len(self) // count)
 
     def to(self, device: torch.device | str) -> Transitions:
         """On another device."""
@@ -144,14 +152,22 @@ def draw(
     Raises:
         InputError: no valid row is stored.
     """
-    envs = torch.arange(replay.num_envs, device=replay.device)
-    cells = (replay.stored_rows(newest)[:, None] * replay.num_envs + envs).flatten()
-    cells = cells[replay.columns["valid"].flatten()[cells]]
+    stored, envs = replay.stored_rows(newest), replay.num_envs
+    total = len(stored) * envs
+    # A permutation of a large ring would be larger than all that is drawn from it.
+    spare = CANDIDATES * rows
+    if total <= spare:
+        picked = torch.randperm(total, generator=generator, device=replay.device)
+    else:
+        picked = torch.randint(total, (spare,), generator=generator, device=replay.device).unique()
+        order = torch.randperm(len(picked), generator=generator, device=replay.device)
+        picked = picked[order]
+    cells = stored[picked // envs] * envs + picked % envs
+    cells = cells[replay.columns["valid"].flatten()[cells]][:rows]
     if not len(cells):
         raise InputError("the replay ring holds no valid transition yet: collect more steps first")
-    order = torch.randperm(len(cells), generator=generator, device=replay.device)[:rows]
     # In time order, so that a fold of rows holds whole pieces of episodes.
-    found = replay.transitions(cells[order].sort().values)
+    found = replay.transitions(cells.sort().values)
     start = found.pop("start")
     began = (start // replay.num_envs - found["step"]) % replay.num_rows
     key = torch.stack((start % replay.num_envs, began))

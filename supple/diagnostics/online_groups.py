@@ -100,7 +100,7 @@ def drift(context: Context, memory: Memory) -> Iterator[Reading]:
     """How far the geometry of the anchor states moved since the last call."""
     if context.data.anchor is None:
         return
-    kept = context.data.anchor.rows(slice(DRIFT_ROWS))
+    kept = context.data.anchor.spread(DRIFT_ROWS)
     for view in context.subject.learning_views():
 
         def measure(view: View = view) -> Iterator[Reading]:
@@ -151,7 +151,7 @@ def flow_shape(context: Context, memory: Memory) -> Iterator[Reading]:
 
 def curvature_of_critic(context: Context, memory: Memory) -> Iterator[Reading]:
     """Largest eigenvalue of each network's loss, and Adam's limit, warm-started."""
-    data = context.data.current().rows(slice(CURVATURE_ROWS))
+    data = context.data.current().spread(CURVATURE_ROWS)
     subject = context.subject
     for view in subject.learning_views():
         point = curvature.hessian(view, subject.objective(view.role, data))

@@ -42,7 +42,7 @@ def measured(
     """On so many rows and noise samples; with few samples only the flow's shape and steps."""
     require_rows("a flow's measurements", len(data), min(rows, LEAST_ROWS))
     critic, settings = view.module, view.module.settings
-    x_ND = context.subject.inputs(view.role, data.rows(slice(rows)))
+    x_ND = context.subject.inputs(view.role, data.spread(rows))
     start_BM = noise_for(context.subject, view, len(x_ND), samples, "flow")
     prediction = critic(x_ND, train=False)
     facts: dict[str, Any] = {"network": "flow", "n": len(x_ND)}

@@ -92,7 +92,7 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
 def probe_inputs(context: Context) -> Transitions:
     """Rows of ``recent`` and ``anchor`` together, at most 4096."""
     parts = [each for _, each in context.sets()]
-    return Transitions.join(parts).rows(slice(PROBE_ROWS))
+    return Transitions.join(parts).spread(PROBE_ROWS)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def robustness(context: Context) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             require_rows("the geometry of states", len(data), LEAST_GEOMETRY_ROWS)
-            kept = data.rows(slice(LEAST_GEOMETRY_ROWS))
+            kept = data.spread(LEAST_GEOMETRY_ROWS)
             x_ND = context.subject.inputs(view.role, kept)
             sigma_D = noise_levels(context, view, kept, x_ND)
             clean = [geometry.profile(each) for each in view.representation(x_ND)]
@@ -151,7 +151,7 @@ def descriptors(context: Context) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             require_rows("descriptors", len(data), LEAST_GEOMETRY_ROWS)
-            kept = data.rows(slice(GEOMETRY_ROWS))
+            kept = data.spread(GEOMETRY_ROWS)
             features = view.representation(context.subject.inputs(view.role, kept))
             random = context.subject.generator("split")
             value_E = [geometry.split_half(each, random, permutations=10) for each in features]

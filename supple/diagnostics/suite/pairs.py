@@ -27,7 +27,7 @@ def drift(before: Subject, after: Subject, data: Transitions) -> Iterator[Readin
 
         def measure(then: View = then, now: View = now) -> Iterator[Reading]:
             require_rows("the geometry of states", len(data), LEAST_GEOMETRY_ROWS)
-            kept = data.rows(slice(GEOMETRY_ROWS))
+            kept = data.spread(GEOMETRY_ROWS)
             x_ND = after.inputs(now.role, kept)
             pairs = zip(then.representation(x_ND), now.representation(x_ND), strict=True)
             value_E = [1 - geometry.geometry_correlation(a, b) for a, b in pairs]
@@ -83,7 +83,7 @@ def noise_consistency(before: Subject, after: Subject, data: Transitions) -> Ite
     then, now = (each.views[each.critic_role] for each in (before, after))
     if isinstance(then, FlowView) and isinstance(now, FlowView):
         yield from attempt(
-            lambda: _consistency(before, then, now, after.inputs(now.role, data.rows(slice(ROWS)))),
+            lambda: _consistency(before, then, now, after.inputs(now.role, data.spread(ROWS))),
             metric="flow_noise_cons",
             network="flow",
         )

@@ -138,7 +138,7 @@ def per_sample(context: Context) -> Iterator[Reading]:
 
         def align(view: View = view) -> Iterator[Reading]:
             require_rows("gradient alignment", len(data), PER_SAMPLE_ROWS)
-            objective = subject.objective(view.role, data.rows(slice(PER_SAMPLE_ROWS)))
+            objective = subject.objective(view.role, data.spread(PER_SAMPLE_ROWS))
             found = gradients.alignment(
                 gradients.gradient_gram(view, objective.loss, objective.rows)
             )
@@ -160,7 +160,7 @@ def per_sample(context: Context) -> Iterator[Reading]:
 def _kernel(context: Context, view: View) -> Iterator[Reading]:
     data = context.data.current()
     require_rows("the tangent kernel", len(data), PER_SAMPLE_ROWS)
-    x_ND = context.subject.inputs(view.role, data.rows(slice(PER_SAMPLE_ROWS)))
+    x_ND = context.subject.inputs(view.role, data.spread(PER_SAMPLE_ROWS))
     with torch.no_grad():
         width = view.outputs(view.module, x_ND[:1]).shape[-1]
 
@@ -179,11 +179,12 @@ def noise(context: Context, view: View) -> Iterator[Reading]:
     subject, data = context.subject, context.data.current()
     rows = min(subject.batch_size, len(data)) // NOISE_CHUNKS
     require_rows("the noise of a batch", rows, 1)
-    objective = subject.objective(view.role, data)
+    objective = subject.objective(view.role, data.spread(NOISE_CHUNKS * rows))
     parameters = [part for _, part in view.parameters()]
     chunks = []
     for chunk in range(NOISE_CHUNKS):
-        part = objective.of(slice(chunk * rows, (chunk + 1) * rows))
+        # Every eighth row: a stretch of time would be less varied than a batch.
+        part = objective.of(slice(chunk, NOISE_CHUNKS * rows, NOISE_CHUNKS))
         with torch.enable_grad():
             loss = part.loss(view.module, *part.rows)
         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -205,7 +206,7 @@ def bend(context: Context) -> Iterator[Reading]:
 
         def measure(view: View = view) -> Iterator[Reading]:
             require_rows("curvature", len(data), CURVATURE_ROWS)
-            kept = data.rows(slice(CURVATURE_ROWS))
+            kept = data.spread(CURVATURE_ROWS)
             point = curvature.hessian(view, subject.objective(view.role, kept))
             yield from _bend(context, view, point, len(kept))
 
@@ -277,7 +278,7 @@ def _doubt(residual_E: Tensor) -> str:
 def _newton(context: Context, view: View) -> Iterator[Reading]:
     data = context.data.current()
     require_rows("curvature", len(data), CURVATURE_ROWS)
-    data = data.rows(slice(CURVATURE_ROWS))
+    data = data.spread(CURVATURE_ROWS)
     predict, loss, rows = context.subject.regression(view.role, data)
     product = curvature.gauss_newton(view, predict, loss, rows)
     shape = torch.empty(view.flat([part for _, part in view.parameters()]).shape)

@@ -107,7 +107,7 @@ def excitation(context: Context) -> Iterator[Reading]:
 def _excitation(context: Context, view: View) -> Iterator[Reading]:
     subject, data = context.subject, context.data.current()
     require_rows("self-excitation", len(data), PAIRS)
-    pairs = data.rows(slice(PAIRS))
+    pairs = data.spread(PAIRS)
     x_ND, after_ND = subject.inputs(view.role, pairs), subject.next_inputs(view.role, pairs)
 
     def output(module: torch.nn.Module, x: Tensor) -> Tensor:
