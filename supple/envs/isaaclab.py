@@ -22,23 +22,27 @@ from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
+from supple.errors import InputError
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
 TASKS = (
     "Isaac-Cartpole-Direct",
-    "Isaac-Lift-Cube-Franka",
     "Isaac-Open-Drawer-Franka",
-    "Isaac-Repose-Cube-Allegro-Direct",
-    "Isaac-Repose-Cube-Shadow-Direct",
+    "Isaac-Reorient-Cube-Allegro-Direct",
+    "Isaac-Reorient-Cube-Shadow-Direct",
     *(
         f"Isaac-Velocity-{ground}-{robot}"
         for ground in ("Flat", "Rough")
-        for robot in ("Anymal-C", "Anymal-D", "G1", "H1")
+        for robot in ("AnymalD", "G1", "H1")
     ),
+    "IsaacContrib-Lift-Cube-Franka",
+    "IsaacContrib-Velocity-Flat-AnymalC",
+    "IsaacContrib-Velocity-Rough-AnymalC",
 )
-"""The published benchmark, named where Isaac Lab is not installed."""
+"""The published benchmark by the names of version 3, where Isaac Lab is not installed."""
+PREFIXES = ("Isaac-", "IsaacContrib-")
 _alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
 """Environments of this process that were not closed: there is room for one."""
 
@@ -155,7 +159,7 @@ def tasks() -> tuple[str, ...]:
         return TASKS
     import isaaclab_tasks  # noqa: F401 - registers its ids
 
-    return tuple(sorted(name for name in gymnasium.registry if name.startswith("Isaac-")))
+    return tuple(sorted(name for name in gymnasium.registry if name.startswith(PREFIXES)))
 
 
 def exists(name: str) -> bool:
@@ -167,7 +171,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """Environments of a registered id; where this process holds a simulation, in another one.
 
     Raises:
-        InputError: Isaac Lab is not installed.
+        InputError: Isaac Lab is not installed, or the task asks for Isaac Sim and it is not.
     """
     task_id = f"isaaclab/{name}"
     installed.require("isaaclab_tasks", "isaaclab", task_id)
@@ -177,12 +181,8 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         return RemoteEnv(task_id, settings, device=device, render=render)
     import isaaclab_tasks  # noqa: F401 - registers its ids
     from isaaclab.app import launch_simulation
-    from isaaclab_tasks.utils import parse_env_cfg
 
-    config = parse_env_cfg(name, device=str(device), num_envs=settings.num_envs)
-    config.compute_final_obs = True
-    if not installed.is_installed("isaacsim"):
-        config.sim.physics = _newton(device)
+    config = _config(name, settings, device)
     launched = launch_simulation(config, {"headless": True, "visualizer": ["none"]})
     launched.__enter__()
     env = gymnasium.make(name, cfg=config)
@@ -191,7 +191,25 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     )
 
 
-def _newton(device: torch.device) -> Any:
-    from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
+def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:
+    """The task's own configuration; on Newton with the solver it was tuned with.
 
-    return NewtonCfg(solver_cfg=MJWarpSolverCfg(), use_cuda_graph=device.type == "cuda")
+    Raises:
+        InputError: it has none, and Isaac Sim is not installed.
+    """
+    from isaaclab_tasks.utils import parse_env_cfg
+
+    newton = not installed.is_installed("isaacsim")
+    chosen = ["physics=newton_mjwarp"] if newton else []
+    made = {"device": str(device), "num_envs": settings.num_envs, "overrides": chosen}
+    try:
+        config: Any = parse_env_cfg(name, **made)
+    except ValueError as error:
+        raise InputError(
+            f"isaaclab/{name} cannot be configured{' on Newton' if newton else ''}:"
+            f" {' '.join(str(error).split())}; tasks without Newton need Isaac Sim"
+        ) from error
+    config.compute_final_obs = True
+    if newton:
+        config.sim.physics.use_cuda_graph = device.type == "cuda"
+    return config

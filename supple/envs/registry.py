@@ -31,6 +31,17 @@ ADAPTERS: dict[str, str] = {
     "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
+UNPROVED: dict[str, str] = {
+    "mjlab": "conformance passed against it, the rest of make sim-mjlab is unproved",
+    "isaaclab": "never run against it: its configurations and a stand-in only",
+    "playground": "steps its cartpole; conformance and training are unproved",
+    "brax": "never run against it",
+    "metaworld": "never run against it",
+    "myosuite": "never run against it",
+    "maniskill": "never run against it: a stand-in only",
+    "humanoidbench": "never run against it: a stand-in only",
+}
+"""Adapters without a row in ``benchmarks/results/simulators.csv``, and what is known of each."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -176,7 +187,9 @@ def known_tasks() -> dict[str, Simulator]:
     known = {}
     for name in ADAPTERS:
         adapter = _adapter(name)
-        known[name] = Simulator(name=name, status=adapter.status(), tasks=adapter.tasks())
+        doubt = f"; its adapter: {UNPROVED[name]}" if name in UNPROVED else ""
+        status = adapter.status() + doubt
+        known[name] = Simulator(name=name, status=status, tasks=adapter.tasks())
     return known
 
 

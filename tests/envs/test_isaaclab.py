@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from supple.envs import EnvSettings, make
+from supple.envs import EnvSettings, isaaclab, make
 from supple.envs.check import check_env
 from supple.envs.isaaclab import IsaacLab
-from supple.errors import SimulatorError
+from supple.errors import InputError, SimulatorError
 from tests.envs.fake_isaac import FAILS_AT, LIMIT, Cart
 
 
@@ -84,6 +84,29 @@ def test_the_time_limit_of_a_finite_horizon_is_an_end_of_the_task():
     steps = [env.step(torch.zeros(3, 2)) for _ in range(LIMIT)]
     assert steps[-1]["terminated"].tolist() == [True, True, True]
     assert not any(step["truncated"].any() for step in steps)
+
+
+@pytest.mark.sim("isaaclab_tasks")
+def test_the_published_tasks_are_registered():
+    assert set(isaaclab.TASKS) <= set(isaaclab.tasks())
+
+
+@pytest.mark.sim("isaaclab_tasks")
+def test_on_newton_a_task_keeps_the_solver_it_was_tuned_with():
+    config = isaaclab._config(
+        "Isaac-Velocity-Flat-G1", EnvSettings(num_envs=4), torch.device("cpu")
+    )
+    assert config.sim.physics.solver_cfg.njmax == 95  # the solver's own default is another
+    assert not config.sim.physics.use_cuda_graph
+    assert config.compute_final_obs
+
+
+@pytest.mark.sim("isaaclab_tasks")
+def test_a_task_that_asks_for_isaac_sim_is_refused_where_it_is_not():
+    with pytest.raises(InputError, match=r"on Newton: .*; tasks without Newton need Isaac Sim"):
+        isaaclab._config(
+            "IsaacContrib-Lift-Cube-Franka", EnvSettings(num_envs=4), torch.device("cpu")
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
+import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from supple.envs import EnvSettings, check_task, known_tasks, make
 from supple.envs.base import Env
+from supple.envs.registry import ADAPTERS, UNPROVED
 from supple.envs.toy import make_toy
 from supple.errors import InputError
 
@@ -38,6 +41,17 @@ def test_every_simulator_is_listed_with_its_tasks():
     known = known_tasks()
     assert "HalfCheetah-v5" in known["gym"].tasks
     assert "lqr" in known["toy"].tasks
+
+
+def test_an_adapter_without_a_proof_says_so_where_simulators_are_listed():
+    results = Path(__file__).resolve().parents[2] / "benchmarks/results/simulators.csv"
+    with results.open(newline="") as file:
+        proved = {row["simulator"] for row in csv.DictReader(file)}
+    tested_here = {"toy", "gym", "mujoco", "envpool"}  # by the main suite, for real
+    assert set(UNPROVED) == set(ADAPTERS) - proved - tested_here
+    known = known_tasks()
+    assert "never run against it" in known["maniskill"].status
+    assert "its adapter" not in known["gym"].status
 
 
 def own_env(num_envs, device):
