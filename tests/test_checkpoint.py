@@ -278,7 +278,7 @@ def test_a_well_signed_manifest_that_makes_no_sense_is_refused(tmp_path):
     manifest = {"format": checkpoint.FORMAT, "version": 1, "sha256": "0" * 64, "header": {}}
     for rest in ({}, {"files": {}, "state": {"$tensor": "t9"}}, {"files": {}, "state": {"$x": 1}}):
         (tmp_path / "manifest.json").write_bytes(checkpoint._sign(manifest | rest))
-        assert "does not follow its format" in refuse(tmp_path)
+        assert "does not hold what this version" in refuse(tmp_path)
 
 
 def test_newest_intact_skips_damaged_ones_and_says_why(tmp_path):

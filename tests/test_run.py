@@ -10,8 +10,10 @@ from supple.files import claim
 from supple.metrics import read_csv
 from supple.run import RESULT
 from tests.small_runs import (
+    assert_same,
     deterministic_rows,
     finish,
+    newest_state,
     reached,
     result,
     run_until,
@@ -231,6 +233,8 @@ def test_the_last_row_keeps_its_episodes_where_the_final_evaluation_comes_late(a
     run_whole(settings)
     before = deterministic_rows(tmp_path / "run")
     assert before["train/episodes"][-1]
+    _, state = newest_state(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     finish(launch.resumed_run(tmp_path / "run"))
     assert deterministic_rows(tmp_path / "run") == before
+    assert_same(state, newest_state(tmp_path / "run")[1])  # the sets for diagnostics too

@@ -101,6 +101,8 @@ class Online:
         self._planned = env_steps
         self._clock = clock
         self._anchor: Transitions | None = None
+        self._restored: tuple[int, Transitions] | None = None
+        """The newest rollout of a resumed on-policy run, whose ring is empty, and its updates."""
         self._pool: deque[Transitions] = deque(maxlen=ANCHOR_ROLLOUTS)
         self._due = [settings.tier1_period, settings.tier2_period]
         self._row: dict[str, float] = {}
@@ -175,6 +177,8 @@ class Online:
 
     def recent(self) -> Transitions:
         """Newest transitions: of a tenth of the ring, and at least as many as are wanted."""
+        if self._restored and self._restored[0] == self._agent.updates:
+            return self._restored[1].to(self._agent.device)
         wanted = self._settings.recent_size
         share = max(NEWEST, wanted / max(self._replay.size, 1))
         newest = 1.0 if self._on_policy() else min(1.0, share)
@@ -228,6 +232,8 @@ class Online:
         self._anchor = None if anchor is None else Transitions.from_state(anchor)
         self._pool.extend(Transitions.from_state(part) for part in state["pool"])
         updates = self._agent.updates
+        if self._on_policy():
+            self._restored = updates, Transitions.from_state(state["recent"])
         self._due = [updates + self._settings.tier1_period, updates + self._settings.tier2_period]
 
 
