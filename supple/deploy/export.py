@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -170,6 +171,7 @@ def _origin(trained: Trained) -> dict[str, Any]:
         "run": trained.folder.name,
         "seed": trained.settings.seed,
         "env_steps": trained.env_steps,
+        "env": dataclasses.asdict(trained.settings.env),
     }
 
 

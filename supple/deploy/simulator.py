@@ -71,7 +71,8 @@ def closed_loop(
         return Verdict(check, SKIPPED, f"{task} is a module of one's own: not imported from here")
     groups = tuple(contract["observation"]["groups"])
     try:
-        with closing(make(task, EnvSettings(num_envs=min(episodes, ENVS)))) as env:
+        settings = _env_settings(contract["origin"].get("env", {}), min(episodes, ENVS))
+        with closing(make(task, settings)) as env:
             seed = derive_seed(0, "verify")
             found = evaluate(greedy(runtime, groups), env, episodes=episodes, seed=seed)
             if trained is not None:
@@ -84,6 +85,18 @@ def closed_loop(
     except (InputError, SimulatorError) as error:
         return Verdict(check, SKIPPED, f"no simulator: {error}")
     return compare_returns(check, found, recorded)
+
+
+def _env_settings(recorded: Mapping[str, Any], num_envs: int) -> EnvSettings:
+    """The run's own noise, delay and history, which a policy was trained with.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        return EnvSettings(**{**recorded, "num_envs": num_envs})
+    except TypeError as error:
+        raise InputError(f"origin.env is not of this version of supple: {error}") from error
 
 
 def compare_returns(check: str, found: Evaluation, recorded: Mapping[str, Any] | None) -> Verdict:

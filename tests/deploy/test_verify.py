@@ -12,7 +12,7 @@ import safetensors.torch
 from onnx import numpy_helper
 
 from supple.cli import main
-from supple.deploy import checks, manifest
+from supple.deploy import checks, manifest, simulator
 from supple.deploy.bundle import read_bundle, write_zip
 from supple.deploy.checks import FAILED, PASSED, SKIPPED
 from supple.deploy.explain import worst_error
@@ -23,6 +23,7 @@ from supple.envs.base import Deployment
 from supple.errors import InputError
 from supple.evaluate import Evaluation
 from tests.deploy.small_bundles import TERMS, robot_files, signed_again, write
+from tests.small_runs import run_whole, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -417,3 +418,17 @@ def test_mujoco_tells_swapped_joints_scales_and_names(cheetah):
 def test_a_robot_of_nobody_is_skipped(cheetah):
     cheetah["joints"]["policy_names"] = Deployment().joint_names
     assert joints_move(cheetah).status == SKIPPED
+
+
+def test_a_policy_with_a_history_acts_in_the_environment_it_was_trained_with(tmp_path):
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=40, agent="ppo")
+    settings.env.history = 3
+    run_whole(settings)
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == 0
+    record = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["contract"]
+    assert record["history"]["length"] == 3
+    report = verify(tmp_path / "bundle", episodes=2, latency=False)
+    found = {verdict.check: verdict.detail for verdict in report.verdicts}
+    assert found["closed loop"].startswith("return ")
+    with pytest.raises(InputError, match=r"origin\.env is not of this version of supple"):
+        simulator._env_settings({"histori": 3}, 1)
