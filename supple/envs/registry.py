@@ -32,7 +32,6 @@ ADAPTERS: dict[str, str] = {
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
 UNPROVED: dict[str, str] = {
-    "mjlab": "conformance passed against it, the rest of make sim-mjlab is unproved",
     "isaaclab": "never run against it: its configurations and a stand-in only",
     "playground": "steps its cartpole; conformance and training are unproved",
     "brax": "never run against it",
