@@ -168,10 +168,10 @@ class PPO(Agent):
         self._act_step = self._region(self._explore)
         self._observe_step = self._region(self._observe)
         self._value_step = self._region(self._values)
-        self._learn_step = self._region(self._learn)
+        learning = self.compute
         if self._sequence_steps > LONGEST_COMPILED:
-            uncompiled = dataclasses.replace(self.compute, compile=False)
-            self._learn_step = Region(self._learn, state=self._tensors, compute=uncompiled)
+            learning = dataclasses.replace(self.compute, compile=False)
+        self._learn_step = Region(self._learn, state=self._tensors, compute=learning)
         self.updates = 0
         self._total_env_steps = total_env_steps
         self.metrics: dict[str, Tensor] = {}
@@ -349,6 +349,7 @@ class PPO(Agent):
             self._rate.copy_(settings.lr * left)
         self._going.fill_(True)
         self._sums.zero_()
+        estimates = self.distribution.estimates_entropy
         batches: tuple[Tensor, ...] = ()
         for epoch in range(settings.epochs):
             if epoch == 0 or settings.reshuffle:
@@ -356,7 +357,6 @@ class PPO(Agent):
             for index in batches:
                 taken = self._taken if settings.kl_stop else self.updates
                 self._optimizer.begin(1.0, taken + 1)
-                estimates = self.distribution.estimates_entropy
                 noise = (self._noise("entropy", len(index)),) if estimates else ()
                 self._learn_step(rows_RK.index_select(0, index), *noise)
                 self.updates += 1
@@ -634,8 +634,9 @@ class GreedyPolicy(nn.Module):
 
         Without it, every row is the first of its episode.
         """
-        before = obs_MD.new_zeros(len(obs_MD), self.actor.memory)
-        before = before if memory_MH is None else memory_MH
+        before = memory_MH
+        if before is None:
+            before = obs_MD.new_zeros(len(obs_MD), self.actor.memory)
         head, after = self.actor.step(obs_MD, before)
         action = self.distribution.mode(head)
         return action if memory_MH is None else (action, after)
