@@ -16,7 +16,8 @@ from supple.deploy import manifest as manifest_file
 from supple.deploy.contract import unknown
 from supple.deploy.explain import command_unit, explain, relative_error, worst_error
 from supple.deploy.golden import SPREAD, TOLERANCE, Golden, history_pairs
-from supple.deploy.runtimes import CannotRunError, Outputs, Runtime
+from supple.deploy.hostile import CannotRunError
+from supple.deploy.runtimes import Outputs, Runtime
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 RANDOM_ROWS = 10_000
