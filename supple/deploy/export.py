@@ -24,6 +24,7 @@ from supple.deploy.plain import PlainPolicy, plain_policy
 from supple.errors import InputError
 from supple.launch import Trained
 from supple.run import REPLAY_FOLDER, RESULT
+from supple.signed_json import sha256
 from supple.version import __version__
 
 LICENCE = "unknown: the trainer's to choose"
@@ -104,8 +105,7 @@ def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, byt
     body["unknown"] = unknown({"contract": record, "evidence": evidence})
     files["README.md"] = model_card(body, body["unknown"]).encode()
     body["files"] = {
-        name: {"bytes": len(data), "sha256": manifest.digest(data)}
-        for name, data in sorted(files.items())
+        name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())
     }
     files[manifest.NAME] = manifest.sign(body)
     return files

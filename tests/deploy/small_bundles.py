@@ -11,6 +11,7 @@ from supple.deploy import manifest
 from supple.deploy.export import bundle_files
 from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec
 from supple.launch import Trained
+from supple.signed_json import sha256
 
 JOINTS = ("hip", "knee", "ankle")
 TERMS = ("hip_pos", "knee_pos", "ankle_pos", "pitch")
@@ -139,7 +140,7 @@ def signed_again(files, change=None):
         change(record)
     for name in [name for name in files if name != manifest.NAME]:
         data = files[name]
-        record["files"][name] = {"bytes": len(data), "sha256": manifest.digest(data)}
+        record["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
     for key in ("format", "version", "sha256"):
         record.pop(key)
     return {**files, manifest.NAME: manifest.sign(record)}

@@ -11,6 +11,7 @@ from supple.deploy.export import bundle_files
 from supple.deploy.formats import mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, history_pairs
 from supple.errors import InputError
+from supple.signed_json import sha256
 from tests.deploy.small_bundles import (
     FRAMES,
     JOINTS,
@@ -41,7 +42,7 @@ def test_a_bundle_has_every_file_and_its_digest(files, record):
         *("golden.safetensors", "README.md", "manifest.json"),
     }
     for name, entry in record["files"].items():
-        assert entry == {"bytes": len(files[name]), "sha256": manifest.digest(files[name])}
+        assert entry == {"bytes": len(files[name]), "sha256": sha256(files[name])}
 
 
 def test_the_contract_carries_what_the_robot_needs(record):
