@@ -205,12 +205,17 @@ def drawn(
     return noise, start
 
 
+def channel_of(term: Mapping[str, Any]) -> tuple[str, int]:
+    """A term's channel and how many frames old it is."""
+    age = term.get("history") or 0
+    return str(term["name"]).removesuffix(f"@{age}" if age else ""), age
+
+
 def history_pairs(terms: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """A channel of one frame and the same channel one frame older, newest frames first."""
     places: dict[tuple[str, int], int] = {}
     for index, term in enumerate(terms):
-        name = str(term["name"]).partition("@")[0]
-        places[name, term.get("history") or 0] = index
+        places[channel_of(term)] = index
     return [
         (places[name, age - 1], places[name, age])
         for name, age in sorted(places, key=itemgetter(1))

@@ -18,13 +18,18 @@ TERMS = ("hip_pos", "knee_pos", "ankle_pos", "pitch")
 FRAMES = 2
 
 
-def robot_spec(**changes):
-    """Three position-controlled joints, two frames of four terms, another joint order on board."""
-    channels = tuple(
+def frames(ages):
+    """All terms of one age after another."""
+    return tuple(
         Channel(name=name, group="policy", unit="rad", history=age)
-        for age in range(FRAMES)
+        for age in ages
         for name in TERMS
     )
+
+
+def robot_spec(**changes):
+    """Three position-controlled joints, two frames of four terms, another joint order on board."""
+    channels = frames(range(FRAMES))
     robot = Deployment(
         joint_names=JOINTS,
         robot_joint_names=("ankle", "hip", "knee"),

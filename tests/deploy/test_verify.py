@@ -222,6 +222,10 @@ PLANTED = {
         lambda files: {name: data for name, data in files.items() if name != "policy.h"},
         ["policy.h is missing"],
     ),
+    "a control period of another simulator": (
+        on_contract(lambda contract: contract["timing"].update(control_dt=0.01)),
+        ["timing.control_dt is 0.01, sim_dt * decimation 0.02"],
+    ),
     "unknown fields hidden": (
         lambda files: signed_again(files, lambda record: record["unknown"].pop()),
         ["the list of unknown fields does not fit"],
