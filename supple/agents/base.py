@@ -62,6 +62,9 @@ class Agent(ABC):
     """Gradient steps so far."""
     compute: Compute
     """How updates run: eager or compiled, and in which precision."""
+    rank_state: tuple[str, ...] = ()
+    """Entries of ``state_dict`` that are each process's own, where several learn together; the
+    others are the same bits in all."""
 
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
         """The ring this agent wants, given what the run's settings say of it.
