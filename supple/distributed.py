@@ -17,10 +17,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -32,9 +31,8 @@ from torch.utils import _pytree as pytree
 
 from supple.errors import InputError
 from supple.watch import Watch
+from supple.world import World, from_environment
 
-VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets in every process, besides WORLD_SIZE."""
 MEETING = timedelta(minutes=5)
 """How long the first process waits for the last one to start."""
 PATIENCE = timedelta(hours=2)
@@ -45,26 +43,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """One process's place among those that learn together."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    """Among those of this machine: also its GPU."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.rank == 0
-
-    @property
-    def seed_words(self) -> tuple[str | int, ...]:
-        """What tells this process's random streams from the others'; the first has a lone run's."""
-        return () if self.first else ("rank", self.rank)
-
-
 _world = World()
 _together = False
 _watch: Watch | None = None
@@ -73,35 +51,6 @@ _watch: Watch | None = None
 def world() -> World:
     """This process's place; alone before ``join`` and after ``leave``."""
     return _world
-
-
-def from_environment() -> World:
-    """What the variables of torchrun say; alone where WORLD_SIZE is 1 or not set.
-
-    Raises:
-        InputError: one of them is missing or makes no sense.
-    """
-    size = _whole_number("WORLD_SIZE", 1, math.inf) if "WORLD_SIZE" in os.environ else 1
-    if size == 1:
-        return World()
-    missing = [name for name in VARIABLES if not os.environ.get(name)]
-    if missing:
-        raise InputError(
-            f"WORLD_SIZE is {size}, but {' and '.join(missing)} not set: start with torchrun"
-            f" --nproc-per-node={size} -m supple train ..., or set WORLD_SIZE, RANK, LOCAL_RANK,"
-            " MASTER_ADDR and MASTER_PORT for each process"
-        )
-    _whole_number("MASTER_PORT", 1, 65535)
-    rank = _whole_number("RANK", 0, size - 1)
-    return World(rank, size, _whole_number("LOCAL_RANK", 0, size - 1))
-
-
-def _whole_number(name: str, low: int, high: float) -> int:
-    text = os.environ[name]
-    if not text.isdecimal() or not low <= int(text) <= high:
-        allowed = f"from {low} to {high}" if math.isfinite(high) else f">= {low}"
-        raise InputError(f"the variable {name} must be a whole number {allowed}, got {text!r}")
-    return int(text)
 
 
 def join(device: torch.device) -> World:
@@ -155,8 +104,15 @@ def leave(*, in_peace: bool) -> None:
     _world = World()
 
 
-def lost_peer() -> str:
-    """Which other process has ended before its time, in one line; empty if none has."""
+def lost_peer(patience: float = 1.0) -> str:
+    """Which other process has ended before its time, in one line; empty if none has.
+
+    Args:
+        patience: a sum fails a little before its cause is known [s].
+    """
+    deadline = time.monotonic() + patience
+    while _watch and not _watch.lost and time.monotonic() < deadline:
+        time.sleep(0.01)
     return _watch.lost if _watch else ""
 
 

@@ -5,12 +5,14 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from supple import distributed
+from supple.cli import main
 
 PATIENCE = 60.0
 """Processes that live longer hang [s]."""
@@ -43,22 +45,63 @@ def in_processes(size, work, folder: Path):
 
 
 def fork(rank, size, port, work, folder):
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.environ.update(variables(rank, size, port))
+    def joined():
         distributed.join(torch.device("cpu"))
         found = {name: value.clone() for name, value in work().items()}
         save_file(found, folder / f"{rank}.safetensors")
         distributed.leave(in_peace=True)
-        status = 0
+        return 0
+
+    return child(variables(rank, size, port), joined)
+
+
+def child(environment, work):
+    """A process of its own with these variables, whose status is what ``work`` returns."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.environ.update(environment)
+        status = work()
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def start(size, arguments, folder: Path, **more):
+    """``supple`` with these arguments in each of ``size`` processes; their output in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+
+    def run(rank):
+        sys.stdout = sys.stderr = (folder / f"{rank}.txt").open("w", buffering=1)
+        return main(arguments[rank] if isinstance(arguments, dict) else arguments)
+
+    return [
+        child({**variables(rank, size, port), **more}, partial(run, rank)) for rank in range(size)
+    ]
+
+
+def statuses(processes, patience=PATIENCE):
+    """What each ended with; minus the signal's number where one ended it."""
+    found: dict[int, int] = {}
+    deadline = time.monotonic() + patience
+    while len(found) < len(processes):
+        for process in processes:
+            if process not in found:
+                done, status = os.waitpid(process, os.WNOHANG)
+                if done:
+                    found[process] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            for process in set(processes) - set(found):
+                os.kill(process, 9)
+            raise AssertionError(f"only {found} of {processes} ended within {patience} s")
+        time.sleep(0.01)
+    return [found[process] for process in processes]
 
 
 def wait(children):

@@ -137,6 +137,12 @@ class Agent(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: nested dicts of tensors and plain values."""
 
+    def shared_state(self) -> dict[str, Any]:
+        """What of ``state_dict`` is the same bits in all processes that learn together."""
+        return {
+            name: part for name, part in self.state_dict().items() if name not in self.rank_state
+        }
+
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value.

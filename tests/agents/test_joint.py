@@ -8,10 +8,11 @@ import torch
 
 from supple import distributed
 from supple.agents import joint_norm
-from supple.agents.flashsac import Batch
+from supple.agents.flashsac import Batch, FlashSAC
 from supple.agents.remedies import RemedySettings
 from supple.distributed import in_step, together, world
 from supple.errors import InputError
+from supple.region import Compute
 from tests.agents import small_agents, small_flows, test_ppo
 from tests.agents.small_agents import ACTIONS, RandomReplay, generator, random_batch
 from tests.small_worlds import in_processes
@@ -119,6 +120,22 @@ def test_flashsac_gradients_are_those_of_the_joined_batch(size, tmp_path):
         assert_equal(found, expected)
 
 
+def test_a_traced_step_learns_what_an_eager_one_does(tmp_path, traced_graphs):
+    def work():
+        eager = trained_flashsac()
+        traced = trained_flashsac(compute=Compute(compile=True))
+        assert len(traced_graphs) >= 2, "actor and critic step"
+        assert any("all_reduce" in graph.code for graph in traced_graphs)
+        return dict(zip("et", (parameters(eager), parameters(traced)), strict=True))
+
+    for found in in_processes(2, work, tmp_path):
+        assert torch.equal(found["e"], found["t"])
+
+
+def parameters(agent):
+    return torch.cat([value.detach().flatten() for value in agent.critic.parameters()])
+
+
 def own_statistics(monkeypatch):
     monkeypatch.setattr(joint_norm, "mean_over_ranks", lambda x: x)
 
@@ -213,17 +230,15 @@ def test_ppo_stops_early_in_all_processes_after_the_same_step(tmp_path):
 # --- over many updates ------------------------------------------------------------------------
 
 
-def shared_state(agent):
-    return {name: part for name, part in agent.state_dict().items() if name not in agent.rank_state}
-
-
-def trained_flashsac(**changes):
+def trained_flashsac(compute=None, **changes):
     remedy = RemedySettings(shrink_every=7, reset_dormant_every=5, dormant_threshold=0.5)
-    agent = small_agents.small_agent(
-        min_replay=100, batch_size=ROWS, flow=small_flows.settings_of(), remedy=remedy, **changes
-    )
     spec = small_agents.small_spec()
-    random, replay = generator(world().rank), RandomReplay(spec, seed=world().rank)
+    settings = small_agents.small_settings(
+        batch_size=ROWS, flow=small_flows.settings_of(), remedy=remedy, **changes
+    )
+    agent = FlashSAC(spec, settings, total_env_steps=2000, compute=compute)
+    random = generator(world().rank)
+    replay: Any = RandomReplay(spec, seed=world().rank)
     for _ in range(5):
         agent.observe(small_agents.random_step(random, spec))
         agent.update(replay)
@@ -244,7 +259,7 @@ def test_networks_and_optimisers_stay_the_same_bits_in_all_processes(tmp_path):
         agents = [trained_flashsac(critic=critic) for critic in ("categorical", "flow")]
         for agent in (*agents, trained_ppo()):
             assert agent.updates > 20
-            distributed.require_same(shared_state(agent), "networks", "that is a mistake")
+            distributed.require_same(agent.shared_state(), "networks", "that is a mistake")
         return {"exploration": agent.generators["exploration"].get_state()}
 
     first, second = in_processes(2, work, tmp_path)
@@ -258,7 +273,7 @@ def test_other_networks_are_noticed(tmp_path):
             agent.critic.head.weight[0, 0, 0] += 1e-7 * world().rank
         expected = "process 1 of 2 has other networks than process 0: resume the run"
         with pytest.raises(InputError, match=expected):
-            distributed.require_same(shared_state(agent), "networks", "resume the run")
+            distributed.require_same(agent.shared_state(), "networks", "resume the run")
         return {}
 
     in_processes(2, work, tmp_path)
