@@ -248,11 +248,17 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def step_of(path: Path) -> int:
+    """Environment steps of a listed checkpoint, by its name."""
+    match = _FOLDER_NAME.fullmatch(path.name)
+    assert match  # ``list_checkpoints`` lists no others
+    return int(match[1])
+
+
 def abandon_after(run_dir: Path, step: int) -> None:
     """Put aside the checkpoints beyond ``step``, which a resume leaves behind; deletes nothing."""
     for path in list_checkpoints(run_dir):
-        match = _FOLDER_NAME.fullmatch(path.name)
-        if match and int(match[1]) > step:
+        if step_of(path) > step:
             path.rename(path.with_name(f"abandoned-{path.name}-{time.time_ns()}"))
 
 
