@@ -31,14 +31,16 @@ from supple.diagnostics.online import Online
 from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.envs.base import Env, Groups, Step
-from supple.episodes import EpisodeStatistics, FiniteWatch
-from supple.errors import InputError
+from supple.episodes import EpisodeStatistics
+from supple.errors import InputError, NotFiniteError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
+from supple.quarantine import Quarantine
 from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
+from supple.stillness import StillWatch
 
 MAX_EVALUATION_ENVS = 10
 """Evaluation environments on CPU simulators; more would only cost memory."""
@@ -105,7 +107,13 @@ class Run:
         )
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb, writes=first)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
-        self._finite = FiniteWatch(env.spec)
+        self._quarantine = Quarantine(
+            env.spec,
+            on_bad=settings.env.on_bad,
+            reward_limit=settings.env.reward_limit,
+            compute=agent.compute,
+        )
+        self._still = StillWatch()
         self._obs: Groups = {}
         self._vector_steps = 0
         self._invalid = torch.zeros((), dtype=torch.int64, device=env.spec.device)
@@ -220,15 +228,14 @@ class Run:
             The observation to act on next.
 
         Raises:
-            SimulatorError: the simulator returned a number that is not finite (on GPUs, noticed
-                at the next metric row or checkpoint).
+            SimulatorError: the simulator broke its contract, or returned bad rows that the settings
+                forbid (on GPUs, noticed at the next metric row or checkpoint).
         """
         self._vector_steps += 1
+        action, step = self._quarantine.admit(action, step)
         with self._recording:
             self._count_step(
-                *(step[name] for name in ("reward", "terminated", "truncated", "valid")),
-                *(step["observation"][group] for group in self.env.spec.observation),
-                *(step["final_observation"][group] for group in self.env.spec.observation),
+                *(step[name] for name in ("reward", "terminated", "truncated", "valid"))
             )
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
@@ -238,21 +245,14 @@ class Run:
         return self._obs
 
     def _count(
-        self,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        valid: Tensor,
-        *groups: Tensor,
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
-        ended = terminated | truncated
-        self._finite.observe(reward, ended, valid, *groups)
-        self._episodes.observe(reward, ended, valid)
+        self._episodes.observe(reward, terminated | truncated, valid)
         self._invalid.add_((~valid).sum())
         return {}
 
     def _counters(self) -> list[Tensor]:
-        return [*self._finite.tensors(), *self._episodes.state_dict().values(), self._invalid]
+        return [*self._episodes.state_dict().values(), self._invalid]
 
     def diagnose(self) -> None:
         """Measure what is due of the networks' health; training is the same with and without."""
@@ -279,7 +279,12 @@ class Run:
     def evaluate(self) -> Evaluation | None:
         """Deterministic episodes in environments of their own; disturbs no training state.
 
-        None in all processes but the first, which do not wait for it here.
+        Returns:
+            What they came to; None where the simulator gave numbers that are none and the settings
+            do not end the run for it, and in all processes but the first, which do not wait here.
+
+        Raises:
+            SimulatorError: the settings do.
         """
         settings = self.settings
         if not self._world.first:
@@ -288,10 +293,16 @@ class Run:
         if self._eval_env is None:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
-        self._evaluation = evaluate(
-            self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
-        )
         self._evaluated_at = self.env_steps
+        try:
+            self._evaluation = evaluate(
+                self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
+            )
+        except NotFiniteError as error:
+            if settings.env.on_bad == "fail":
+                raise
+            self._evaluation = None
+            self.display.notice(f"no evaluation at {self.env_steps:,} env steps: {error}")
         return self._evaluation
 
     def log(
@@ -318,7 +329,9 @@ class Run:
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()
         row |= self._online.row()
-        for text in self._online.news():
+        quarantined, news = self._quarantine.report()
+        row |= quarantined
+        for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._timing()
         self._sinks.write(self.env_steps, row)
@@ -359,6 +372,7 @@ class Run:
             "run": {
                 "vector_steps": self._vector_steps,
                 "invalid": self._invalid,
+                "quarantine": self._quarantine.state_dict(),
                 "seconds": self.seconds,
                 "episodes": self._episodes.state_dict(),
                 "sinks": self._sinks.state_dict(),
@@ -470,7 +484,7 @@ class Run:
         return make_env(self.settings, num_envs=count, purpose="evaluation")
 
     def _synchronise(self) -> None:
-        self._finite.check()
+        self._quarantine.judge()
         self._invalid_here = int(self._invalid)
         if self._world.size == 1:
             self._steps_floor = self.env_steps
@@ -512,7 +526,7 @@ class Run:
         self._sinks.truncate_after(-1)
 
     def _reset(self, seed: int) -> None:
-        self._obs = self.env.reset(seed)["observation"].to_dict()
+        self._obs = self._quarantine.first(self.env.reset(seed)["observation"].to_dict())
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, run = resumed.state, resumed.state["run"]
@@ -521,7 +535,8 @@ class Run:
         self._segments.load(resumed.header["replay"])
         self._online.load_state_dict(state.get("diagnostics", {}))
         self._vector_steps = run["vector_steps"]
-        self._finite.start_from(self._vector_steps)
+        self._quarantine.load_state_dict(run["quarantine"])
+        self._quarantine.start_from(self._vector_steps)
         self._invalid.copy_(run["invalid"])
         self._invalid_here = int(self._invalid)
         self._invalid_known = round(agreed([self._invalid_here])[0])

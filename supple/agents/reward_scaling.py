@@ -63,7 +63,9 @@ class RewardScaler:
 
     @torch.no_grad()
     def observe(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
-        """Fold one vector step into the statistics; rows that are not valid change nothing.
+        """Fold one vector step into the statistics.
+
+        Rows that are not valid add nothing; where one ended, its sum is forgotten.
 
         Args:
             reward: raw reward, (N,).
@@ -92,7 +94,7 @@ class RewardScaler:
         self._count.copy_(total)
 
         if self.settings.reset == "after":
-            updated = torch.where(done & valid, torch.zeros_like(updated), updated)
+            updated = torch.where(done, torch.zeros_like(updated), updated)
         self._sum_N.copy_(updated)
 
     def denominator(self) -> Tensor:
