@@ -82,11 +82,12 @@ def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, object]
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         command = train(processes, folder, ["--seed", str(seed), *flags])
-        columns = read_csv(folder / "metrics.csv")
+        columns, agent = read_csv(folder / "metrics.csv"), read_settings(folder).agent_name
     names = ("step", "time/seconds", "eval/return_mean", "eval/return_std")
     keys = ("env steps", "seconds", "return mean", "return std")
     return [
         {
+            "agent": agent,
             "processes": processes,
             "seed": seed,
             **dict(zip(keys, values, strict=True)),
@@ -108,10 +109,12 @@ def main() -> None:
     options = parser.parse_args()
     command = f"python benchmarks/processes.py {' '.join(sys.argv[1:])}"
     if options.what == "speed":
-        rows = [speed(agent, count) for agent in options.agents for count in options.processes]
-        append(rows, RESULTS / "process_speed.csv", command)
-        shown = [{k: str(v) for k, v in row.items() if k != "training command"} for row in rows]
-        Display.print_rows("several processes", shown)
+        for agent in options.agents:
+            for count in options.processes:
+                found = speed(agent, count)
+                append([found], RESULTS / "process_speed.csv", command)
+                found.pop("training command")
+                Display.print_rows(agent, [{k: str(v) for k, v in found.items()}])
         return
     for seed in options.seeds:
         for count in options.processes:

@@ -131,7 +131,7 @@ def test_a_process_told_to_stop_stops_all_and_the_run_resumes(whole, agent, tmp_
     folder = tmp_path / "run"
     found, _ = disturbed(agent, folder, lambda all_: os.kill(all_[1], signal.SIGTERM))
     assert found == [RESUMABLE, RESUMABLE]
-    assert "continue: supple resume" in said(folder, 0)
+    assert "continue: torchrun --nproc-per-node=2 -m supple resume" in said(folder, 0)
     resumes_as_if_nothing_had_been(folder, whole)
 
 
