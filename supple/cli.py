@@ -199,7 +199,8 @@ def _see_through(run: Run, here: World) -> int:
     if run.complete:
         run.display.table("finished", run.summary())
     else:
-        print(f"stopped at {run.env_steps:,} env steps; continue: supple resume {run.folder}")
+        again = "supple" if here.size == 1 else f"torchrun --nproc-per-node={here.size} -m supple"
+        print(f"stopped at {run.env_steps:,} env steps; continue: {again} resume {run.folder}")
     print(run.folder)
     return status
 

@@ -26,7 +26,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 from torch.utils import _pytree as pytree
 
 from supple.errors import InputError
@@ -38,6 +37,10 @@ MEETING = timedelta(minutes=5)
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others in one sum: evaluation and compilation take their time.
 One that has ended is noticed at once (``watch.py``)."""
+
+SMALL = 20_000
+"""Numbers up to which processes on CPUs send each other everything: gloo's sums take turns around a
+ring, which costs twice the time for statistics."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +69,9 @@ def join(device: torch.device) -> World:
     found = from_environment()
     if found.size == 1 or _world.size > 1:
         return _world
+    # Here, because torch is also built without it.
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
@@ -96,7 +102,8 @@ def leave(*, in_peace: bool) -> None:
     if watch is None:
         return
     if in_peace:
-        agreed([0.0])
+        with contextlib.suppress(RuntimeError):  # the work is done, whoever is missing
+            agreed([0.0])
         watch.stop()
         dist.destroy_process_group()
     else:
@@ -183,10 +190,14 @@ def average(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _reduced(x: Tensor, how: str) -> Tensor:
     if not _together:
         return x
-    collectives = torch.ops._c10d_functional
+    collectives, group = torch.ops._c10d_functional, _group().group_name
     with torch.no_grad():
-        begun = collectives.all_reduce(x.detach().contiguous(), how, _group().group_name)
-        return cast(Tensor, collectives.wait_tensor(begun))
+        own = x.detach().contiguous()
+        if own.device.type == "cpu" and own.numel() <= SMALL:
+            begun = collectives.all_gather_into_tensor(own.reshape(-1), _world.size, group)
+            everyone = collectives.wait_tensor(begun).view(_world.size, *own.shape)
+            return cast(Tensor, everyone.amax(0) if how == "max" else everyone.sum(0))
+        return cast(Tensor, collectives.wait_tensor(collectives.all_reduce(own, how, group)))
 
 
 def _group() -> dist.ProcessGroup:

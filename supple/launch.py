@@ -239,8 +239,8 @@ def newest_common(folder: Path) -> tuple[Checkpoint, list[str]]:
     if not world().first:
         for reason in reasons:
             print(f"supple: process {world().rank} skipped: {reason}", file=sys.stderr)
-        whole = checkpoint.load(folder / "checkpoints" / found.path.name)
-        found.state["agent"] = whole.state["agent"] | found.state["agent"]
+        path = next(each for each in list_checkpoints(folder) if checkpoint.step_of(each) == step)
+        found.state["agent"] = checkpoint.load(path).state["agent"] | found.state["agent"]
     return found, reasons
 
 

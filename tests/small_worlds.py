@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from supple import distributed
 from supple.cli import main
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Processes that live longer hang [s]."""
 
 

@@ -18,7 +18,7 @@ from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.world import World, from_environment
 from tests.small_runs import deterministic_rows, flags
-from tests.small_worlds import child, free_port, in_processes, start, statuses, variables
+from tests.small_worlds import PATIENCE, child, free_port, in_processes, start, statuses, variables
 
 STEPS, EVERY = 160, 16
 RANK_STATE = {"flashsac": FlashSAC.rank_state, "ppo": PPO.rank_state}
@@ -52,7 +52,7 @@ def said(folder, rank):
     return (folder.parent / "out" / f"{rank}.txt").read_text()
 
 
-def until_saved(folder, steps, patience=60.0):
+def until_saved(folder, steps, patience=PATIENCE):
     deadline = time.monotonic() + patience
     while not any(
         checkpoint.step_of(path) >= steps for path in checkpoint.list_checkpoints(folder)
@@ -131,7 +131,7 @@ def test_a_process_told_to_stop_stops_all_and_the_run_resumes(whole, agent, tmp_
     folder = tmp_path / "run"
     found, _ = disturbed(agent, folder, lambda all_: os.kill(all_[1], signal.SIGTERM))
     assert found == [RESUMABLE, RESUMABLE]
-    assert "continue: supple resume" in said(folder, 0)
+    assert "continue: torchrun --nproc-per-node=2 -m supple resume" in said(folder, 0)
     resumes_as_if_nothing_had_been(folder, whole)
 
 
