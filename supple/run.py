@@ -91,7 +91,9 @@ class Run:
         self.stopped = False
         self._stop_asked = 0.0
         self._resumed = resumed
-        self._segments = Segments(replay, folder / REPLAY_FOLDER)
+        # A ring of one rollout is emptied before it is saved.
+        ahead = replay.num_rows > agent.horizon
+        self._segments = Segments(replay, folder / REPLAY_FOLDER, ahead=ahead)
         self._online = Online(
             agent, replay, settings.diagnostics, seed=settings.seed, env_steps=settings.env_steps
         )
@@ -222,6 +224,7 @@ class Run:
     def _count(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
+        self._segments.write_ahead(self._steps_until_save() // self.env.spec.num_envs)
         self._episodes.observe(reward, terminated | truncated, valid)
         self._invalid.add_((~valid).sum())
         return {}
@@ -246,7 +249,14 @@ class Run:
 
     def should_save(self) -> bool:
         """Once per ``checkpoint.every`` environment steps."""
-        return self._due(self.settings.checkpoint.every or self.settings.env_steps // 10)
+        return self._due(self._save_every())
+
+    def _save_every(self) -> int:
+        return max(self.settings.checkpoint.every or self.settings.env_steps // 10, 1)
+
+    def _steps_until_save(self) -> int:
+        every = self._save_every()
+        return every - self.env_steps % every
 
     def _due(self, every: int) -> bool:
         return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
@@ -403,6 +413,7 @@ class Run:
             "agent": f"{self.settings.agent_name}, preset {self.settings.preset}",
             "environment steps": f"{self.env_steps:,}",
             "gradient steps": f"{self._updates():,}",
+        self._segments.close()
             "wall-clock": f"{seconds / 60:.1f} min, {self.env_steps / seconds:,.0f} env steps/s",
         }
         if self._evaluation and self._evaluated_at == self.env_steps:
