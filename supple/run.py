@@ -26,9 +26,10 @@ from torch import Tensor
 from supple import checkpoint, machine, plots
 from supple.agents.base import Agent
 from supple.checkpoint import Checkpoint, following_format
-from supple.configs.base import Settings
+from supple.configs.base import Settings, to_json
 from supple.diagnostics.online import Online
 from supple.display import Display
+from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics
 from supple.errors import InputError, NotFiniteError
@@ -96,6 +97,13 @@ class Run:
         self._segments = Segments(replay, folder / REPLAY_FOLDER, ahead=ahead)
         self._online = Online(
             agent, replay, settings.diagnostics, seed=settings.seed, env_steps=settings.env_steps
+        )
+        self._divergence = Divergence(
+            settings.care,
+            agent=agent,
+            replay=replay,
+            folder=folder,
+            header={"settings": to_json(settings), "spec": env.spec.to_json()},
         )
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
@@ -216,6 +224,7 @@ class Run:
             )
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
+        self._segments.write_ahead(self._steps_until_save() // self.env.spec.num_envs)
         if self.env.spec.device.type == "cpu":
             self._synchronise()
         self._obs = step["observation"]
@@ -224,7 +233,6 @@ class Run:
     def _count(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
-        self._segments.write_ahead(self._steps_until_save() // self.env.spec.num_envs)
         self._episodes.observe(reward, terminated | truncated, valid)
         self._invalid.add_((~valid).sum())
         return {}
@@ -233,8 +241,20 @@ class Run:
         return [*self._episodes.state_dict().values(), self._invalid]
 
     def diagnose(self) -> None:
-        """Measure what is due of the networks' health; training is the same with and without."""
+        """Measure what is due of the networks' health, and act on steps that were left out.
+
+        Where none was, training is the same with and without.
+
+        Raises:
+            DivergedError: too many were.
+        """
+        if self.agent.device.type == "cpu":
+            self._look_after()
         self._online.after_update(self.env_steps)
+
+    def _look_after(self) -> None:
+        for text in self._divergence.after_update(self.env_steps):
+            self.display.notice(text)
 
     def should_evaluate(self) -> bool:
         """Once per ``eval.every`` environment steps, and at the end."""
@@ -297,6 +317,7 @@ class Run:
             written: an earlier row of this step, which this one replaces: its numbers stay.
         """
         self._synchronise()
+        self._look_after()
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             self.replay.check()
@@ -311,9 +332,11 @@ class Run:
         row |= self._online.row()
         quarantined, news = self._quarantine.report()
         row |= quarantined
+        bad = self._quarantine.bad_row()
+        news = [self._divergence.keep(bad, said, self.env_steps) for said in news]
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
-        row |= self._timing()
+        row |= self._divergence.row() | self._timing()
         self._sinks.write(self.env_steps, row)
         self.display.update({"step": self.env_steps, **row})
         if time.monotonic() - self._plotted > PLOT_SECONDS:
@@ -392,6 +415,7 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._sinks.close()
+        self._segments.close()
         if self._simulator:
             self._simulator.shutdown()
         self.env.close()
@@ -413,7 +437,6 @@ class Run:
             "agent": f"{self.settings.agent_name}, preset {self.settings.preset}",
             "environment steps": f"{self.env_steps:,}",
             "gradient steps": f"{self._updates():,}",
-        self._segments.close()
             "wall-clock": f"{seconds / 60:.1f} min, {self.env_steps / seconds:,.0f} env steps/s",
         }
         if self._evaluation and self._evaluated_at == self.env_steps:
