@@ -44,6 +44,8 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 256 * 2**20
 """Tensors are grouped into files of about this size [bytes]; bounds the memory of a save."""
+MOST_MANIFEST_BYTES = 256 * 2**20
+"""Of a manifest: a larger one is none, and would only fill the memory [bytes]."""
 
 Leaf: TypeAlias = Tensor | np.ndarray[Any, Any]
 
@@ -311,6 +313,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path}: expected a folder with {MANIFEST}")
+    size = file.stat().st_size if file.is_file() else 0  # a missing one is said below
+    if size > MOST_MANIFEST_BYTES:
+        raise InputError(
+            f"{file} has {size} bytes: expected at most {MOST_MANIFEST_BYTES};"
+            " use another checkpoint"
+        )
     data = _read(file)
     manifest = parse(data, file, kind=FORMAT, version=VERSION, remedy="use another checkpoint")
     digest = manifest.get("sha256")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from supple.errors import InputError, SimulatorError
+from supple.errors import DivergedError, InputError, SimulatorError
 from supple.version import __version__
 from supple.world import World, from_environment, may_restart, restarted
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dispatch(arguments)
     except InputError as error:
         return _fail(error, BAD_INPUT)
-    except SimulatorError as error:
+    except (SimulatorError, DivergedError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("stopped", FAILED)
@@ -78,8 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except Exception as error:  # the one place that reports what nobody foresaw
+        if _ran_out_of_memory(error):
+            return _fail(
+                "out of memory; the last checkpoint is intact: lower --env.num-envs,"
+                " --replay.capacity or --agent.batch-size, or end what else runs here",
+                FAILED,
+            )
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Python's own error, CUDA's, or what torch's allocator for the CPU says."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(error: object, status: int) -> int:
@@ -381,11 +393,16 @@ def doctor(arguments: list[str]) -> int:
         description="Says what is installed and works here; --env proves an environment.",
     )
     parser.add_argument("--env", help="module:callable, or any task, to check against the contract")
+    parser.add_argument(
+        "--nan-dump", type=Path, metavar="DIR", help="a dump of a run's nan folder: repeat its step"
+    )
     options = _parse(parser, arguments)
     if options is None:
         return DONE
-    from supple.doctor import check_environment, check_machine
+    from supple.doctor import check_dump, check_environment, check_machine
 
+    if options.nan_dump:
+        return check_dump(options.nan_dump)
     return check_environment(options.env) if options.env else check_machine()
 
 

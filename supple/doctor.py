@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -13,12 +15,14 @@ from supple.configs import PRESETS
 from supple.configs.recipes import SIMULATORS, recipes_of
 from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
-from supple.envs.base import Env
+from supple.envs.base import Env, EnvSpec
 from supple.envs.check import check_env
 from supple.errors import InputError
 
 MOST_STEPS = 1100
 """Longest rollout of ``supple doctor --env``."""
+NUMBERS_SHOWN = 24
+"""Of each field of a bad row in a dump."""
 TASKS_SHOWN = 8
 """Task names per simulator in the overview; ``supple list SIMULATOR`` prints all."""
 
@@ -31,7 +35,36 @@ def check_machine() -> int:
     rows["video"] = _video()
     Display.print_table("this machine", rows)
     Display.print_table("simulators", {name: sim.status for name, sim in known_tasks().items()})
+    Display.print_table("the same seed gives the same bits, except for", not_deterministic())
     return DONE
+
+
+def not_deterministic() -> dict[str, str]:
+    """What can differ between two runs of one seed, and why.
+
+    On one machine, by the CPU, every agent repeats itself bit for bit on toy/*, mujoco/*, and gym/*
+    with MuJoCo or classic control (tests/test_resume.py).
+    """
+    threads = torch.get_num_threads()
+    cuda = "sums over indices are added up in any order, and libraries choose kernels by timing"
+    here = "" if torch.cuda.is_available() else " (none here)"
+    return {
+        "another number of threads": f"sums are split otherwise; --threads fixes it, now {threads}",
+        "another processor or torch": "libraries choose other kernels, which round otherwise",
+        "compiled or eager, float32 or bfloat16": "they round otherwise; fix --compute.compile and"
+        " --compute.precision, whose auto goes by run and machine",
+        f"CUDA{here}": cuda,
+        "simulators on a GPU": "mjlab, isaaclab, playground, brax, maniskill: their contact solvers"
+        " add up forces in any order",
+        "resuming simulators that cannot save their state": "all but toy, mujoco, and gym with"
+        " MuJoCo or classic control: episodes start afresh, which the run says",
+        "simulators of your own": "whatever they draw apart from the seed; supple doctor --env"
+        " compares two rollouts",
+        "--max-minutes": "the clock says when training ends",
+        "--overlap": "repeats itself, but learns from one vector step less than without",
+        "time/* and diag/*": "wall-clock, memory, and samples that depend on when they are taken",
+        "videos": "drawn by the machine's graphics driver",
+    }
 
 
 def _video() -> str:
@@ -64,6 +97,52 @@ def check_environment(task: str) -> int:
     failed = sum(not finding.ok for finding in findings)
     print(f"{task}: {len(findings) - failed} checks passed, {failed} failed")
     return FAILED if failed else DONE
+
+
+def check_dump(path: Path) -> int:
+    """Repeat the gradient step of a run's dump; returns the exit status.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    from supple import checkpoint, launch
+    from supple.agents.care import Caught
+    from supple.configs.base import from_json
+    from supple.divergence import first_bad
+
+    found = checkpoint.load(path)
+    with checkpoint.following_format(path, "use another dump"):
+        settings = launch.on_this_machine(from_json(found.header["settings"]), "cpu")
+        spec = replace(EnvSpec.from_json(found.header["spec"]), device=torch.device("cpu"))
+        state = found.state
+        rewards = state["steps"]["reward"]
+        rows = {"run": f"{settings.task}, {settings.agent_name}, seed {settings.seed}"}
+        if "row" in state:
+            rows["said"] = str(found.header["said"])
+            rows |= {name: _numbers(value) for name, value in state["row"].items()}
+        else:
+            caught = Caught(tuple(state["inputs"]), state["agent"])
+            rows["first bad number"] = first_bad(launch.build_agent(settings, spec), caught)
+            rows["minibatch"] = ", ".join(_extent(value) for value in caught.inputs)
+        rows["newest steps"] = (
+            f"{len(rewards)} of {rewards.shape[1]} environments, rewards {_extent(rewards)}"
+        )
+    Display.print_table(f"dump {path}", rows)
+    return DONE
+
+
+def _numbers(value: torch.Tensor) -> str:
+    shown = " ".join(f"{number:.6g}" for number in value.flatten()[:NUMBERS_SHOWN].tolist())
+    return shown + (f" ... ({value.numel()})" if value.numel() > NUMBERS_SHOWN else "")
+
+
+def _extent(value: torch.Tensor) -> str:
+    """Shape and size of a tensor of the dump."""
+    size = value.float().abs()
+    bad = int((~torch.isfinite(size)).sum())
+    largest = size[torch.isfinite(size)].max() if bool(torch.isfinite(size).any()) else 0.0
+    wrong = f" and {bad} not finite" if bad else ""
+    return f"{tuple(value.shape)} up to {float(largest):.3g}{wrong}"
 
 
 def _recipes() -> dict[str, str]:

@@ -19,6 +19,10 @@ class SimulatorError(RuntimeError):
     """A simulator broke its contract while running: names the field and the step. Status 1."""
 
 
+class DivergedError(RuntimeError):
+    """Training came to nothing finite, and going back to a checkpoint did not help. Status 1."""
+
+
 class NotFiniteError(SimulatorError):
     """A simulator gave NaN or infinity where a result was to be worked out."""
 

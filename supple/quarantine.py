@@ -70,6 +70,11 @@ class Quarantine:
             "first": torch.full((count,), self._never, device=device),
             "envs": torch.zeros(envs, dtype=torch.bool, device=device),
             "square": torch.zeros((), dtype=torch.float64, device=device),
+            "kept": torch.zeros((), dtype=torch.bool, device=device),
+        }
+        # The first bad row since the last look, as it came.
+        self._row = {
+            name: torch.zeros(self._expected[name][0][1:], device=device) for name in self.fields
         }
         self._env_index = torch.arange(envs, device=device)
         # Compiling would take longer than all the bad steps a CPU run survives.
@@ -100,7 +105,7 @@ class Quarantine:
 
     def tensors(self) -> list[Tensor]:
         """What ``admit`` changes."""
-        return list(self._tensors.values())
+        return [*self._tensors.values(), *self._row.values()]
 
     # --- every step -------------------------------------------------------------------------
 
@@ -173,6 +178,11 @@ class Quarantine:
         rows = bad_FN.any(0)
         kept = valid & ~rows & ~own["tainted"]
 
+        at = rows.int().argmax().view(1)
+        fresh = rows.any() & ~own["kept"]
+        for name, raw in self._row.items():
+            raw.copy_(torch.where(fresh, value[name].index_select(0, at)[0], raw))
+        own["kept"].logical_or_(fresh)
         own["rows"].add_((valid & ~kept).sum())
         own["of_field"].add_(bad_FN.sum(1))
         here = own["steps"] * len(rows) + self._env_index
@@ -246,6 +256,13 @@ class Quarantine:
         self._tensors["first"].fill_(self._never)
         self._tensors["envs"].zero_()
         return {"env/quarantined_rows": float(rows)}, news
+
+    def bad_row(self) -> dict[str, Tensor]:
+        """The first bad row since this was last asked, as it came; copies to the host."""
+        if not bool(self._tensors["kept"]):
+            return {}
+        self._tensors["kept"].zero_()
+        return {name: raw.clone() for name, raw in self._row.items()}
 
     def _where(self) -> str:
         """The fields of the earliest bad row since the last report, where it was, and how many."""

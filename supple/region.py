@@ -201,6 +201,20 @@ class Region(Generic[T]):
                     value.copy_(saved)
 
 
+@contextlib.contextmanager
+def eagerly(owner: object) -> Iterator[None]:
+    """A block in which the regions among an object's attributes run as they are written."""
+    regions = [value for value in vars(owner).values() if isinstance(value, Region)]
+    before = [region._run for region in regions]
+    for region in regions:
+        region._run = region._function
+    try:
+        yield
+    finally:
+        for region, run in zip(regions, before, strict=True):
+            region._run = run
+
+
 class Joined:
     """A block at whose end the regions called within it run, in their order, as one region.
 

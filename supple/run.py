@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -26,10 +27,11 @@ from torch import Tensor
 from supple import checkpoint, machine, plots
 from supple.agents.base import Agent
 from supple.checkpoint import Checkpoint, following_format
-from supple.configs.base import Settings
+from supple.configs.base import Settings, to_json
 from supple.diagnostics.online import Online
 from supple.display import Display
 from supple.distributed import agreed, require_same, world
+from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics
 from supple.errors import InputError, NotFiniteError
@@ -96,7 +98,9 @@ class Run:
         self.stopped = False
         self._stop_asked = 0.0
         self._resumed = resumed
-        self._segments = Segments(replay, folder / REPLAY_FOLDER)
+        # A ring of one rollout is emptied before it is saved.
+        ahead = replay.num_rows > agent.horizon
+        self._segments = Segments(replay, folder / REPLAY_FOLDER, ahead=ahead)
         self._world = world()
         first = self._world.first
         diagnostics = settings.diagnostics
@@ -104,6 +108,13 @@ class Run:
             diagnostics = dataclasses.replace(diagnostics, enabled=False)
         self._online = Online(
             agent, replay, diagnostics, seed=settings.seed, env_steps=settings.env_steps
+        )
+        self._divergence = Divergence(
+            settings.care,
+            agent=agent,
+            replay=replay,
+            folder=folder,
+            header={"settings": to_json(settings), "spec": env.spec.to_json()},
         )
         self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb, writes=first)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
@@ -239,6 +250,7 @@ class Run:
             )
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
+        self._segments.write_ahead(self._steps_until_save() // self.env.spec.num_envs)
         if self.env.spec.device.type == "cpu":
             self._synchronise()
         self._obs = step["observation"]
@@ -255,8 +267,20 @@ class Run:
         return [*self._episodes.state_dict().values(), self._invalid]
 
     def diagnose(self) -> None:
-        """Measure what is due of the networks' health; training is the same with and without."""
+        """Measure what is due of the networks' health, and act on steps that were left out.
+
+        Where none was, training is the same with and without.
+
+        Raises:
+            DivergedError: too many were.
+        """
+        if self.agent.device.type == "cpu":
+            self._look_after()
         self._online.after_update(self.env_steps)
+
+    def _look_after(self) -> None:
+        for text in self._divergence.after_update(self.env_steps):
+            self.display.notice(text)
 
     def should_evaluate(self) -> bool:
         """Once per ``eval.every`` environment steps, and at the end."""
@@ -271,7 +295,14 @@ class Run:
 
     def should_save(self) -> bool:
         """Once per ``checkpoint.every`` environment steps."""
-        return self._due(self.settings.checkpoint.every or self.settings.env_steps // 10)
+        return self._due(self._save_every())
+
+    def _save_every(self) -> int:
+        return max(self.settings.checkpoint.every or self.settings.env_steps // 10, 1)
+
+    def _steps_until_save(self) -> int:
+        every = self._save_every()
+        return every - self.env_steps % every
 
     def _due(self, every: int) -> bool:
         return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
@@ -315,7 +346,10 @@ class Run:
             written: an earlier row of this step, which this one replaces: its numbers stay.
         """
         self._synchronise()
+        self._look_after()
         if not self._world.first:
+            for text in self._quarantine.report()[1]:
+                print(f"supple: process {self._world.rank}: {text}", file=sys.stderr)
             return
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
@@ -331,9 +365,11 @@ class Run:
         row |= self._online.row()
         quarantined, news = self._quarantine.report()
         row |= quarantined
+        bad = self._quarantine.bad_row()
+        news = [self._divergence.keep(bad, said, self.env_steps) for said in news]
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
-        row |= self._timing()
+        row |= self._divergence.row() | self._timing()
         self._sinks.write(self.env_steps, row)
         self.display.update({"step": self.env_steps, **row})
         if time.monotonic() - self._plotted > PLOT_SECONDS:
@@ -430,6 +466,7 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._sinks.close()
+        self._segments.close()
         if self._simulator:
             self._simulator.shutdown()
         self.env.close()

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.envs.base import Discrete, step_result
+from supple.quarantine import Quarantine
+from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
 from supple.rng import Generators
 from tests.agents.small_agents import (
@@ -176,6 +178,16 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
     assert all(value.device == CUDA for value in diagnostics.values())
     assert deterministic.device == CUDA
     assert state() == before  # the same tensors, of the same size
+
+
+def test_looking_for_bad_rows_stays_on_the_device(fake_cuda):
+    spec = small_spec(device=CUDA, observation={"policy": 6, "critic": 9})
+    quarantine = Quarantine(spec, on_bad="fail", reward_limit=1e8, compute=Compute())
+    with NoTransfers():
+        for _ in range(3):
+            action, step = quarantine.admit(on_gpu(4, 3), fake_step(spec).to_dict())
+    assert {action.device, step["valid"].device, step["reward"].device} == {CUDA}
+    assert all(value.device == CUDA for value in step["observation"].values())
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")

@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 from supple import checkpoint, launch
+from supple.deploy import manifest as manifest_file
+from supple.deploy.bundle import read_bundle, write_bundle, zip_path, zipped
+from supple.deploy.export import bundle_files
+from supple.deploy.verify import verify
 from supple.errors import InputError
-from supple.signed_json import UNSIGNED, sign
+from supple.signed_json import UNSIGNED, sha256, sign
 from tests.small_runs import run_until, small_settings
 
 COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
@@ -179,3 +183,112 @@ def test_hostile_settings_and_facts(runs, tmp_path, agent, name):
         return name
 
     assert fuzz(runs[agent], tmp_path, mutate)["refused"] > COUNT / 4
+
+
+# --- bundles -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(runs):
+    """The files of a bundle, by name."""
+    return bundle_files(launch.load_trained(runs["flashsac"]))
+
+
+def judged(path):
+    """What ``supple verify`` says of a bundle: refused, at fault, or nothing wrong with it."""
+    try:
+        report = verify(path, episodes=0, latency=False)
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 2000
+        return "refused"
+    for found in report.verdicts:
+        assert "\n" not in found.detail
+    return "at fault" if report.failed else "passed"
+
+
+def resigned(files, **changes):
+    """The files with some of them changed and a manifest that stands by them, as an attacker's."""
+    files = {**files, **changes}
+    record = manifest_file.parse(files[manifest_file.NAME])
+    for name, data in changes.items():
+        record["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
+    return files | {manifest_file.NAME: manifest_file.sign(record)}
+
+
+def fuzz_bundles(tmp_path, count, mutate, judge=judged):
+    """Judge ``count`` mutated bundles; how often each came to what."""
+    outside = tmp_path / "outside"
+    outside.write_text("untouched")
+    came_to = {"refused": 0, "at fault": 0, "passed": 0}
+    for number in range(count):
+        place = tmp_path / "place"
+        place.mkdir()
+        what, path = mutate(random.Random(number), place / "bundle")
+        try:
+            came_to[judge(path)] += 1
+        except Exception as error:
+            pytest.fail(f"mutation {number}, {what}: {type(error).__name__}: {error}")
+        shutil.rmtree(place)
+    assert outside.read_text() == "untouched"
+    assert {path.name for path in tmp_path.iterdir()} == {"outside"}
+    return came_to
+
+
+def untouched(path):
+    """Whether every byte is as it was written; nothing of the bundle is run."""
+    try:
+        found = read_bundle(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return "refused"
+    return "at fault" if found.damage() else "passed"
+
+
+@pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
+def test_damaged_bundles(bundle, tmp_path, archive):
+    def mutate(rng, path):
+        if archive:
+            zip_path(path).write_bytes(damaged(rng, zipped(bundle)))
+            return "zip", zip_path(path)
+        name = rng.choice(sorted(bundle))
+        data = damaged(rng, bundle[name])
+        while data == bundle[name]:
+            data = damaged(rng, bundle[name])
+        write_bundle(path, {**bundle, name: data})
+        return name, path
+
+    came_to = fuzz_bundles(tmp_path, COUNT, mutate, untouched)
+    # A zip has bytes that say nothing: times, or what lies beside its members.
+    assert came_to["passed"] <= (COUNT / 4 if archive else 0)
+
+
+@pytest.mark.parametrize("below", [("contract",), ("files",), ("evidence",), ()], ids=str)
+def test_hostile_but_well_signed_bundles(bundle, tmp_path, monkeypatch, below):
+    monkeypatch.setattr("supple.deploy.verify._start", lambda *_: [])  # takes a second each
+
+    def mutate(rng, path):
+        record = changed(rng, manifest_file.parse(bundle[manifest_file.NAME]), below)
+        for name in ("format", "version", "sha256"):
+            record.pop(name, None)
+        try:
+            data = manifest_file.sign(record)
+        except ValueError:  # what JSON cannot say
+            data = b"{}"
+        write_bundle(path, {**bundle, manifest_file.NAME: data})
+        return below, path
+
+    came_to = fuzz_bundles(tmp_path, COUNT, mutate)
+    assert came_to["refused"] + came_to["at fault"] >= (0 if below else COUNT / 4)
+
+
+def test_damaged_but_well_signed_policies(bundle, tmp_path):
+    """What every runtime and the golden vectors make of files that are not what they were."""
+    names = [name for name in sorted(bundle) if name.startswith(("policy", "golden"))]
+
+    def mutate(rng, path):
+        name = names[rng.randrange(len(names))]
+        write_bundle(path, resigned(bundle, **{name: damaged(rng, bundle[name])}))
+        return name, path
+
+    fuzz_bundles(tmp_path, max(4, COUNT // 10), mutate)

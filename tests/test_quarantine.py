@@ -160,6 +160,23 @@ def test_a_bridge_row_is_not_counted_but_its_observation_is_acted_on(host):
     assert quarantine.report()[0] == {"env/quarantined_rows": 1.0}
 
 
+@HOST
+def test_the_first_bad_row_is_kept_as_it_came(host):
+    quarantine, step = watch(host=host), a_step()
+    quarantine.admit(ACTION, a_step())
+    assert quarantine.bad_row() == {}
+    step["reward"][1], step["observation"]["policy"][1, 1] = 5.0, NAN
+    quarantine.admit(torch.tensor([[0.0], [0.25], [0.0]]), step)
+    step["reward"][1] = 6.0
+    quarantine.admit(ACTION, step)
+    row = quarantine.bad_row()
+    assert row["reward"].item() == 5.0
+    assert row["action"].tolist() == [0.25]
+    assert row["observation/policy"][0].item() == 1.0
+    assert row["observation/policy"][1].isnan()
+    assert quarantine.bad_row() == {}
+
+
 def test_the_observation_of_a_reset_is_looked_at_too():
     quarantine = watch()
     obs = {"policy": torch.tensor([[0.0, 1], [NAN, 1], [0, 1]]), "critic": torch.ones(3, 1)}
@@ -264,7 +281,14 @@ def test_planted_faults_reach_no_statistic_and_no_sampled_row(agent, plan, tmp_p
     for where, leaf in leaves(found.state):
         assert bool(torch.isfinite(leaf).all()), where
         assert leaf.abs().max() < 1e6 or "generators" in where or "random" in where, where
-    assert "quarantined 1 of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "quarantined 1 of" in said
+    dump = checkpoint.list_checkpoints(run.folder / "nan")[0]
+    assert f"the row: supple doctor --nan-dump {dump}" in said
+    assert main(["doctor", "--nan-dump", str(dump)]) == DONE
+    said = " ".join(capsys.readouterr().out.split())
+    assert "NaN or infinity in observation/policy at vector step 30, environment 1" in said
+    assert "observation/policy nan" in said
 
 
 def leaves(node, where="state"):

@@ -9,10 +9,12 @@ repeat such scalar arithmetic for every weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from supple.agents.care import is_readable, undo_unless
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -67,8 +69,12 @@ class Adam:
         Args:
             gradients: in the order of ``params``.
             factor: multiplies the learning rate, 0-d.
-            enabled: False leaves everything as it is, 0-d bool.
+            enabled: False leaves everything as it is, whatever the gradients hold, 0-d bool.
         """
+        if enabled is not None and is_readable(enabled):
+            if not enabled:
+                return
+            enabled = None
         before = [] if enabled is None else [value.clone() for value in self.tensors()]
         torch._foreach_lerp_(self.mean, gradients, 1 - BETA1)
         torch._foreach_mul_(self.square, BETA2)
@@ -82,8 +88,8 @@ class Adam:
             keep = self._keep if factor is None else 1 - factor * (1 - self._keep)
             torch._foreach_mul_(self._decayed, keep)
         torch._foreach_sub_(self.params, move)
-        for value, old in zip(self.tensors(), before, strict=False):
-            value.copy_(torch.where(cast(Tensor, enabled), value, old))
+        if enabled is not None:
+            undo_unless(enabled, self.tensors(), before)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor a step changes."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supple.agents.care import Skips
 from supple.envs.base import EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.region import Compute
@@ -65,6 +66,12 @@ class Agent(ABC):
     rank_state: tuple[str, ...] = ()
     """Entries of ``state_dict`` that are each process's own, where several learn together; the
     others are the same bits in all."""
+    skips: Skips
+    """Gradient steps that were left out because they were not finite."""
+    learned: tuple[str, ...] = ()
+    """Parts of ``state_dict`` that gradient steps change."""
+    rate_scale: float = 1.0
+    """Multiplies every learning rate."""
 
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
         """The ring this agent wants, given what the run's settings say of it.
@@ -106,6 +113,19 @@ class Agent(ABC):
             ``metrics``: of the newest gradient step, this call's or an earlier one's; the next
             one may write over them.
         """
+
+    def repeat(self, inputs: tuple[Tensor, ...]) -> None:
+        """Take one gradient step again, of what ``skips`` noted of it."""
+        raise NotImplementedError
+
+    def roll_back(self, state: Mapping[str, Any], *, rate_factor: float) -> None:
+        """Take over what was learned in another state, and multiply the learning rates.
+
+        Counters, random streams, reward statistics and running episodes stay as they are.
+        """
+        self.load_state_dict(self.state_dict() | {name: state[name] for name in self.learned})
+        self.rate_scale *= rate_factor
+        self.skips.forget()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Further 0-d numbers on the device, computed only when a metric row is written."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.base import Agent, check_sizes, concat, critic_groups
+from supple.agents.care import Skips, all_finite, undo_unless
 from supple.agents.critics import (
     CategoricalCritic,
     Critic,
@@ -74,6 +75,7 @@ class FlashSAC(Agent):
     """
 
     rank_state = ("reward_scaler", "noise", "generators", "metrics")
+    learned = ("actor", "critic", "target_critic", "log_alpha", "optimizers")
 
     def __init__(
         self,
@@ -132,6 +134,7 @@ class FlashSAC(Agent):
             "critic": self._adam(self.critic),
             "temperature": Adam([self.log_alpha]),
         }
+        self.skips = Skips(("actor", "critic"), self.device)
         self.compute = compute or Compute()
         self._act_step = self._region(self._explore)
         self._observe_step = self._region(self._observe)
@@ -210,7 +213,7 @@ class FlashSAC(Agent):
             found += optimizer.tensors()
         found += self.reward_scaler.state_dict().values()
         found += self.noise.state_dict().values()
-        return found + self._target_params
+        return found + self._target_params + self.skips.tensors()
 
     def check_room(self, ring: ReplayPlan) -> None:
         """Refuse rings in which learning could never begin."""
@@ -345,7 +348,7 @@ class FlashSAC(Agent):
         denominator = self.reward_scaler.denominator()
         optimizers = self._optimizers
         if self.updates % settings.actor_period == 0:
-            rate = self.learning_rate(self._actor_updates)
+            rate = self.rate_scale * self.learning_rate(self._actor_updates)
             for name in ("actor", "temperature"):
                 optimizers[name].begin(rate, self._actor_updates + 1)
             self.metrics |= self._actor_step(
@@ -356,13 +359,25 @@ class FlashSAC(Agent):
                 *(() if actor_uniform_BR is None else (actor_uniform_BR,)),
             )
             self._actor_updates += 1
-        optimizers["critic"].begin(self.learning_rate(self.updates), self.updates + 1)
+        rate = self.rate_scale * self.learning_rate(self.updates)
+        optimizers["critic"].begin(rate, self.updates + 1)
         own = () if critic_uniform_BR is None else (critic_uniform_BR,)
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
+        given = (*batch, actor_noise_BA, next_noise_BA, actor_uniform_BR, critic_uniform_BR)
+        self.skips.note(
+            tuple(value for value in given if value is not None),
+            lambda: copy.deepcopy(self.state_dict()),
+        )
         self._remedy(batch)
         return self.metrics
+
+    def repeat(self, inputs: tuple[Tensor, ...]) -> None:
+        """Take one gradient step again, with its actor step."""
+        fields = len(Batch._fields)
+        self.updates -= self.updates % self.settings.actor_period
+        self.learn(Batch(*inputs[:fields]), *inputs[fields:])
 
     def _remedy(self, batch: Batch) -> None:
         """What the settings prescribe against lost plasticity, when it is due."""
@@ -405,6 +420,8 @@ class FlashSAC(Agent):
     ) -> dict[str, Tensor]:
         settings = self.settings
         rows = action_BA.shape[0]
+        statistics = list(self.actor.buffers())
+        before = [value.clone() for value in statistics]
         alpha = self.log_alpha.detach().exp()
         with self.compute.autocast(self.device):
             # Next observations ride along so that batch norm sees the mixture the critic sees.
@@ -418,13 +435,19 @@ class FlashSAC(Agent):
             distance = (new_action_BA - action_BA).square().mean()
             scale = mean_over_ranks(value_B.detach().abs().mean())
             loss = loss + settings.bc_alpha * scale * distance
-        self._optimizers["actor"].step(average(torch.autograd.grad(loss, self._actor_params)))
+        gradients = average(torch.autograd.grad(loss, self._actor_params))
+        good = all_finite(mean_over_ranks(loss), gradients)
+        self._optimizers["actor"].step(gradients, enabled=good)
+        undo_unless(good, statistics, before)
+        self.skips.count("actor", good)
         if settings.project_actor:
             project_(self.actor)
 
         entropy = mean_over_ranks(-log_prob_B.detach().mean())
         temperature_loss = (self.log_alpha.exp() * (entropy - self.target_entropy)).squeeze()
-        self._optimizers["temperature"].step(torch.autograd.grad(temperature_loss, self.log_alpha))
+        gradients = torch.autograd.grad(temperature_loss, self.log_alpha)
+        good = good & all_finite(temperature_loss, gradients)
+        self._optimizers["temperature"].step(gradients, enabled=good)
         return {
             "actor/loss": loss.detach(),
             "actor/entropy": entropy,
@@ -451,6 +474,8 @@ class FlashSAC(Agent):
         counts = (draws.value, draws.target, draws.loss)
         parts = (None, None, None) if uniform_BR is None else uniform_BR.split(counts, dim=-1)
         for_value, for_target, for_loss = parts
+        statistics = [*self.critic.buffers(), *self.target_critic.buffers()]
+        before = [value.clone() for value in statistics]
         with self.compute.autocast(self.device):
             with torch.no_grad():
                 mean_BA, log_std_BA = self.actor(actor_obs_2BD[rows:], train=False)
@@ -479,7 +504,11 @@ class FlashSAC(Agent):
                 target = self.target_critic.averaged(target.unflatten(0, (drawn, rows)))
             value = self.critic.value(prediction, for_value).mean()
         loss = self.critic.loss(prediction, target, for_loss)
-        self._optimizers["critic"].step(average(torch.autograd.grad(loss, self._critic_params)))
+        gradients = average(torch.autograd.grad(loss, self._critic_params))
+        good = all_finite(mean_over_ranks(loss), gradients)
+        self._optimizers["critic"].step(gradients, enabled=good)
+        undo_unless(good, statistics, before)
+        self.skips.count("critic", good)
         if self.settings.project_critic:
             project_(self.critic)
         with torch.no_grad():
@@ -536,7 +565,9 @@ class FlashSAC(Agent):
             "noise": self.noise.state_dict(),
             "generators": self.generators.state_dict(),
             "metrics": dict(self.metrics),
+            "skips": self.skips.state_dict(),
             "counters": {
+                "rate_scale": self.rate_scale,
                 "updates": self.updates,
                 "actor_updates": self._actor_updates,
                 "budget": self._budget,
@@ -561,7 +592,9 @@ class FlashSAC(Agent):
         self.noise.load_state_dict(state["noise"])
         self.generators.load_state_dict(state["generators"])
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
+        self.skips.load_state_dict(state["skips"])
         counters = state["counters"]
+        self.rate_scale = counters["rate_scale"]
         self.updates = counters["updates"]
         self._actor_updates = counters["actor_updates"]
         self._budget = counters["budget"]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from supple.agents.adam import Adam
 from supple.agents.base import Agent, check_sizes, concat, critic_groups
+from supple.agents.care import Skips
 from supple.agents.distributions import (
     Categorical,
     Distribution,
@@ -87,6 +88,7 @@ class PPO(Agent):
     """
 
     rank_state = ("reward_scaler", "memory", "generators", "metrics")
+    learned = ("actor", "critic", "distribution", "optimizer", "rate")
 
     def __init__(
         self,
@@ -170,6 +172,7 @@ class PPO(Agent):
         self._seen = torch.zeros((), dtype=torch.float64, device=self.device)
         self._sums = torch.zeros(len(AVERAGED) + 1, device=self.device)
 
+        self.skips = Skips(("gradient step",), self.device)
         self.compute = compute or Compute()
         self._act_step = self._region(self._explore)
         self._observe_step = self._region(self._observe)
@@ -236,6 +239,7 @@ class PPO(Agent):
             self._going,
             self._taken,
             self._sums,
+            *self.skips.tensors(),
         ]
 
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
@@ -354,7 +358,7 @@ class PPO(Agent):
         rows_RK = self._pack(rollout)
         if settings.lr_schedule == "linear":
             left = (1 - self._seen / self._total_env_steps).clamp_min(0.0)
-            self._rate.copy_(settings.lr * left)
+            self._rate.copy_(self.rate_scale * settings.lr * left)
         self._going.fill_(True)
         self._sums.zero_()
         estimates = self.distribution.estimates_entropy
@@ -366,8 +370,10 @@ class PPO(Agent):
                 taken = self._taken if settings.kl_stop else self.updates
                 self._optimizer.begin(1.0, taken + 1)
                 noise = (self._noise("entropy", len(index)),) if estimates else ()
-                self._learn_step(rows_RK.index_select(0, index), *noise)
+                batch = (rows_RK.index_select(0, index), *noise)
+                self._learn_step(*batch)
                 self.updates += 1
+                self.skips.note(batch, lambda: copy.deepcopy(self.state_dict()))
         self._normalise_by(rollout)
         self._seen.add_(sum_over_ranks(rollout["valid"].sum()))
         replay.clear()
@@ -377,6 +383,17 @@ class PPO(Agent):
         if settings.kl_stop:  # ``updates`` counts those left out, too
             self.metrics["actor/steps_taken"] = self._taken.clone()
         return self.metrics
+
+    def repeat(self, inputs: tuple[Tensor, ...]) -> None:
+        """Take one gradient step again."""
+        self._optimizer.begin(1.0, self.updates)
+        self._going.fill_(True)
+        self._learn_step(*inputs)
+
+    def roll_back(self, state: Mapping[str, Any], *, rate_factor: float) -> None:
+        """As any agent's; the rate that adapts by itself goes on from the lowered one."""
+        super().roll_back(state, rate_factor=rate_factor)
+        self._rate.mul_(rate_factor)
 
     def _rollout(self, replay: Replay) -> dict[str, Tensor]:
         """The ring's columns, (T, N, ...); observations flat, (T N, D)."""
@@ -542,11 +559,14 @@ class PPO(Agent):
             split = len(self._actor_params)
             actor_gradients, actor_norm = _clipped(gradients[:split], settings.max_grad_norm)
             critic_gradients, critic_norm = _clipped(gradients[split:], settings.max_grad_norm)
+            finite = torch.isfinite(mean_over_ranks(loss))
+            good = finite & torch.isfinite(actor_norm) & torch.isfinite(critic_norm)
             self._optimizer.step(
                 (*actor_gradients, *critic_gradients),
                 factor=self._rate,
-                enabled=self._going if settings.kl_stop else None,
+                enabled=good & self._going if settings.kl_stop else good,
             )
+            self.skips.count("gradient step", good)
             self._taken.add_(self._going)
             outside = ((ratio - clipped) != 0).float()
             found = {
@@ -560,7 +580,7 @@ class PPO(Agent):
                 "critic/grad_norm": critic_norm,
             }
             values = [*(found[name] for name in AVERAGED), torch.ones_like(kl)]
-            self._sums.add_(torch.where(looked_at, torch.stack(values), 0.0))
+            self._sums.add_(torch.where(looked_at & good, torch.stack(values), 0.0))
         return {}
 
     def _unroll(self, network: Network, row: Mapping[str, Tensor], name: str) -> Tensor:
@@ -596,7 +616,8 @@ class PPO(Agent):
             "seen": self._seen,
             "generators": self.generators.state_dict(),
             "metrics": dict(self.metrics),
-            "counters": {"updates": self.updates},
+            "skips": self.skips.state_dict(),
+            "counters": {"updates": self.updates, "rate_scale": self.rate_scale},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -620,7 +641,9 @@ class PPO(Agent):
         self._seen.copy_(state["seen"])
         self.generators.load_state_dict(state["generators"])
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
+        self.skips.load_state_dict(state["skips"])
         self.updates = state["counters"]["updates"]
+        self.rate_scale = state["counters"]["rate_scale"]
 
 
 class GreedyPolicy(nn.Module):

@@ -54,7 +54,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int, *, warm_up: int = 2
+    variants: dict[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every variant in every round; each round starts with another one."""
     names = list(variants)
@@ -65,9 +69,9 @@ def interleaved(
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            begin = time.perf_counter()
+            begin = clock()
             variants[name]()
-            found[name].append(time.perf_counter() - begin)
+            found[name].append(clock() - begin)
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from supple.agents.care import CareSettings
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
 from supple.diagnostics.settings import DiagnosticsSettings
@@ -93,6 +94,7 @@ class Settings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     log: LogSettings = field(default_factory=LogSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    care: CareSettings = field(default_factory=CareSettings)
     diagnostics: DiagnosticsSettings = field(default_factory=DiagnosticsSettings)
 
     def __post_init__(self) -> None:

@@ -4,12 +4,17 @@ A segment holds a fixed number of consecutive vector steps. Once full it is writ
 again; only the newest, partial one is written at every save, under a name with its length. Each
 carries its own rows' columns and the final observations of its own ended rows. What changes after
 writing (validity, side-table bookkeeping, the cursor) is in ``Replay.state_dict``.
+
+Segments are written ahead: as soon as one is full it is copied, and a thread of its own brings the
+copy to the disk while training goes on. A save then waits for at most a few and writes the partial
+one. Where rows come faster than the disk takes them (a GPU's), the rest is written by the save.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,11 @@ from supple.files import replace_file
 from supple.replay.buffer import Replay
 
 SEGMENTS_PER_RING = 64
-"""How finely a ring is cut; the newest segment is what each save writes again."""
+"""How finely a ring is cut, at least; the newest segment is what each save writes again."""
+SEGMENT_BYTES = 32 * 2**20
+"""Most that a segment holds, unless one vector step is more: a save writes one, and copies of two
+may wait for the disk [bytes]."""
+MOST_WAITING = 2
 
 
 class Segments:
@@ -33,35 +42,79 @@ class Segments:
     Args:
         replay: the ring.
         folder: where the files are; created when first written.
+        ahead: whether ``write_ahead`` does anything: not for rings that are emptied at each update.
     """
 
-    def __init__(self, replay: Replay, folder: Path) -> None:
+    def __init__(self, replay: Replay, folder: Path, *, ahead: bool = False) -> None:
         self._replay = replay
         self._folder = folder
-        self._length = -(-replay.num_rows // SEGMENTS_PER_RING)
+        step_bytes = replay.plan.total_bytes // replay.num_rows + 1
+        rows = replay.num_rows
+        self._length = min(-(-rows // SEGMENTS_PER_RING), max(1, SEGMENT_BYTES // step_bytes))
         self._known: dict[int, dict[str, Any]] = {}  # full segments on disk, by number
+        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._named: set[str] = set()  # by manifests on disk
+        self._writer = ThreadPoolExecutor(1, "replay-rows") if ahead else None
+
+    def write_ahead(self, until_save: int) -> None:
+        """Begin to write the segment that was just filled, if one was.
+
+        Args:
+            until_save: vector steps until the next save: what the ring has overwritten by then is
+                not written.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        end = self._replay.vector_steps
+        if self._writer is None or end % self._length:
+            return
+        number, first = end // self._length - 1, end - self._length
+        self._collect()
+        stays = first >= end + until_save - self._replay.num_rows
+        if not stays or number < 0 or number in self._known or len(self._waiting) >= MOST_WAITING:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = self._copy(first, end)
+        self._waiting[number] = self._writer.submit(self._write, tensors, number, first, end)
 
     def save(self) -> dict[str, Any]:
         """Write what is not on disk yet.
 
         Returns:
             JSON manifest: the files of this state, oldest first, with sizes and SHA-256.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._collect(wait=True)
         end = self._replay.vector_steps
         begin = max(0, end - self._replay.num_rows)
         entries = []
         for number in range(begin // self._length, -(-end // self._length)):
-            first = number * self._length
-            last = min(first + self._length, end)
-            if last == end:
-                # May still change: by growing, or by an episode cut at its newest row.
-                entries.append(self._write(number, max(first, begin), last))
-                continue
-            if number not in self._known:
-                self._known[number] = self._write(number, max(first, begin), last)
-            entries.append(self._known[number])
+            first = max(number * self._length, begin)
+            last = min((number + 1) * self._length, end)
+            entry = self._known.get(number)
+            if entry is None:
+                entry = self._write(self._copy(first, last), number, first, last)
+                # The newest may still change: by growing, or by an episode cut at its last row.
+                if last < end:
+                    self._known[number] = entry
+            entries.append(entry)
+        self._named |= {entry["name"] for entry in entries}
         return {"segments": entries, "vector_steps": end}
+
+    def close(self) -> None:
+        """Wait for the thread, whatever came of what it wrote. Safe to call twice."""
+        if self._writer:
+            self._writer.shutdown()
+
+    def _collect(self, *, wait: bool = False) -> None:
+        for number, future in list(self._waiting.items()):
+            if wait or future.done():
+                del self._waiting[number]
+                self._known[number] = future.result()
 
     def load(self, manifest: Mapping[str, Any]) -> None:
         """Fill the ring's rows; its ``load_state_dict`` must have run.
@@ -72,8 +125,11 @@ class Segments:
         for entry in manifest["segments"]:
             data = _read(self._folder, entry)
             self._restore(parse(data), entry["first"], entry["last"])
-            if entry["last"] < manifest["vector_steps"]:
-                self._known[entry["first"] // self._length] = dict(entry)
+            number = entry["first"] // self._length
+            whole = entry["last"] == (number + 1) * self._length
+            if whole and entry["last"] < manifest["vector_steps"]:
+                self._known[number] = dict(entry)
+            self._named.add(entry["name"])
 
     def prune(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """Delete the files no manifest names."""
@@ -82,8 +138,10 @@ class Segments:
             if path.name.startswith(("rows-", ".rows-")) and path.name not in kept:
                 path.unlink()
         self._known = {k: entry for k, entry in self._known.items() if entry["name"] in kept}
+        self._named = kept
 
-    def _write(self, number: int, first: int, last: int) -> dict[str, Any]:
+    def _copy(self, first: int, last: int) -> dict[str, Tensor]:
+        """A segment's content, on the host and no longer part of the ring."""
         replay = self._replay
         rows = self._ring_rows(first, last)
         tensors = {
@@ -96,7 +154,13 @@ class Segments:
         for group in replay.storage:
             tensors[f"observation/{group}"] = replay.ring(group)[rows]
             tensors[f"final/{group}"] = replay.final_table(group)[slots]
-        data = serialise({key: value.cpu().contiguous() for key, value in tensors.items()})
+        return {key: value.cpu().contiguous() for key, value in tensors.items()}
+
+    def _write(
+        self, tensors: Mapping[str, Tensor], number: int, first: int, last: int
+    ) -> dict[str, Any]:
+        """Bring a segment to the disk; returns its entry in a manifest."""
+        data = serialise(dict(tensors))
         digest = _digest(data)
         # The content is part of the name: another line of training, begun at an older checkpoint,
         # never writes over the rows of this one.
@@ -164,10 +228,12 @@ def _read(folder: Path, entry: Mapping[str, Any]) -> bytes:
     path = folder / plain_name(entry["name"])
     if not path.is_file():
         raise InputError(f"{path} is missing: the replay rows of this checkpoint are incomplete")
+    size = path.stat().st_size
+    if size != entry["bytes"]:  # before a file of any size is read
+        raise InputError(f"{path} is damaged: expected {entry['bytes']} bytes, got {size}")
     data = path.read_bytes()
-    if len(data) != entry["bytes"] or _digest(data) != entry["sha256"]:
+    if _digest(data) != entry["sha256"]:
         raise InputError(
-            f"{path} is damaged: expected {entry['bytes']} bytes with SHA-256"
-            f" {entry['sha256'][:12]}, got {len(data)} with {_digest(data)[:12]}"
+            f"{path} is damaged: expected SHA-256 {entry['sha256'][:12]}, got {_digest(data)[:12]}"
         )
     return data

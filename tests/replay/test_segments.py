@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import supple.replay.segments
 from supple.errors import InputError
+from supple.files import replace_file
 from supple.replay import Segments
 from supple.replay.segments import verify
 from tests.replay.naive import (
@@ -389,3 +390,74 @@ def test_rings_loaded_from_one_state_share_nothing(tmp_path):
     before = int(loaded.metrics()["replay/final_evicted"])
     feed(stream, 3, ring)
     assert int(loaded.metrics()["replay/final_evicted"]) == before
+
+
+def test_what_is_written_ahead_is_what_a_save_would_write(tmp_path):
+    """The same files, byte for byte, and none of them by the save itself but the newest."""
+    ring = make_ring(2, 16, final_fraction=1.0)
+    stream = Stream(seed=0, spec=ring.spec, end=0.2)
+    ahead = Segments(ring, tmp_path / "ahead", ahead=True)
+    plain = Segments(ring, tmp_path / "plain")
+    for step in range(1, 47):
+        feed(stream, 1, ring)
+        ahead.write_ahead(0)
+        plain.save()
+        if step % 9 == 0:
+            ahead._collect(wait=True)
+            before = set(files(tmp_path / "ahead"))
+            manifest = ahead.save()
+            assert names(manifest) == names(plain.save())
+            assert set(names(manifest)) - before <= {names(manifest)[-1]}
+    loaded, _ = restored(ring, saved_state(ring), tmp_path / "ahead", ahead.save())
+    assert_same_rings(ring, loaded)
+    ahead.prune([manifest])
+    assert set(files(tmp_path / "ahead")) == set(names(manifest))
+    ahead.close()
+
+
+def test_rows_that_are_gone_by_the_next_save_are_not_written(tmp_path):
+    ring = make_ring(2, 16)
+    stream = Stream(seed=0, spec=ring.spec)
+    segments = Segments(ring, tmp_path, ahead=True)
+    for step in range(1, 65):
+        feed(stream, 1, ring)
+        segments.write_ahead(64 - step)
+    segments.save()
+    # Segments of 4 rows; the last of them by the save or ahead, the 12 before never.
+    assert len(files(tmp_path)) == 4
+    segments.close()
+
+
+def test_a_disk_that_falls_behind_stalls_nothing_and_a_full_one_is_said_by_the_save(
+    tmp_path, monkeypatch
+):
+    import threading
+
+    ring = make_ring(2, 16)
+    stream = Stream(seed=0, spec=ring.spec)
+    segments = Segments(ring, tmp_path, ahead=True)
+    gate = threading.Event()
+    write = replace_file
+
+    def slow(path, data):
+        gate.wait()
+        write(path, data)
+
+    monkeypatch.setattr(supple.replay.segments, "replace_file", slow)
+    for _ in range(16):
+        feed(stream, 1, ring)
+        segments.write_ahead(0)
+    assert len(segments._waiting) == 2
+    gate.set()
+    assert len(segments.save()["segments"]) == 4
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(supple.replay.segments, "replace_file", full)
+    for _ in range(4):
+        feed(stream, 1, ring)
+        segments.write_ahead(0)
+    with pytest.raises(OSError, match="No space left"):
+        segments.save()
+    segments.close()
