@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from supple import machine
+from supple import machine, sweep
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
 from supple.configs.base import Settings, flat
 from supple.display import Display
@@ -87,6 +87,14 @@ def main(arguments: Sequence[str]) -> int:
         metavar='"NAME: FLAGS"',
         help="a variant and its flags; without any, one variant named default",
     )
+    parser.add_argument(
+        "--lr-sweep",
+        type=float,
+        nargs="*",
+        metavar="RATE",
+        help="a variant for each learning rate, and how sensitive returns are to it; without"
+        " rates, five over two decades around the preset's",
+    )
     parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
     own = list(arguments)
@@ -96,7 +104,13 @@ def main(arguments: Sequence[str]) -> int:
         options = parser.parse_args(own)
     except SystemExit:
         return DONE
-    jobs = plan(options.task, options.seeds, options.variant, common, options.out)
+    rates: dict[str, float] = {}
+    if options.lr_sweep is not None:
+        if options.variant:
+            raise InputError("--lr-sweep makes the variants itself: leave out --variant")
+        own_settings = train_settings([options.task, *common])
+        rates = sweep.variants(own_settings, options.lr_sweep, len(options.seeds))
+    jobs = plan(options.task, options.seeds, options.variant or [*rates], common, options.out)
     at_once = options.jobs or min(machine.cores(), len(jobs))
     if at_once < 1:
         raise InputError(f"--jobs must be >= 1, got {options.jobs}")
@@ -108,8 +122,21 @@ def main(arguments: Sequence[str]) -> int:
         status = run_queue(jobs, at_once)
         if any(job.result() for job in jobs):
             report(jobs, options.out, title=options.task)
+            if rates and status != RESUMABLE:
+                print(sensitivity(jobs, list(rates.values()), options.out))
             print(options.out)
     return status
+
+
+def sensitivity(jobs: Sequence[Job], rates: Sequence[float], out: Path) -> str:
+    """Write the record of a learning-rate sweep whose queue is empty; what to print."""
+    names = dict(zip(dict.fromkeys(job.variant for job in jobs), rates, strict=True))
+    returns: dict[float, list[float | None]] = {rate: [] for rate in rates}
+    for job in jobs:
+        found = job.result()
+        returns[names[job.variant]].append(None if found is None else found["return_mean"])
+    settings = read_settings(next(job.folder for job in jobs if job.result()))
+    return sweep.write(returns, sweep.random_return(settings), out)
 
 
 def plan(
