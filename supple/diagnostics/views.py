@@ -29,6 +29,7 @@ from supple.agents.critics import CategoricalCritic, Critic, HeadCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, FlowPrediction
 from supple.agents.mlp import Network
 from supple.agents.nets import Trunk, UnitBatchNorm
+from supple.agents.velocity import UnitVelocityNet
 from supple.diagnostics.plasticity import Features, flow_features, trunk_features, two_hot
 from supple.kernels.critic_integration import integrate
 
@@ -312,7 +313,10 @@ class FlowView(View):
             return self
         found = copy.copy(self)
         found.module = twin(self.module)
-        found.module.net.out = untrained.module.net.out
+        own, new = found.module.net, untrained.module.net
+        assert isinstance(own, UnitVelocityNet)
+        assert isinstance(new, UnitVelocityNet)
+        own.out = new.out
         return found
 
 

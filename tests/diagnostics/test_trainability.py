@@ -133,7 +133,7 @@ def test_an_untrained_network_has_no_gap(kind, role, monkeypatch):
 def collapse(module):
     """Hidden units silent, out of reach of any gradient, and what is left of them all alike."""
     if isinstance(module, Network):
-        for layer in module.layers[:-1]:
+        for layer in [*module.layers][:-1]:
             if isinstance(layer, nn.Linear):
                 layer.bias[2:] = -1e4
         return
