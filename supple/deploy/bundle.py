@@ -21,6 +21,7 @@ from typing import Any
 from supple.deploy import manifest as manifest_file
 from supple.errors import InputError
 from supple.files import replace_file, sync_folder, write_synced
+from supple.signed_json import sha256
 
 MAX_BYTES = 512 * 2**20
 """Of all files together, inflated."""
@@ -65,7 +66,7 @@ class Bundle:
                 short = isinstance(expected, int) and len(data) < expected
                 what = "truncated" if short else "of another size"
                 found.append(f"{name} is {what}: expected {expected} bytes, got {len(data)}")
-            elif manifest_file.digest(data) != entry.get("sha256"):
+            elif sha256(data) != entry.get("sha256"):
                 found.append(f"{name} was changed after export: its SHA-256 does not fit")
         extra = self.files.keys() - listed.keys() - {manifest_file.NAME}
         return found + [f"{name} is not listed in manifest.json" for name in sorted(extra)]
@@ -120,6 +121,8 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     raise InputError(f"{path}: {member.filename} is no plain file")
                 if member.filename in files:
                     raise InputError(f"{path}: {member.filename} is there twice")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InputError(f"{path}: {member.filename} is compressed in another way")
                 with archive.open(member) as file:
                     files[member.filename] = file.read(member.file_size + 1)
     except InputError:

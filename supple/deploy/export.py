@@ -17,16 +17,21 @@ from supple.checkpoint import following_format
 from supple.deploy import c_source, golden, manifest, onnx_file, torch_file
 from supple.deploy.bundle import check_free, write_bundle, write_zip
 from supple.deploy.card import model_card
-from supple.deploy.contract import action_names, contract, observation_names, unknown
+from supple.deploy.contract import (
+    UNKNOWN_IN,
+    action_names,
+    contract,
+    observation_names,
+    unknown,
+)
 from supple.deploy.formats import FORMATS, mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, answer
 from supple.deploy.plain import PlainPolicy, plain_policy
 from supple.errors import InputError
 from supple.launch import Trained
 from supple.run import REPLAY_FOLDER, RESULT
+from supple.signed_json import sha256
 from supple.version import __version__
-
-LICENCE = "unknown: the trainer's to choose"
 
 
 def export(
@@ -101,11 +106,10 @@ def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, byt
         "contract": record,
         "evidence": evidence,
     }
-    body["unknown"] = unknown({"contract": record, "evidence": evidence})
+    body["unknown"] = unknown({part: body[part] for part in UNKNOWN_IN})
     files["README.md"] = model_card(body, body["unknown"]).encode()
     body["files"] = {
-        name: {"bytes": len(data), "sha256": manifest.digest(data)}
-        for name, data in sorted(files.items())
+        name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())
     }
     files[manifest.NAME] = manifest.sign(body)
     return files
@@ -187,7 +191,7 @@ def _identity(folder: Path) -> dict[str, Any]:
         "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment)),
         "exported_with": now,
         "trained_with": json.loads(trained_with.read_text()) if trained_with.is_file() else None,
-        "licence": LICENCE,
+        "licence": None,  # the trainer's to choose
     }
 
 

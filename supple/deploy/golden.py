@@ -59,10 +59,10 @@ class Golden:
             InputError: not such a file, or too short to prove anything.
         """
         try:
-            tensors = safetensors.torch.load(data)
-            found = Golden(**tensors)
+            found = Golden(**safetensors.torch.load(data))
         except (SafetensorError, TypeError, ValueError) as error:
             raise InputError(f"golden.safetensors is damaged: {error}; export again") from error
+        found._check()
         steps = len(found.observation)
         if steps < LEAST_STEPS or int(found.start.sum()) < LEAST_STARTS:
             raise InputError(
@@ -70,6 +70,30 @@ class Golden:
                 f" expected at least {LEAST_STEPS} and {LEAST_STARTS}; export again"
             )
         return found
+
+    def _check(self) -> None:
+        floats = (2, torch.float32)
+        choices = self.action.dtype == torch.int64
+        wanted = {
+            "observation": floats,
+            "start": (1, torch.bool),
+            "action": (1, torch.int64) if choices else floats,
+            "command": floats,
+            "memory": floats,
+        }
+        for name, (axes, dtype) in wanted.items():
+            tensor: Tensor = getattr(self, name)
+            rows = len(self.observation) if self.observation.ndim else 0
+            if tensor.ndim != axes or tensor.dtype != dtype or len(tensor) != rows:
+                raise InputError(
+                    f"golden.safetensors is damaged: {name} is {tuple(tensor.shape)} of"
+                    f" {tensor.dtype}, expected {axes} axes of {dtype} and {rows} rows; export"
+                    " again"
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"golden.safetensors is damaged: {name} is not finite; export again"
+                )
 
 
 @torch.no_grad()
@@ -181,12 +205,17 @@ def drawn(
     return noise, start
 
 
+def channel_of(term: Mapping[str, Any]) -> tuple[str, int]:
+    """A term's channel and how many frames old it is."""
+    age = term.get("history") or 0
+    return str(term["name"]).removesuffix(f"@{age}" if age else ""), age
+
+
 def history_pairs(terms: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """A channel of one frame and the same channel one frame older, newest frames first."""
     places: dict[tuple[str, int], int] = {}
     for index, term in enumerate(terms):
-        name = str(term["name"]).partition("@")[0]
-        places[name, term.get("history") or 0] = index
+        places[channel_of(term)] = index
     return [
         (places[name, age - 1], places[name, age])
         for name, age in sorted(places, key=itemgetter(1))
