@@ -4,7 +4,8 @@
     python benchmarks/healthy.py runs/flashsac-Pendulum ...
 
 Trains nothing. Every run becomes a row of ``benchmarks/results/healthy.csv``: its return, how many
-verdicts of each level, which rules, and the processor time of the diagnosis, loading included.
+verdicts of each level, which rules, the share of the training's time that diagnostics took by their
+own clock, and the time of the diagnosis, loading included.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from supple.diagnostics.command import write
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Options, diagnose
 from supple.diagnostics.report.page import latest
+from supple.metrics import read_csv
 
 RESULTS = Path(__file__).parent / "results" / "healthy.csv"
 
@@ -38,6 +40,8 @@ def judged(run: Path, suite: Any, out: Path | None) -> dict[str, Any]:
     for verdict in verdicts:
         print(f"{run.name}: {verdict['level']} {verdict['rule']} {verdict['sentence']}")
     target = found.targets[-1]
+    columns = read_csv(run / "metrics.csv")
+    spent = [value for value in columns.get("diag/seconds", []) if value is not None]
     result = json.loads((run / "result.json").read_text())
     return {
         "run": run.name,
@@ -51,6 +55,7 @@ def judged(run: Path, suite: Any, out: Path | None) -> dict[str, Any]:
         "bad": sum(verdict["level"] == "bad" for verdict in verdicts),
         "warn": sum(verdict["level"] == "warn" for verdict in verdicts),
         "rules": " ".join(verdict["rule"] for verdict in verdicts),
+        "online share": f"{(spent[-1] if spent else 0.0) / result['seconds']:.4f}",
         "processor seconds": f"{processor:.0f}",
         "seconds": f"{wall:.0f}",
     }

@@ -160,6 +160,23 @@ def test_a_cheap_measurement_changes_nothing_and_a_stretched_one_comes_back():
     assert governor.stretch == 1
 
 
+def test_what_early_calls_cost_too_much_is_repaid():
+    now = [0.0]
+    governor = Governor(0.03, lambda: now[0])
+    calls, due = 0, 100
+    for update in range(100, 20_000):
+        now[0] += 0.01
+        if update >= due and governor.allows():
+            cost = 9.0 if calls == 0 else 4.0 if calls % 5 == 0 else 0.5
+            now[0] += cost
+            governor.charge(cost)
+            calls, due = calls + 1, update + 100 * governor.stretch
+        if calls > 1:  # the first, which warms up, is not counted
+            assert governor.spent - 9.0 <= 0.03 * now[0] + 4.0
+    assert calls > 5
+    assert governor.spent - 9.0 <= 0.035 * now[0]
+
+
 def test_settings_name_their_flag():
     with pytest.raises(InputError, match=r"--diagnostics.max-overhead must be in \(0, 1\], got 2"):
         DiagnosticsSettings(max_overhead=2)
