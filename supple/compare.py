@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from supple import checkpoint, machine
+from supple import checkpoint, machine, sweep
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
 from supple.comparison import Runs, foreign, report
 from supple.configs.base import Settings, flat
@@ -85,6 +85,14 @@ def main(arguments: Sequence[str]) -> int:
         metavar='"NAME: FLAGS"',
         help="a variant and its flags; without any, one variant named default",
     )
+    parser.add_argument(
+        "--lr-sweep",
+        type=float,
+        nargs="*",
+        metavar="RATE",
+        help="a variant for each learning rate, and how sensitive returns are to it; without"
+        " rates, five over two decades around the preset's",
+    )
     parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
     parser.add_argument(
@@ -103,7 +111,14 @@ def main(arguments: Sequence[str]) -> int:
         options = parser.parse_args(own)
     except SystemExit:
         return DONE
-    jobs = plan_tasks(options.tasks, options.seeds, options.variant, common, options.out)
+    rates: dict[str, float] = {}
+    if options.lr_sweep is not None:
+        if options.variant or len(options.tasks) > 1:
+            raise InputError("--lr-sweep makes the variants itself, of one task: leave out others")
+        own_settings = train_settings([options.tasks[0], *common])
+        rates = sweep.variants(own_settings, options.lr_sweep, len(options.seeds))
+    variants = options.variant or [*rates]
+    jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
     curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
     at_once = options.jobs or min(machine.cores(), len(jobs))
     if at_once < 1:
@@ -116,8 +131,21 @@ def main(arguments: Sequence[str]) -> int:
         status = run_queue(jobs, at_once)
         if any(job.result() for job in jobs):
             report([*summarise(jobs), *foreign(curves)], options.out)
+            if rates and status != RESUMABLE:
+                print(sensitivity(jobs, list(rates.values()), options.out))
             print(options.out)
     return status
+
+
+def sensitivity(jobs: Sequence[Job], rates: Sequence[float], out: Path) -> str:
+    """Write the record of a learning-rate sweep whose queue is empty; what to print."""
+    names = dict(zip(dict.fromkeys(job.variant for job in jobs), rates, strict=True))
+    returns: dict[float, list[float | None]] = {rate: [] for rate in rates}
+    for job in jobs:
+        found = job.result()
+        returns[names[job.variant]].append(None if found is None else found["return_mean"])
+    settings = read_settings(next(job.folder for job in jobs if job.result()))
+    return sweep.write(returns, sweep.random_return(settings), out)
 
 
 def plan_tasks(
