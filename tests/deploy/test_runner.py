@@ -1,6 +1,7 @@
 """The C++ runner against a robot that behaves, one that does not, and one that is another."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -29,20 +30,24 @@ from tests.deploy.small_bundles import (
     JOINTS,
     TERMS,
     flashsac,
+    ppo,
     robot_spec,
     signed_again,
     trained,
     write,
 )
 
+ONNXRUNTIME = os.environ.get("SUPPLE_ONNXRUNTIME", "")
+"""A folder with onnxruntime's include/ and lib/: its Python package brings no headers."""
 
-def built(folder, agent, spec, task=""):
+
+def built(folder, agent, spec, task="", options=()):
     made = trained(agent, spec, folder)
     made.settings.task = task or made.settings.task
     bundle = write(folder / "bundle", bundle_files(made))
     # Unoptimised: it compiles in a third of the time, and the rates here are low.
     debug = ["-DCMAKE_BUILD_TYPE=Debug"]
-    return build_runner(bundle, folder / "build", options=debug), bundle
+    return build_runner(bundle, folder / "build", options=[*debug, *options]), bundle
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +216,28 @@ def test_commands_are_the_policys_in_the_robots_order(small, robot):
     assert first.kind is Kind.COMMAND
     assert first.numbers.tolist() == pytest.approx([ankle, hip, knee], abs=1e-5)
     assert robot.packets[-1][1].kind is Kind.DAMP  # its last word
+
+
+@pytest.mark.skipif(not ONNXRUNTIME, reason="SUPPLE_ONNXRUNTIME names no onnxruntime for C++")
+def test_onnxruntime_in_the_runner_gives_the_commands_of_the_generated_c(tmp_path, robot):
+    spec = robot_spec()
+    agent = ppo(spec, memory=6)
+    option = f"-DSUPPLE_ONNXRUNTIME={ONNXRUNTIME}"
+    runner, bundle = built(tmp_path, agent, spec, options=[option])
+    robot.state = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    answers = {}
+    for kind in ("c", "onnx"):
+        robot.packets.clear()
+        command = [str(runner), str(bundle), "--port", str(robot.port), "--seconds", "0.4"]
+        done = subprocess.run(
+            [*command, "--policy", kind], capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = [packet.numbers for _, packet in robot.packets if packet.kind is Kind.COMMAND]
+        answers[kind] = np.array(found[:10])
+    assert len(answers["c"]) == 10
+    assert np.ptp(answers["c"], axis=0).max() > 1e-3  # the memory moves them
+    assert np.allclose(answers["c"], answers["onnx"], atol=1e-5)
 
 
 REFUSED = {
