@@ -14,6 +14,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,13 @@ def _check_amount(path: Path, count: int, total: int) -> None:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write_bundle(out: Path, files: Mapping[str, bytes]) -> None:
+def write_bundle(out: Path, files: Mapping[str, bytes], *, archive: bool = False) -> None:
     """Write the folder ``out`` in one step: it appears complete or not at all.
+
+    Args:
+        out: the folder.
+        files: name to content.
+        archive: whether to write ``<out>.zip`` too, a moment before.
 
     Raises:
         InputError: ``out`` is there already, or cannot be written.
@@ -164,7 +170,12 @@ def write_bundle(out: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             write_synced(partial / name, data)
         sync_folder(partial)
-        os.rename(partial, out)
+        with ExitStack() as undo:
+            if archive:
+                undo.callback(zip_path(out).unlink, missing_ok=True)
+                replace_file(zip_path(out), zipped(files))
+            os.rename(partial, out)
+            undo.pop_all()
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     finally:
@@ -187,8 +198,8 @@ def zip_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.zip")
 
 
-def write_zip(out: Path, files: Mapping[str, bytes]) -> Path:
-    """Write ``<out>.zip``; equal files give equal bytes."""
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """The archive's content; equal files give equal bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(files):
@@ -196,6 +207,4 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> Path:
             member.external_attr = (stat.S_IFREG | 0o644) << 16
             member.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(member, files[name])
-    path = zip_path(out)
-    replace_file(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()

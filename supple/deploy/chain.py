@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,11 +70,23 @@ def build_runner(bundle: Path, folder: Path, *, options: Sequence[str] = ()) -> 
             f"-DSUPPLE_BUNDLE={bundle.resolve()}",
         ]
         for command in ([*configure, *options], [cmake, "--build", str(folder)]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                text = (done.stderr or done.stdout).strip().splitlines()
-                raise InputError(f"the runner does not build: {' '.join(text[:4])[:400]}")
+            status, text = _run_group(command)
+            if status != 0:
+                lines = text.strip().splitlines()
+                raise InputError(f"the runner does not build: {' '.join(lines[:4])[:400]}")
     return folder / "supple_runner"
+
+
+def _run_group(command: Sequence[str]) -> tuple[int, str]:
+    """Exit status and what was said; stopped, the compilers that CMake started end with it."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        try:
+            out, error = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, error or out
 
 
 def drive(

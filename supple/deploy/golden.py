@@ -20,6 +20,7 @@ from torch import Tensor
 from supple.deploy.plain import PlainPolicy
 from supple.errors import InputError
 from supple.rng import derive_seed
+from supple.signed_json import sha256
 
 STEPS = 256
 """How many are written."""
@@ -163,12 +164,13 @@ def recorded(
 def _segments(
     folder: Path, entries: Sequence[Mapping[str, Any]], groups: Sequence[str]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Observation, start and validity of environment 0, newest file first, while they are there."""
+    """Observation, start and validity of environment 0, newest file first, while intact."""
     for entry in reversed(entries):
         path = folder / str(entry["name"])
-        if not path.is_file():
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256(data) != entry["sha256"]:
             return
-        tensors = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load(data)
         step = tensors["column/step_in_episode"][:, 0]
         rows = torch.cat([tensors[f"observation/{g}"][:, 0] for g in groups], dim=-1).float()
         yield rows, step == 0, torch.isfinite(rows).all(1)

@@ -49,6 +49,16 @@ class Weather:
     seed: int = 0
 
 
+def require_robot(task: str) -> None:
+    """Refuse a task that can be no robot here.
+
+    Raises:
+        InputError: it is none of Gymnasium's.
+    """
+    if not task.startswith("gym/") or ":" in task:
+        raise InputError(f"{task}: the stand-in robot knows Gymnasium's MuJoCo tasks, gym/<id>")
+
+
 class Body:
     """A Gymnasium MuJoCo robot with torque-controlled joints, stepped at the simulation's own rate.
 
@@ -61,8 +71,7 @@ class Body:
 
     def __init__(self, contract: Mapping[str, Any]) -> None:
         task = str(contract["origin"]["task"])
-        if not task.startswith("gym/") or ":" in task:
-            raise InputError(f"{task}: the stand-in robot knows Gymnasium's MuJoCo tasks, gym/<id>")
+        require_robot(task)
         with quiet_mujoco():
             self._env: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix("gym/"))
         robot: Any = self._env.unwrapped

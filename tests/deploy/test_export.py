@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import zipfile
 from contextlib import closing
 
@@ -8,7 +9,7 @@ import torch
 
 from supple.cli import main
 from supple.deploy import card, export, manifest
-from supple.deploy.bundle import read_bundle
+from supple.deploy.bundle import read_bundle, write_bundle
 from supple.deploy.contract import action_names, contract
 from supple.deploy.export import bundle_files
 from supple.deploy.formats import mjlab_properties, unitree_yaml
@@ -240,6 +241,34 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
     for check in ("golden, torch", "golden, onnxruntime", "golden, C", "closed loop"):
         assert status[check] == "passed"
     assert status["the run itself"] == "passed"
+
+
+def test_an_export_that_is_stopped_leaves_nothing_behind(files, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name in ("sync_folder", "replace_file", "os.rename"):
+        with monkeypatch.context() as stopped:
+            stopped.setattr(f"supple.deploy.bundle.{name}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                write_bundle(tmp_path / "bundle", files, archive=True)
+        assert list(tmp_path.iterdir()) == []
+    write_bundle(tmp_path / "bundle", files, archive=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.zip"]
+
+
+def test_a_run_that_was_killed_while_writing_can_be_exported(run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    with (copied / "metrics.jsonl").open("a") as rows:
+        rows.write('{"step": 12')
+    for rows_file in (copied / "replay").glob("rows-*"):
+        rows_file.write_bytes(rows_file.read_bytes()[:-10])
+    out = export.export(copied, tmp_path / "bundle", archive=False)
+    assert "seeded draws" in read_bundle(out).manifest["evidence"]["golden"]["source"]
+    (copied / "versions.json").write_text("{")
+    with pytest.raises(InputError, match=r"versions\.json does not hold .* put the file aside"):
+        export.export(copied, tmp_path / "again", archive=False)
 
 
 def test_a_place_that_is_taken_is_refused(run, tmp_path, capsys):

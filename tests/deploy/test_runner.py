@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from supple.cli import main
+from supple.deploy import chain
 from supple.deploy.bundle import read_bundle
 from supple.deploy.chain import build_runner, carry_floor, drive
 from supple.deploy.export import bundle_files
@@ -311,6 +313,40 @@ def test_the_floor_is_drawn_where_the_robot_is():
         for x, expected in ((0.5, 0.0), (0.7, 4 / 3), (100.1, 100.0), (-2.0, -8 / 3)):
             carry_floor(robot.model, robot.data, x)
             assert robot.data.geom("floor").xpos[0] == pytest.approx(expected)
+
+
+def test_a_chain_says_what_is_wrong_before_it_writes_anything(tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments, text in (
+        (["toy/lqr"], "the stand-in robot knows Gymnasium's MuJoCo tasks"),
+        ([str(tmp_path)], "holds no run"),
+        (["gym/Hopper-v5", "--seconds", "nan"], "--seconds must be a number > 0, got nan"),
+        (["gym/Hopper-v5", "--loss", "1"], "--loss must be in [0, 1), got 1.0"),
+        (["gym/Hopper-v5", "--delay", "-1"], "--delay must be a number >= 0, got -1.0"),
+        (["gym/Hopper-v5", "--seed", "-1"], "--seed must be >= 0, got -1"),
+    ):
+        assert main(["chain", *arguments, "--out", str(out)]) == 2
+        assert text in capsys.readouterr().err and not out.exists()
+
+
+def test_compilers_end_with_the_build_that_is_stopped(tmp_path, monkeypatch):
+    script = f"sleep 60 & echo $! > {tmp_path / 'pid'}; wait"
+
+    def stop(self):
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chain._run_group(["sh", "-c", script])
+    child = Path("/proc") / (tmp_path / "pid").read_text().strip()
+    for _ in range(100):
+        ended = not child.exists() or ") Z" in (child / "stat").read_text()
+        if ended:
+            break
+        time.sleep(0.02)
+    assert ended
 
 
 def test_a_chain_never_writes_over_something(tmp_path, capsys):
