@@ -44,7 +44,7 @@ def start(processes: int, arguments: list[str]) -> str:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{processes} processes failed:\n{done.stderr[-3000:]}")
-    return " ".join(["python", *command])
+    return " ".join(["python", *command]).replace(__file__, "benchmarks/processes.py")
 
 
 def timed(folder: Path, flags: list[str]) -> None:
