@@ -1,97 +1,113 @@
-"""Several processes that learn as one: how fast, and whether they learn as well from as much data.
+"""Several processes that learn as one: what it costs, and whether they learn as well.
 
     python benchmarks/processes.py speed --processes 1 2 4
     python benchmarks/processes.py curves --processes 1 2 --seeds 0 1 2
 
-``speed`` times training between its first gradient step and its end, start, evaluation and
-checkpoints left out. ``curves`` gives every run the same number of environment steps in all.
-Rows go to ``benchmarks/results/process_speed.csv`` and ``process_curves.csv``.
+``speed`` times training between its first gradient step and its end; start, evaluation and
+checkpoints are left out. On a machine that others use, or with fewer cores than processes, the
+clock on the wall says little: ``cpu ms/gradient step`` is what a process itself took, its waiting
+for the others left out, and ``rows/s, a core each`` what all would learn from if none had to wait.
+``curves`` gives every run the same number of environment steps in all. Rows go to
+``benchmarks/results/process_speed.csv`` and ``process_curves.csv``.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
+from supple import cli, distributed, launch
 from supple.bench.table import append
 from supple.display import Display
-from supple.launch import read_settings
 from supple.metrics import read_csv
+from supple.train import train
 
 RESULTS = Path(__file__).parent / "results"
 TASK = "gym/HalfCheetah-v5"
 SPEED = {
-    "flashsac": ["--env-steps", "1000", "--agent.min-replay", "400", "--log.every", "100"],
-    "ppo": ["--agent", "ppo", "--env-steps", "40000", "--log.every", "1"],
+    "flashsac": ["--env-steps", "560", "--agent.min-replay", "400"],
+    "ppo": ["--agent", "ppo", "--env-steps", "24576", "--agent.epochs", "2"],
 }
 """Enough for some seconds of learning in one process."""
+UNDISTURBED = ["--eval.every", "1000000", "--checkpoint.every", "1000000", "--eval.episodes", "1"]
+UNDISTURBED += ["--diagnostics.no-enabled", "--eval.no-video", "--compute.compile", "off"]
 
 
-def train(processes: int, folder: Path, flags: list[str]) -> str:
-    """One run; returns the command as a person would type it."""
-    command = ["-m", "supple", "train", TASK, "--preset", "laptop", "--eval.no-video", *flags]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    if processes > 1:
-        command = [*start[1:], f"--nproc-per-node={processes}", *command]
-    done = subprocess.run(
-        [sys.executable, *command, "--run-dir", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def start(processes: int, arguments: list[str]) -> str:
+    """One or several processes with these arguments; returns the command, to be typed again."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(several if processes > 1 else []), *arguments]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"a run of {processes} processes failed:\n{done.stderr[-3000:]}")
-    return " ".join(["python", *command])
+        raise SystemExit(f"{processes} processes failed:\n{done.stderr[-3000:]}")
+    return " ".join(["python", *command]).replace(__file__, "benchmarks/processes.py")
 
 
-def speed(agent: str, processes: int) -> dict[str, object]:
+def timed(folder: Path, flags: list[str]) -> None:
+    """A run, in each of its processes; the first writes what its learning took."""
+    settings = cli.train_settings([TASK, "--preset", "laptop", *UNDISTURBED, *flags])
+    settings.run_dir = str(folder / "run")
+    run = launch.new_run(settings)
+    marks: list[tuple[float, float, int, int]] = []
+
+    def mark() -> None:
+        if run.agent.updates:
+            now = (time.monotonic(), time.process_time())
+            marks.append((*now, run.env_steps, run.agent.updates))
+
+    run.diagnose = mark  # type: ignore[method-assign]
+    with run.display, run:
+        train(run)
+    if distributed.world().first:
+        taken = [last - first for first, last in zip(marks[0], marks[-1], strict=True)]
+        (folder / "taken.json").write_text(json.dumps(taken))
+    distributed.leave(in_peace=True)
+
+
+def speed(agent: str, processes: int) -> dict[str, Any]:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "run"
-        quiet = ["--eval.every", "1000000", "--checkpoint.every", "1000000"]
-        quiet += ["--eval.episodes", "1", "--diagnostics.no-enabled"]
-        command = train(processes, folder, [*SPEED[agent], *quiet])
-        columns, settings = read_csv(folder / "metrics.csv"), read_settings(folder)
-    # Rates are since the row before. The last row has an evaluation in it.
-    rates = ("step", "time/seconds", "time/updates_per_s")
-    rows = list(zip(*(columns[name] for name in rates), strict=True))[:-1]
-    learning = next(i for i, row in enumerate(rows) if row[2])
-    (first, began, _), (last, ended, _) = rows[learning], rows[-1]
-    assert None not in (first, began, last, ended)
-    per_second = (last - first) / (ended - began)  # type: ignore[operator]
-    updates = [row[2] * (b[1] - a[1]) for a, b, row in zip(rows, rows[1:], rows[1:], strict=False)]  # type: ignore[operator]
-    updates_per_s = sum(updates[learning:]) / (ended - began)  # type: ignore[operator]
-    batch = getattr(settings.agent, "batch_size", 0)
-    if not batch:
-        batch = settings.agent.rollout_steps * settings.env.num_envs // settings.agent.minibatches  # type: ignore[union-attr]
+        command = start(processes, [__file__, "timed", parent, *SPEED[agent]])
+        seconds, cpu, steps, updates = json.loads((Path(parent) / "taken.json").read_text())
+        settings = launch.read_settings(Path(parent) / "run")
+    own: Any = settings.agent
+    rollout = settings.env.num_envs * getattr(own, "rollout_steps", 0)
+    rows = processes * (rollout // own.minibatches if agent == "ppo" else own.batch_size)
     return {
         "agent": agent,
         "processes": processes,
         "environments": settings.env.num_envs * processes,
-        "joined minibatch": batch * processes,
-        "env steps/s": f"{per_second:.1f}",
-        "gradient steps/s": f"{updates_per_s:.1f}",
-        "rows learned/s": f"{updates_per_s * batch * processes:.0f}",
-        "training command": command,
+        "joined minibatch": rows,
+        "gradient steps": updates,
+        "cpu ms/gradient step": f"{1e3 * cpu / updates:.2f}",
+        "env steps/s, a core each": f"{steps / cpu:.0f}",
+        "rows/s, a core each": f"{rows * updates / cpu:.0f}",
+        "wall env steps/s": f"{steps / seconds:.1f}",
+        "training command": command.replace(parent, "FOLDER"),
     }
 
 
-def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, object]]:
+def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, Any]]:
     """A row per evaluation of one run."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
-        command = train(processes, folder, ["--seed", str(seed), *flags])
-        columns, agent = read_csv(folder / "metrics.csv"), read_settings(folder).agent_name
+        given = ["--preset", "laptop", "--eval.no-video", "--seed", str(seed), *flags]
+        arguments = ["-m", "supple", "train", TASK, *given, "--run-dir", str(folder)]
+        command = start(processes, arguments)
+        columns, settings = read_csv(folder / "metrics.csv"), launch.read_settings(folder)
     names = ("step", "time/seconds", "eval/return_mean", "eval/return_std")
     keys = ("env steps", "seconds", "return mean", "return std")
     return [
         {
-            "agent": agent,
+            "agent": settings.agent_name,
             "processes": processes,
             "seed": seed,
             **dict(zip(keys, values, strict=True)),
-            "training command": command,
+            "training command": command.replace(parent, "FOLDER"),
         }
         for values in zip(*(columns[name] for name in names), strict=True)
         if values[2] is not None
@@ -100,6 +116,9 @@ def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, object]
 
 def main() -> None:
     """Measure what the command line asks for."""
+    if sys.argv[1:2] == ["timed"]:
+        timed(Path(sys.argv[2]), sys.argv[3:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("what", choices=["speed", "curves"])
     parser.add_argument("--agents", nargs="+", choices=list(SPEED), default=list(SPEED))
@@ -114,7 +133,7 @@ def main() -> None:
                 found = speed(agent, count)
                 append([found], RESULTS / "process_speed.csv", command)
                 found.pop("training command")
-                Display.print_rows(agent, [{k: str(v) for k, v in found.items()}])
+                Display.print_rows(agent, [{name: str(value) for name, value in found.items()}])
         return
     for seed in options.seeds:
         for count in options.processes:
