@@ -112,6 +112,13 @@ def test_clipping_without_mass_at_the_edge_is_a_warning():
     assert (verdict.level, verdict.confidence) == ("warn", "low")
 
 
+def test_returns_completed_by_the_critic_itself_warn_only():
+    reason = "bootstrapped tail: part of the bias is hidden"
+    low = number("value_bias_norm", -1.3, ci95=(-2.0, -1.0), reason=reason)
+    verdict = judged(low, number("value_rank", 0.3, reason=reason))["V4"]
+    assert (verdict.level, verdict.confidence) == ("warn", "low")
+
+
 def test_supports_make_a_verdict_surer():
     assert judged(GAP, SILENT)["V1"].confidence == "medium"
     cosine = number("grad_cos", 0.9, params={"of": "absolute"}, reference={"fresh": 0.1})
