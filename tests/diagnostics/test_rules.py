@@ -103,6 +103,14 @@ def test_self_excitation_must_last_and_values_grow():
     assert verdicts[0].confidence == "medium"
 
 
+def test_two_checkpoints_say_self_excitation_only_where_it_is_clear():
+    for value, rules_found in ((0.016, []), (0.5, ["V6"])):
+        first = evidence(number("seem_norm", value), number("q_abs", 1.0))
+        found = (number("seem_norm", value), number("q_abs", 2.0))
+        last = evidence(*found, earlier=(first,))
+        assert [verdict.rule for verdict in rules.judge([last])] == rules_found
+
+
 def test_a_severe_gap_without_a_support_is_a_warning():
     assert judged(GAP)["V1"].level == "warn"
 

@@ -15,6 +15,9 @@ from supple.diagnostics.thresholds import THRESHOLDS
 
 BOOTSTRAPPED = "bootstrapped tail"
 """In the reason of readings whose returns are completed by the critic itself."""
+CLEAR = 0.1
+"""V6's number where fewer checkpoints were measured: a healthy Pendulum showed 0.004 and 0.016, a
+chain whose next feature is twice as large 1."""
 IN_A_ROW = 5
 """Checkpoints at which V6's number must be positive."""
 
@@ -119,7 +122,8 @@ def self_excitation(evidence: Evidence) -> Verdict | None:
     lasting = len(before) == IN_A_ROW - 1 and all(value > 0 for value in before)
     churn, size = evidence.highest("churn_q"), evidence.one("q_abs")
     supports = those((churn, evidence.rising(churn)), (size, evidence.rising(size)))
-    if not supports or not (lasting or len(before) < IN_A_ROW - 1):
+    clear = len(before) < IN_A_ROW - 1 and main.value > CLEAR
+    if not supports or not (lasting or clear):
         return None
     return Verdict(
         rule="V6",
