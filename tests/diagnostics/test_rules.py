@@ -103,12 +103,27 @@ def test_self_excitation_must_last_and_values_grow():
     assert verdicts[0].confidence == "medium"
 
 
+def test_two_checkpoints_say_self_excitation_only_where_it_is_clear():
+    for value, rules_found in ((0.016, []), (0.5, ["V6"])):
+        first = evidence(number("seem_norm", value), number("q_abs", 1.0))
+        found = (number("seem_norm", value), number("q_abs", 2.0))
+        last = evidence(*found, earlier=(first,))
+        assert [verdict.rule for verdict in rules.judge([last])] == rules_found
+
+
 def test_a_severe_gap_without_a_support_is_a_warning():
     assert judged(GAP)["V1"].level == "warn"
 
 
 def test_clipping_without_mass_at_the_edge_is_a_warning():
     verdict = judged(number("support_clip", 0.4))["V5"]
+    assert (verdict.level, verdict.confidence) == ("warn", "low")
+
+
+def test_returns_completed_by_the_critic_itself_warn_only():
+    reason = "bootstrapped tail: part of the bias is hidden"
+    low = number("value_bias_norm", -1.3, ci95=(-2.0, -1.0), reason=reason)
+    verdict = judged(low, number("value_rank", 0.3, reason=reason))["V4"]
     assert (verdict.level, verdict.confidence) == ("warn", "low")
 
 
