@@ -8,7 +8,7 @@ ARGS ?=
 # Processes that share the tests between them; about 1.5 GiB each.
 JOBS ?= 2
 
-.PHONY: setup train test test-fast fuzz kills kernels-aot lint types package clean
+.PHONY: setup train test test-fast fuzz kills kernels-aot lint types docs figures rehearse package clean
 
 setup: $(VENV)/.installed
 
@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "supple needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[mujoco,dev]"
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[mujoco,dev,docs]"
 	touch $@
 
 train: setup
@@ -45,6 +45,19 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+
+# Figures and tables of docs/ from benchmarks/results/; commit what they change.
+figures: setup
+	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.tables
+
+# docker/Dockerfile.cpu without an engine, as root, in a clean Debian root; minutes and 3 GiB.
+REHEARSAL ?= build/rehearsal
+rehearse:
+	$(PYTHON) docker/rehearse.py docker/Dockerfile.cpu $(REHEARSAL) $(ARGS)
+
 # One simulator for real, in an environment of its own: sim-mjlab, sim-dmc, sim-playground ...
 SIM_VENVS ?= $(HOME)/.cache/supple/simulators
 sim-%:
@@ -55,4 +68,4 @@ package: setup
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,6 +26,7 @@ from supple import checkpoint
 from supple.agents.base import Agent
 from supple.agents.care import CareSettings, Caught
 from supple.checkpoint import Checkpoint
+from supple.distributed import world
 from supple.errors import DivergedError, InputError
 from supple.region import eagerly
 from supple.replay import Replay
@@ -114,6 +115,11 @@ class Divergence:
             raise DivergedError(
                 f"{what}, after {self._rollbacks} returns to a checkpoint; the last checkpoint is"
                 f" intact: {remedy}"
+            )
+        if world().size > 1:  # the others' networks would stay: all end, and all can continue
+            raise DivergedError(
+                f"{what}; supple resume, or torchrun --max-restarts, continues all processes from"
+                f" the last checkpoint: {remedy}"
             )
         found = self._newest_finite()
         if found is None:

@@ -1,6 +1,5 @@
 """The queue of ``supple compare``: how it ends, and what its table says."""
 
-import csv
 import json
 import os
 import signal
@@ -8,12 +7,11 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 
-from supple import compare, launch
+from supple import compare, launch, sweep
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
-from supple.compare import Job, interval95, plan, report, run_queue
+from supple.compare import Job, plan, plan_tasks, run_queue, summarise
 from supple.configs import default_settings
 from supple.errors import InputError
 from supple.files import claim
@@ -76,21 +74,23 @@ def finished(job, *, env_steps, return_mean):
     (job.folder / "metrics.csv").write_text(f"step,eval/return_mean\n50,{return_mean}\n")
 
 
-def test_the_table_counts_the_seeds_that_are_missing(tmp_path):
+def test_runs_that_are_missing_are_counted(tmp_path):
     jobs = jobs_in(tmp_path, 3)
     finished(jobs[0], env_steps=100, return_mean=1.0)
     finished(jobs[2], env_steps=90, return_mean=2.0)
-    report([*jobs, Job("b", 0, tmp_path / "b" / "seed0", ())], tmp_path, title="t")
-    first, second = csv.DictReader((tmp_path / "compare.csv").open())
-    assert (first["seeds"], first["env steps"]) == ("2 of 3", "90 to 100")
-    assert first["95 % interval"] == "-4.9 to 7.9"  # 1.5 ± 12.706 · 0.7071 / √2
-    assert (second["variant"], second["seeds"], second["return mean"]) == ("b", "0 of 1", "-")
+    (found,) = summarise(jobs)
+    assert (found.planned, found.returns.tolist(), found.env_steps) == (3, [1.0, 2.0], [100, 90])
+    assert [curve.returns.tolist() for curve in found.curves] == [[1.0], [2.0]]
+    assert found.mflop is None  # no checkpoint says what they trained on
 
 
-def test_the_interval_over_seeds_is_students():
-    low, high = interval95(np.array([1.0, 2.0, 3.0]))
-    assert (high - low) / 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
-    assert interval95(np.array([4.0])) == (4.0, 4.0)
+def test_several_tasks_have_a_folder_each_and_take_turns_by_seed(tmp_path):
+    jobs = plan_tasks(["toy/lqr", "toy/counter"], [3, 1], ["a:", "b:"], [], tmp_path)
+    assert [job.seed for job in jobs] == [3, 3, 3, 3, 1, 1, 1, 1]
+    assert jobs[0].folder == tmp_path / "toy-lqr" / "a" / "seed3"
+    assert jobs[0].name == "toy/lqr, a, seed 3"
+    with pytest.raises(InputError, match="tasks must differ, got toy/lqr toy/lqr"):
+        plan_tasks(["toy/lqr", "toy/lqr"], [0], [], [], tmp_path)
 
 
 def test_a_folder_that_another_compare_uses_is_refused(tmp_path, monkeypatch, capsys):
@@ -119,3 +119,64 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
     plan("toy/lqr", [0], [], [*laptop, "--agent.gamma", "0.5"], tmp_path)
     with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.99\)"):
         plan("toy/lqr", [0], [], laptop, tmp_path)
+
+
+# --- learning-rate sweep ---------------------------------------------------------------------
+
+
+def test_a_sweep_scales_the_whole_schedule_of_rates():
+    settings = default_settings("gym/Pendulum-v1", preset="laptop")
+    found = sweep.variants(settings, [], seeds=3)
+    assert list(found.values()) == pytest.approx([1e-4, 3.162e-4, 1e-3, 3.162e-3, 1e-2], rel=1e-3)
+    flags = "--agent.lr-peak 0.01 --agent.lr-init 0.01 --agent.lr-end 0.005"
+    assert [*found][-1] == f"lr 0.01: {flags}"
+    ppo = default_settings("gym/Pendulum-v1", agent="ppo", preset="laptop")
+    assert next(iter(sweep.variants(ppo, [1, 2, 3, 50, 100], seeds=3))) == "lr 1: --agent.lr 1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--lr-sweep", "1e-3", "1e-2"), "needs 5 rates over 2 decades"),
+        (("--lr-sweep", "1", "2", "3", "4", "5"), "needs 5 rates over 2 decades"),
+        (("--lr-sweep", "--seeds", "0", "1"), "needs 3 --seeds, got 2"),
+        (("--lr-sweep", "--variant", "a: --agent.tau 0.1"), "leave out others"),
+    ],
+)
+def test_a_sweep_that_says_nothing_is_refused(tmp_path, capsys, flags, complaint):
+    assert main(["compare", "toy/lqr", "--out", str(tmp_path), *flags]) == BAD_INPUT
+    assert complaint in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_sweep_counts_diverged_runs_as_no_learning(tmp_path, monkeypatch, capsys):
+    """The example of the definition; the two highest rates fall below random actions."""
+    returns = {1e-5: 10.0, 1e-4: 50.0, 1e-3: 100.0, 3e-3: 100.0, 1e-2: 80.0, 1e-1: -20.0}
+    out = tmp_path / "sweep"
+
+    def learned(jobs, at_once):
+        for job in jobs:
+            rate = float(job.variant.removeprefix("lr "))
+            if rate in returns:  # all runs of the largest rate fail
+                finished(job, env_steps=100, return_mean=returns[rate])
+                text = launch.as_text(small_settings("toy/lqr", job.folder, env_steps=100))
+                (job.folder / "settings.json").write_text(text)
+        return FAILED
+
+    monkeypatch.setattr(compare, "run_queue", learned)
+    monkeypatch.setattr(sweep, "random_return", lambda settings: 0.0)
+    rates = [*map(str, returns), "1"]
+    assert main(["compare", "toy/lqr", "--out", str(out), "--lr-sweep", *rates]) == FAILED
+    record = json.loads((out / "lr_sweep.json").read_text())
+    assert record["lr_sens"] == pytest.approx(0.5143, abs=1e-4)
+    assert record["returns"] == pytest.approx([10, 50, 100, 100, 80, -20, 0])
+    said = capsys.readouterr().out
+    assert "sensitivity 0.514 on the grid 1e-05, 0.0001" in said
+    assert "3 runs failed and count as no learning" in said
+    assert sweep.read(out / "lr 0.001" / "seed0") == record
+    assert sweep.read(tmp_path) is None
+
+
+def test_random_actions_earn_what_a_task_gives_for_nothing(tmp_path):
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
+    assert sweep.random_return(settings) == sweep.random_return(settings) < 0

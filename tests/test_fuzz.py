@@ -16,10 +16,11 @@ import pytest
 
 from supple import checkpoint, launch
 from supple.deploy import manifest as manifest_file
-from supple.deploy.bundle import read_bundle, write_bundle, write_zip
+from supple.deploy.bundle import read_bundle, write_bundle, zip_path, zipped
 from supple.deploy.export import bundle_files
 from supple.deploy.verify import verify
 from supple.errors import InputError
+from supple.signed_json import UNSIGNED, sha256, sign
 from tests.small_runs import run_until, small_settings
 
 COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
@@ -166,8 +167,8 @@ def test_hostile_but_well_signed_manifests(runs, tmp_path, agent, below):
         file = checkpoint.list_checkpoints(folder)[-1] / checkpoint.MANIFEST
         manifest = changed(rng, json.loads(file.read_text()), below)
         if "sha256" in manifest:
-            manifest["sha256"] = checkpoint._UNSIGNED
-        file.write_bytes(checkpoint._sign(manifest))
+            manifest["sha256"] = UNSIGNED
+        file.write_bytes(sign(json.dumps(manifest)))
         return below
 
     assert fuzz(runs[agent], tmp_path, mutate)["refused"] > COUNT / 4
@@ -211,7 +212,7 @@ def resigned(files, **changes):
     files = {**files, **changes}
     record = manifest_file.parse(files[manifest_file.NAME])
     for name, data in changes.items():
-        record["files"][name] = {"bytes": len(data), "sha256": manifest_file.digest(data)}
+        record["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
     return files | {manifest_file.NAME: manifest_file.sign(record)}
 
 
@@ -248,9 +249,8 @@ def untouched(path):
 def test_damaged_bundles(bundle, tmp_path, archive):
     def mutate(rng, path):
         if archive:
-            packed = write_zip(path, bundle)
-            packed.write_bytes(damaged(rng, packed.read_bytes()))
-            return "zip", packed
+            zip_path(path).write_bytes(damaged(rng, zipped(bundle)))
+            return "zip", zip_path(path)
         name = rng.choice(sorted(bundle))
         data = damaged(rng, bundle[name])
         while data == bundle[name]:

@@ -14,6 +14,7 @@ import pytest
 import supple
 from supple import checkpoint
 from supple.errors import InputError
+from supple.signed_json import UNSIGNED, sha256, sign
 
 PACKAGE = Path(supple.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -97,8 +98,8 @@ def signed(folder, **changes):
     """A checkpoint whose manifest stands by what it says."""
     path = checkpoint.save(folder, 1, {}, {"a": 1})
     manifest = json.loads((path / checkpoint.MANIFEST).read_text()) | changes
-    manifest["sha256"] = checkpoint._UNSIGNED
-    (path / checkpoint.MANIFEST).write_bytes(checkpoint._sign(manifest))
+    manifest["sha256"] = UNSIGNED
+    (path / checkpoint.MANIFEST).write_bytes(sign(json.dumps(manifest)))
     return path
 
 
@@ -110,7 +111,7 @@ def header_of(length):
 @pytest.mark.parametrize("length", [2**63, 2**40, 10**9])
 def test_a_huge_header_is_refused(tmp_path, length):
     data = header_of(length)
-    entry = {"bytes": len(data), "sha256": checkpoint._sha256(data)}
+    entry = {"bytes": len(data), "sha256": sha256(data)}
     path = signed(tmp_path, files={"x.safetensors": entry})
     (path / "x.safetensors").write_bytes(data)
     with pytest.raises(InputError, match="is not safetensors"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from supple.diagnostics import disturbances, rules
+from supple import sweep
+from supple.diagnostics import closed_loop, rules
 from supple.diagnostics.channels import Layout, actuators_of, layout_of, read_noise
 from supple.diagnostics.context import Suite
 from supple.diagnostics.data import generator_for
-from supple.diagnostics.directions import compare_policies, compare_states
+from supple.diagnostics.directions import compare_policies
 from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import LEVELS, Evidence
 from supple.diagnostics.instability import Instability, analyse, readings
@@ -28,7 +29,7 @@ from supple.diagnostics.measure import chosen, compare, measure
 from supple.diagnostics.policies import Policy, policy_of
 from supple.diagnostics.reading import Reading, reading, undefined
 from supple.diagnostics.remedies import advice
-from supple.diagnostics.rollouts import Rollout, Sense, roll
+from supple.diagnostics.rollouts import Rollout, roll
 from supple.diagnostics.run_level import return_readings
 from supple.diagnostics.states import States, stored, visited
 from supple.diagnostics.subject import Subject, subject_of
@@ -40,6 +41,13 @@ from supple.metrics import read_csv
 from supple.rng import derive_seed
 
 ROLLOUT_ENVS = 10
+CHURN = {
+    "churn: actions moved by 5 %": "diag/actor/all/mean/churn_flip_1",
+    "churn: choices changed": "diag/actor/all/mean/churn_act_1",
+    "churn: values": "diag/critic/all/mean/churn_q_1",
+    "churn: state values": "diag/value/all/mean/churn_q_1",
+}
+"""Columns of metrics.csv that show what single updates changed."""
 Progress = Callable[[str], None]
 
 
@@ -134,6 +142,7 @@ class _Work:
         else:
             self.document.skip("episodes", "the quick suite makes no environment: --suite standard")
         self._stage("returns", self._returns)
+        self._stage("learning-rate sweep", self._sweep)
         self._stage("policy instability", self._instability)
         if environment:
             self._stage("gradients and values", self._measure_suite("standard", self._close))
@@ -187,6 +196,9 @@ class _Work:
             for name in ("eval/return_mean", "train/return_mean"):
                 xs, (ys,) = _complete(columns, target.env_steps, name)
                 self.document.add_series(name, target.number, xs, ys, xlabel="environment steps")
+            for name, column in CHURN.items():
+                xs, (ys,) = _complete(columns, target.env_steps, column)
+                self.document.add_series(name, target.number, xs, ys, xlabel="environment steps")
             names = ("eval/return_mean", "eval/return_std")
             steps, (means, deviations) = _complete(columns, target.env_steps, *names)
             episodes = target.settings.eval.episodes
@@ -198,6 +210,25 @@ class _Work:
                 episodes=episodes,
             ):
                 self.document.add(target.number, each)
+
+    def _sweep(self) -> None:
+        """Of the learning rate, where a run is part of one."""
+        for target in self._final:
+            found = sweep.read(target.run)
+            if found is None:
+                continue
+            self.document.add(
+                target.number,
+                reading(found["lr_sens"], metric="lr_sens", network="run", n=len(found["rates"])),
+            )
+            self.document.add_series(
+                "lr_sweep",
+                target.number,
+                found["rates"],
+                found["returns"],
+                xlabel="learning rate",
+                ylabel="final return",
+            )
 
     def _collect(self) -> None:
         """Episodes: drawn from the policy for the value, its most likely actions for the rest."""
@@ -217,7 +248,8 @@ class _Work:
 
     def _roll(self, target: Target, policy: Policy, env: Env, kind: str) -> Rollout:
         """Episodes whose actions are ``drawn``, ``greedy`` or ``random``, on the same starts."""
-        generator = self._generator("rollout", kind)
+        device = target.agent.device if kind == "drawn" else "cpu"
+        generator = generator_for(device, self.options.seed, "rollout", kind)
         found = roll(
             policy,
             env,
@@ -238,7 +270,7 @@ class _Work:
     def _instability(self) -> None:
         for target in self._final:
             self._progress(f"  {target.label}")
-            policy = policy_of(target.agent)
+            policy = policy_of(target.agent, "cpu")
             states = self._states(target, policy)
             if states is None:
                 why = "no transitions to look at: --suite standard collects episodes"
@@ -253,7 +285,7 @@ class _Work:
 
     def _states(self, target: Target, policy: Policy) -> States | None:
         if target.number in self.found.rollouts:
-            return visited(policy, self.found.rollouts[target.number])
+            return visited(policy, self.found.rollouts[target.number]).cpu()
         for name in ("recent", "anchor"):
             data = getattr(target.data, name)
             if data is not None:
@@ -261,7 +293,7 @@ class _Work:
                     self.document.notes.append(
                         f"{target.label}: a recurrent policy met stored states with an empty memory"
                     )
-                return stored(policy, data, name)
+                return stored(policy, data, name).cpu()
         return None
 
     def _layout(self, target: Target, policy: Policy, mode: str) -> Layout:
@@ -314,6 +346,7 @@ class _Work:
             seed=self.options.seed,
             env_steps=target.env_steps,
             label=target.label,
+            channels=layout_of(target.spec, tuple(target.spec.observation), self._noise).channels,
         )
 
     def _disturb(self) -> None:
@@ -332,63 +365,23 @@ class _Work:
 
     def _closed_loop(
         self, target: Target, policy: Policy, one: Instability, env: Env
-    ) -> list[Reading]:
-        clean = self.found.rollouts[target.number]
-        seed, chance = self._episode_seed(), self._chance[target.number]
-        episodes, generator = self.options.episodes, self._generator("disturb")
-        told = visited(policy, clean).obs
-        scale, layout = told.std(0), one.layout
-        declared = layout.noise
-        noise = 0.01 * scale if declared is None else declared
-        size = one.noise_norm() or 0.1
-        said = "at declared noise" if declared is not None else "of 0.1 sd"
-        plans: dict[str, Callable[[], Sense]] = {
-            f"worst direction {said}": lambda: disturbances.along(one.worst, size, one.scale),
-            f"least direction {said}": lambda: disturbances.along(one.least, size, one.scale),
-        }
-        families = {
-            name: torch.tensor([own == name for own in layout.families])
-            for name in dict.fromkeys(layout.families)
-        }
-        plans |= disturbances.shifts(families, scale, noise, generator)
-        found: list[Reading] = []
-        for name, make in plans.items():
+    ) -> Iterator[Reading]:
+        clean, frozen = self.found.rollouts[target.number], policy_of(target.agent, "cpu")
+        generator = self._generator("disturb")
+        for name, make in closed_loop.plans(one, frozen, clean, generator).items():
             self._progress(f"  {target.label}: {name}")
             if time.monotonic() > self._deadline:
                 self.document.skip(name, "--budget was used up", target=target.number)
                 continue
-            moved = roll(policy, env, episodes=episodes, seed=seed, sense=make())
-            params = {"shift": name}
-            facts = {"network": "actor", "params": params, "n": episodes}
-            try:
-                loss = disturbances.drop(clean, moved, chance, generator)
-            except InputError as error:
-                found.append(undefined(str(error), metric="ranld_drop", **facts))
-            else:
-                interval = (loss.low, loss.high)
-                found.append(reading(loss.mean, metric="ranld_drop", ci95=interval, **facts))
-            found += self._quotients(policy, one, moved, params)
-        return found
-
-    def _quotients(
-        self, policy: Policy, one: Instability, moved: Rollout, params: dict[str, str]
-    ) -> list[Reading]:
-        states = visited(policy, moved)
-        facts = {"network": "actor", "params": params, "n": len(states.obs)}
-        try:
-            other = analyse(
-                policy, one.mode, states, one.layout, self._generator("shift"), scale=one.scale
+            moved = roll(
+                policy,
+                env,
+                episodes=self.options.episodes,
+                seed=self._episode_seed(),
+                sense=make(),
             )
-            if not torch.equal(other.searched, one.searched):
-                raise InputError("other channels vary under this disturbance")
-        except InputError as error:
-            return [undefined(str(error), metric="ranld_fcq", **facts)]
-        shift = compare_states(one.found, other.found)
-        return [
-            reading(shift.quotient, metric="ranld_fcq", **facts),
-            reading(shift.swapped, metric="ranld_fcq_swapped", **facts),
-            reading(shift.cosine2, metric="ranld_shift_cosine2", **facts),
-        ]
+            yield closed_loop.cost(clean, moved, self._chance[target.number], name, generator)
+            yield from closed_loop.quotients(frozen, one, moved, name, self._generator("shift"))
 
     def _compare(self) -> None:
         """Policies of different runs, on the states of the first."""
@@ -396,13 +389,14 @@ class _Work:
         if len(runs) < 2:
             return
         first, *others = runs.values()
-        policy = policy_of(first.agent)
+        policy = policy_of(first.agent, "cpu")
         states = self._states(first, policy)
         for other in others:
             params = {"with": first.label, "mode": policy.modes[0]}
             facts = {"metric": "ranld_overlap", "network": "actor", "params": params}
             same = other.spec.observation == first.spec.observation
-            if states is None or not same or policy_of(other.agent).modes[0] != policy.modes[0]:
+            theirs = policy_of(other.agent, "cpu")
+            if states is None or not same or theirs.modes[0] != policy.modes[0]:
                 why = "directions of other observations, actions or without states do not compare"
                 self.document.add(other.number, undefined(why, **facts))
                 continue
@@ -410,12 +404,12 @@ class _Work:
             if left is None:
                 continue
             right = analyse(
-                policy_of(other.agent),
+                theirs,
                 policy.modes[0],
-                states._replace(memory=policy_of(other.agent).empty_memory(states.obs)),
+                states._replace(memory=theirs.empty_memory(states.obs)),
                 left.layout,
                 self._generator("compare"),
-                scale=left.scale,
+                like=left,
             )
             overlap = compare_policies(left.found, right.found)
             self.document.add(other.number, reading(overlap.cosine2, n=right.states, **facts))

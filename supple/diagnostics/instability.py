@@ -97,7 +97,7 @@ def analyse(
     generator: torch.Generator,
     *,
     actuators: Actuators | None = None,
-    scale: Tensor | None = None,
+    like: Instability | None = None,
 ) -> Instability:
     """Find, check and confirm the directions of instability.
 
@@ -108,7 +108,8 @@ def analyse(
         layout: of the policy's observation; of the critic's in the mode ``critic``.
         generator: draws candidates, random directions and bootstrap samples.
         actuators: with them, the mode ``action`` or ``choice`` also makes the gain table.
-        scale: standard deviations shared by all policies compared, (D,); the states' own without.
+        like: another analysis to compare with: its channels are searched, in its standard
+            deviations; without it, those that vary here.
 
     Raises:
         InputError: an unknown mode, or a policy that responds to nothing that varies.
@@ -122,8 +123,8 @@ def analyse(
     states = states.thinned(most)
     lens = lens_of(policy, mode, states, generator)
     obs_ND = lens.obs
-    searched = layout.searched(obs_ND)
-    scale_D = torch.where(searched, obs_ND.std(0) if scale is None else scale, 0)
+    searched = layout.searched(obs_ND) if like is None else like.searched
+    scale_D = torch.where(searched, obs_ND.std(0) if like is None else like.scale, 0)
     raw_NRD = lens.factor(obs_ND)
     factor = (raw_NRD * scale_D)[..., searched]
     found = di.directions(factor)

@@ -48,10 +48,19 @@ class Governor:
         self._last: float | None = None
         self._share: float | None = None
         self._over = self._under = 0
+        self._began = clock()
+        self._warm_up = 0.0
         self.stretch = 1
         """What periods are multiplied with."""
         self.spent = 0.0
         """Seconds measured so far, the first call's included [s]."""
+
+    def allows(self) -> bool:
+        """Whether all calls so far, but for the first, kept to the share of the time since.
+
+        A stretched period says what the next calls will cost; this repays what earlier ones did.
+        """
+        return self.spent - self._warm_up <= self._limit * (self._clock() - self._began)
 
     def charge(self, seconds: float) -> None:
         """Account for one call; the first, which warms up, changes no period."""
@@ -61,6 +70,8 @@ class Governor:
             share = seconds / max(now - self._last, 1e-9)
             self._share = share if self._share is None else 0.5 * (self._share + share)
             self._judge(self._share)
+        else:
+            self._warm_up = seconds
         self._last = now
 
     def _judge(self, share: float) -> None:
@@ -128,6 +139,8 @@ class Online:
         with isolated(self._agent):
             worked = self._keep_anchor(env_steps)
             tiers = [tier for tier in (0, 1) if updates >= self._due[tier]]
+            if not self.governor.allows():
+                tiers = []
             if tiers:
                 self._measure(tiers, env_steps)
         if tiers:

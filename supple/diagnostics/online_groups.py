@@ -122,7 +122,8 @@ def movement_of_next_step(context: Context, memory: Memory) -> Iterator[Reading]
     subject = context.subject
     for view in subject.learning_views():
         after = next_step(subject, view.role, data)
-        yield from steps.changed_weights(view, after, subject.projected(view.role))
+        rate = subject.moments(view.role).rate
+        yield from steps.changed_weights(view, after, subject.projected(view.role), rate)
         x_ND = subject.inputs(view.role, elsewhere)
         yield from attempt(
             partial(steps.churn, context, view, after, x_ND, updates=1),

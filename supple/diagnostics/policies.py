@@ -70,28 +70,32 @@ class Policy:
         return obs_ND.new_zeros(len(obs_ND), self.memory)
 
 
-def policy_of(agent: Agent) -> Policy:
+def policy_of(agent: Agent, device: torch.device | str | None = None) -> Policy:
     """The policy of an agent as it is now, a copy that stays so.
+
+    Args:
+        agent: read only.
+        device: where the copy computes; the agent's own by default.
 
     Raises:
         InputError: an agent that is not known here.
     """
     if isinstance(agent, FlashSAC):
-        return _flashsac(agent)
+        return _flashsac(agent, device or agent.device)
     if isinstance(agent, PPO):
-        return _ppo(agent)
+        return _ppo(agent, device or agent.device)
     raise InputError(
         f"policy instability is measured of FlashSAC and PPO, got {type(agent).__name__}: describe"
         " it by a Policy (diagnostics/policies.py)"
     )
 
 
-def _frozen(module: M) -> M:
-    return copy.deepcopy(module).requires_grad_(False)
+def _frozen(module: M, device: torch.device | str) -> M:
+    return copy.deepcopy(module).to(device).requires_grad_(False)
 
 
-def _flashsac(agent: FlashSAC) -> Policy:
-    actor, critic = _frozen(agent.actor), _frozen(agent.critic)
+def _flashsac(agent: FlashSAC, device: torch.device | str) -> Policy:
+    actor, critic = _frozen(agent.actor, device), _frozen(agent.critic, device)
     samples = critic.draws.value
 
     def command(obs_ND: Tensor, *_: Tensor) -> Tensor:
@@ -125,8 +129,8 @@ def _flashsac(agent: FlashSAC) -> Policy:
     )
 
 
-def _ppo(agent: PPO) -> Policy:
-    actor, distribution = _frozen(agent.actor), _frozen(agent.distribution)
+def _ppo(agent: PPO, device: torch.device | str) -> Policy:
+    actor, distribution = _frozen(agent.actor, device), _frozen(agent.distribution, device)
 
     def head(obs_ND: Tensor, memory_NH: Tensor) -> Tensor:
         return actor.step(obs_ND, memory_NH)[0]

@@ -109,7 +109,7 @@ def _round(
     rows: list[dict[str, Tensor]] = []
     for number in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
         told = concat(obs, policy.groups)
-        told = sense(told, number) if sense else told
+        told = sense(told.cpu(), number).to(told.device) if sense else told
         action, after = choose(told, memory)
         step = env.step(action).to_dict()
         ended = step["terminated"] | step["truncated"]

@@ -25,6 +25,8 @@ independent noise of deviation 1 [simulated, Gaussian]."""
 LEARNED = 0.9
 """Share of the learned range from which a task counts as learned."""
 RECOVERED = 0.95
+LEAST_RATES, LEAST_DECADES = 5, 2
+"""Of a grid of learning rates that says anything of the sensitivity to them."""
 
 
 class Drawdown(NamedTuple):
@@ -176,6 +178,11 @@ class Sensitivity(NamedTuple):
     best_rate: float
 
 
+def decades(rates: Sequence[float]) -> float:
+    """Width of a grid of rates, smallest first."""
+    return round(math.log10(rates[-1] / rates[0]), 6) if rates and rates[0] > 0 else 0.0
+
+
 def rate_sensitivity(returns: Mapping[float, float], random_return: float) -> Sensitivity:
     """From mean final returns by learning rate; compare only numbers of the same grid.
 
@@ -183,11 +190,10 @@ def rate_sensitivity(returns: Mapping[float, float], random_return: float) -> Se
         InputError: fewer than 5 rates, less than 2 decades, or no rate learned anything.
     """
     rates = sorted(returns)
-    decades = math.log10(rates[-1] / rates[0]) if rates and rates[0] > 0 else 0.0
-    if len(rates) < 5 or decades < 2 - 1e-9:
+    if len(rates) < LEAST_RATES or decades(rates) < LEAST_DECADES:
         raise InputError(
-            f"learning-rate sensitivity needs 5 rates over 2 decades, got {len(rates)} over"
-            f" {decades:.2g}"
+            f"learning-rate sensitivity needs {LEAST_RATES} rates over {LEAST_DECADES} decades, got"
+            f" {len(rates)} over {decades(rates):.2g}"
         )
     best = max(returns.values())
     if best <= random_return:

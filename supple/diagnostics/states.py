@@ -5,6 +5,7 @@ Shapes: ``N`` states, ``D`` observation width, ``H`` memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,13 +35,16 @@ class States(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> States:
         """Some of them."""
-        return States(
-            self.obs[index],
-            self.critic_obs[index],
-            self.memory[index],
-            self.episode[index],
-            self.source,
-        )
+        return self._map(lambda part: part[index])
+
+    def cpu(self) -> States:
+        """On the processor, where directions are computed."""
+        return self._map(lambda part: part.cpu())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> States:
+        parts = (self.obs, self.critic_obs, self.memory, self.episode)
+        obs, critic_obs, memory, episode = (change(part) for part in parts)
+        return States(obs, critic_obs, memory, episode, self.source)
 
     def thinned(self, most: int) -> States:
         """Evenly many of each episode."""

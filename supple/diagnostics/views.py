@@ -29,6 +29,7 @@ from supple.agents.critics import CategoricalCritic, Critic, HeadCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, FlowPrediction
 from supple.agents.mlp import Network
 from supple.agents.nets import Trunk, UnitBatchNorm
+from supple.agents.velocity import UnitVelocityNet
 from supple.diagnostics.plasticity import Features, flow_features, trunk_features, two_hot
 from supple.kernels.critic_integration import integrate
 
@@ -95,6 +96,10 @@ class View(ABC):
     def value_limit(self) -> float | None:
         """End of the range of outputs, where there is one."""
         return None
+
+    def probed(self, untrained: View) -> View:
+        """What learns new targets in its place, to be compared with untrained networks: itself."""
+        return self
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """By name."""
@@ -220,6 +225,20 @@ class CriticView(View):
         """Of the atoms."""
         return self.module.value_max if isinstance(self.module, CategoricalCritic) else None
 
+    def probed(self, untrained: View) -> View:
+        """The trunk under an untrained head, where there are atoms.
+
+        Labels on two atoms ask for sharp distributions, whatever values they mean. An untrained
+        critic has to learn that first, a trained one has: on its own head it would seem better
+        than new, and what it lost could hide behind that.
+        """
+        if not isinstance(self.module, CategoricalCritic):
+            return self
+        found = copy.copy(self)
+        found.module = twin(self.module)
+        found.module.head = untrained.module.head
+        return found
+
 
 class FlowView(View):
     """A flow critic; its features are averaged neither over time nor noise but listed side by side.
@@ -283,6 +302,22 @@ class FlowView(View):
     def value_limit(self) -> float | None:
         """Of its targets."""
         return self.module.clip if math.isfinite(self.module.clip) else None
+
+    def probed(self, untrained: View) -> View:
+        """Under an untrained output layer, where norms are bounded.
+
+        An untrained field carries its noise all over the value range, and has to learn to gather it
+        first, as a critic with atoms has to learn sharp distributions.
+        """
+        if not isinstance(self.module, BoundedFlowCritic):
+            return self
+        found = copy.copy(self)
+        found.module = twin(self.module)
+        own, new = found.module.net, untrained.module.net
+        assert isinstance(own, UnitVelocityNet)
+        assert isinstance(new, UnitVelocityNet)
+        own.out = new.out
+        return found
 
 
 class PerceptronView(View):

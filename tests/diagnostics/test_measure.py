@@ -8,8 +8,9 @@ import torch
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.measure import GROUPS, compare, measure
 from supple.diagnostics.reading import Reading
+from supple.envs.base import Channel
 from supple.errors import InputError
-from tests.agents.small_agents import assert_same_bits, snapshot
+from tests.agents.small_agents import OBSERVATIONS, assert_same_bits, snapshot
 from tests.diagnostics.subjects import EVERY_KIND, subject_with_data, transitions
 
 QUICK = [group.name for group in GROUPS if group.suite == "quick"]
@@ -113,6 +114,18 @@ def test_permuting_samples_leaves_results_unchanged(kind):
     left, right = (measure(subject, each, groups=groups).readings for each in (own, moved))
     for name, each in left.items():
         assert right[name].value == pytest.approx(each.value, rel=1e-3), name
+
+
+def test_declared_noise_is_what_the_geometry_is_tried_with():
+    found = []
+    for noise in (None, 3.0):
+        channels = [Channel(name=f"c{i}", group="policy", noise=noise) for i in range(OBSERVATIONS)]
+        subject, data = subject_with_data("ppo")
+        subject.channels = channels
+        readings = measure(subject, data, "standard", groups=["robustness"]).readings
+        found.append(number(readings, "actor/all/mean/rdm_noise"))
+    assert found[0] > 0.99  # a hundredth of each channel's deviation
+    assert found[1] < 0.5
 
 
 STANDARD = ["next_step", "excitation", "robustness"]

@@ -1,6 +1,7 @@
 """Diagnostics while training: they change nothing, keep to their time, and say what they see."""
 
 import pytest
+import torch
 
 from supple import checkpoint, launch
 from supple.diagnostics import online
@@ -24,8 +25,9 @@ TASK = "gym/Pendulum-v1"
 
 
 def settings_of(folder, kind, *, period=10, env_steps=160, **changes):
-    agent = "ppo" if kind == "ppo" else "flashsac"
-    settings = small_settings(TASK, folder, env_steps=env_steps, agent=agent, **changes)
+    agent = "ppo" if kind.startswith("ppo") else "flashsac"
+    task = "gym/CartPole-v1" if kind == "ppo_discrete" else TASK
+    settings = small_settings(task, folder, env_steps=env_steps, agent=agent, **changes)
     if agent == "flashsac":
         settings.agent.critic = kind
         settings.agent.flow.width = 8
@@ -42,20 +44,61 @@ def agent_state(folder):
     return newest_state(folder)[1]["agent"]
 
 
-@pytest.mark.parametrize("kind", ["categorical", "flow", "ppo"])
-def test_training_is_the_same_with_and_without(tmp_path, kind):
+def overlap(settings):
+    settings.overlap = True
+
+
+def compiled(settings):
+    settings.compute.compile, settings.compute.precision = "on", "bfloat16"
+
+
+def as_it_is(settings):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("categorical", as_it_is),
+        ("categorical", overlap),
+        pytest.param("categorical", compiled, marks=pytest.mark.slow),
+        ("flow", as_it_is),
+        ("ppo", as_it_is),
+        ("ppo_discrete", as_it_is),
+        pytest.param("ppo_discrete", compiled, marks=pytest.mark.slow),
+    ],
+)
+def test_training_is_the_same_with_and_without(tmp_path, kind, path):
     with_, without = tmp_path / "with", tmp_path / "without"
-    run_whole(settings_of(with_, kind))
-    run_whole(settings_of(without, kind, period=0))
+    for folder, period in ((with_, 10), (without, 0)):
+        settings = settings_of(folder, kind, period=period)
+        path(settings)
+        run_whole(settings)
     assert_same_bits(agent_state(with_), agent_state(without))
     rows, plain = deterministic_rows(with_), deterministic_rows(without)
     assert rows.keys() == plain.keys()
     assert repr(rows) == repr(plain)
     found = {name for name in read_csv(with_ / "metrics.csv") if name.startswith("diag/")}
-    critic = "value" if kind == "ppo" else "critic"
+    critic = "value" if kind.startswith("ppo") else "critic"
     for metric in ("grad_norm", "update_ratio", "hess_max"):
         assert f"diag/{critic}/all/mean/{metric}" in found, metric
     assert not any(name.startswith("diag/") for name in read_csv(without / "metrics.csv"))
+
+
+def disturbed(context, memory):
+    """Draws from the process's stream, moves a running statistic: what measuring must not do."""
+    torch.rand(3)
+    view = context.subject.views[context.subject.critic_role]
+    view.module(context.subject.inputs("critic", context.data.current()), train=True)
+    return iter(())
+
+
+def test_a_measurement_that_moves_a_statistic_would_be_noticed(tmp_path, monkeypatch):
+    run_whole(settings_of(tmp_path / "plain", "categorical", period=0))
+    monkeypatch.setattr(online, "TIER1", (Group("disturbed", disturbed),))
+    run_whole(settings_of(tmp_path / "moved", "categorical"))
+    with pytest.raises(AssertionError):
+        assert_same_bits(agent_state(tmp_path / "moved"), agent_state(tmp_path / "plain"))
 
 
 def test_a_checkpoint_holds_the_transitions_for_later_and_a_resume_keeps_the_anchor(tmp_path):
@@ -115,6 +158,23 @@ def test_a_cheap_measurement_changes_nothing_and_a_stretched_one_comes_back():
         now[0] += 10.0
         governor.charge(0.01)
     assert governor.stretch == 1
+
+
+def test_what_early_calls_cost_too_much_is_repaid():
+    now = [0.0]
+    governor = Governor(0.03, lambda: now[0])
+    calls, due = 0, 100
+    for update in range(100, 20_000):
+        now[0] += 0.01
+        if update >= due and governor.allows():
+            cost = 9.0 if calls == 0 else 4.0 if calls % 5 == 0 else 0.5
+            now[0] += cost
+            governor.charge(cost)
+            calls, due = calls + 1, update + 100 * governor.stretch
+        if calls > 1:  # the first, which warms up, is not counted
+            assert governor.spent - 9.0 <= 0.03 * now[0] + 4.0
+    assert calls > 5
+    assert governor.spent - 9.0 <= 0.035 * now[0]
 
 
 def test_settings_name_their_flag():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import escape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -213,6 +214,83 @@ def test_four_hundred_channels_fit():
     page = page_of(made(one=one), one)
     Reader(page)
     assert len(page) < 2**20
+
+
+KEPT = {
+    # what a suite keeps for plots: the title it is drawn under
+    "critic/all/trained/fit_curve_smooth_0": "How the critic learns new targets",
+    "critic/all/fresh0/fit_curve_smooth_0": "How the critic learns new targets",
+    "critic/all/0/grad_cos": "Gradients of the critic's samples",
+    "critic/all/min/value": "Values against returns",
+    "critic/all/min/return": "Bias over the episode",
+    "critic/all/min/step": "Values against returns",
+    "critic/all/mean/support_atoms": "Mass on the value range",
+    "critic/all/mean/support_target": "Mass on the value range",
+    "critic/all/0/support_prediction": "Mass on the value range",
+    "flow/all/mean/paths": "Paths of the flow",
+}
+
+
+def kept_arrays():
+    random = torch.Generator().manual_seed(0)
+    curve = torch.tensor([[10.0, 0.8], [20.0, 0.4]])
+    steps = torch.arange(200)
+    return {
+        "critic/all/trained/fit_curve_smooth_0": curve,
+        "critic/all/fresh0/fit_curve_smooth_0": curve,
+        "critic/all/0/grad_cos": 2 * torch.rand(256, 256, generator=random) - 1,
+        "critic/all/min/value": torch.rand(200, generator=random),
+        "critic/all/min/return": torch.rand(200, generator=random),
+        "critic/all/min/step": steps % 50,
+        "critic/all/mean/support_atoms": torch.linspace(-5, 5, 101),
+        "critic/all/mean/support_target": torch.full((101,), 1 / 101),
+        "critic/all/0/support_prediction": torch.full((101,), 1 / 101),
+        "flow/all/mean/paths": torch.rand(17, 6, 8, generator=random),
+    }
+
+
+def drawn_titles(arrays):
+    record = made()
+    record["series"] += [
+        {"id": name, "target": 1, "x": [1e-4, 1e-3], "y": [1.0, 2.0]}
+        for name in ("lr_sweep", "churn: values")
+    ]
+    for metric, params in (
+        ("flow_recovery", {"tau": 0.5}),
+        ("ranld_overlap", {"with": HOSTILE, "mode": "action"}),
+    ):
+        entry = record["metrics"][0] | {"id": metric, "params": params, "value": 0.5, "target": 1}
+        record["metrics"].append(entry | {"member": "mean"})
+    page = render(record, {}, {1: arrays})
+    assert not any("src" in attributes for _, attributes in Reader(page).elements)
+    return page
+
+
+def test_everything_that_is_kept_for_plots_is_drawn():
+    page = drawn_titles(kept_arrays())
+    for title in (
+        *KEPT.values(),
+        "Return by learning rate",
+        "What one update changes elsewhere",
+        "Recovery from errors on the way",
+        "Policies side by side",
+    ):
+        assert escape(title) in page, title
+
+
+@pytest.mark.parametrize("missing", KEPT)
+def test_a_plot_without_its_data_is_left_out(missing):
+    arrays = kept_arrays()
+    del arrays[missing]
+    page = drawn_titles(arrays)
+    if "fresh" not in missing:
+        assert f'aria-label="{escape(KEPT[missing])}"' not in page
+
+
+def test_tiles_show_size_and_sign():
+    picture = svg.tiles([[1.0, -0.5], [0.0, 0.01]], title="t")
+    assert picture.count('class="cell"') == 2
+    assert picture.count("<circle") == 1
 
 
 def test_numbers_are_short():

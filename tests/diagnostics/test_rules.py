@@ -29,7 +29,7 @@ def judged(*found, **facts):
 
 
 GAP = number("fit_gap", 0.6, ci95=(0.4, 0.8))
-SILENT = number("grad_dormant", 40.0, reference={"fresh": 5.0})
+SILENT = number("grad_dormant", 40.0, params={"threshold": 0.01}, reference={"fresh": 5.0})
 INACTIVE = number("dormant", 60.0, params={"threshold": 0.1}, reference={"fresh": 1.0})
 HIGH = number("value_bias_norm", 0.5, ci95=(0.4, 0.6))
 LOW = number("value_bias_norm", -0.4, ci95=(-0.5, -0.3))
@@ -114,8 +114,29 @@ def test_clipping_without_mass_at_the_edge_is_a_warning():
 
 def test_supports_make_a_verdict_surer():
     assert judged(GAP, SILENT)["V1"].confidence == "medium"
-    cosine = number("grad_cos", 0.9, reference={"fresh": 0.1})
+    cosine = number("grad_cos", 0.9, params={"of": "absolute"}, reference={"fresh": 0.1})
     assert judged(GAP, SILENT, cosine)["V1"].confidence == "high"
+
+
+def test_gradients_must_be_nearly_parallel_to_say_why_plasticity_was_lost():
+    # Their mean cosine is about 0 in every healthy network: twice that is nothing yet.
+    for of, value, fresh in (("mean", 0.04, 0.01), ("absolute", 0.3, 0.1), ("absolute", 0.8, 0.6)):
+        cosine = number("grad_cos", value, params={"of": of}, reference={"fresh": fresh})
+        assert judged(GAP, cosine)["V1"].level == "warn"
+
+
+def test_a_fall_within_noise_does_not_make_a_step_too_large():
+    ratio = number("stab_adam", 3.0)
+    fall = number("ret_mdd_share", 0.8, "run", reference={"noise_floor": 0.9})
+    assert judged(ratio, fall) == {}
+    beyond = number("ret_mdd_share", 0.8, "run", reference={"noise_floor": 0.1})
+    assert "V7" in judged(ratio, beyond)
+
+
+def test_steps_far_below_what_the_learning_rate_gives_are_no_steps():
+    full = {"expected": 0.008}
+    assert judged(number("angle_step", 0.002, reference=full)) == {}
+    assert judged(number("angle_step", 0.00005, reference=full))["V8"].level == "bad"
 
 
 def test_the_run_is_judged_at_its_end_only():

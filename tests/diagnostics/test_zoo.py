@@ -92,7 +92,9 @@ def test_a_learning_rate_a_hundred_times_too_large():
         subject, data = trained("scalar", lr_init=rate, lr_peak=rate, lr_end=rate)
         view = subject.views["critic"]
         after = next_step(subject, "critic", data.recent)
-        angle = next(e for e in changed_weights(view, after, True) if e.metric == "angle_step")
+        angle = next(
+            e for e in changed_weights(view, after, True, rate) if e.metric == "angle_step"
+        )
         assert angle.value is not None
         largest.append(angle.value)
     assert largest[1] > 0.05 > 10 * largest[0]
@@ -105,9 +107,9 @@ def test_a_learning_rate_a_hundred_times_too_large():
 
 def test_a_learning_rate_of_zero_moves_nothing():
     subject, data = trained("scalar", lr_init=0.0, lr_peak=1e-12, lr_end=0.0)
-    view = subject.views["critic"]
+    view, rate = subject.views["critic"], subject.moments("critic").rate
     after = next_step(subject, "critic", data.recent)
-    found = {each.metric: each.value for each in changed_weights(view, after, True)}
+    found = {each.metric: each.value for each in changed_weights(view, after, True, rate)}
     for metric in ("update_ratio", "angle_step"):
         value = found[metric]
         assert value is not None

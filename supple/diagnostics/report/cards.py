@@ -55,7 +55,8 @@ CARDS: Mapping[str, tuple[str, str]] = {
         "Ability to fit new targets",
         "A copy of the network and untrained twins learn the same new targets in the same way."
         " 0: as plastic as new; 1: learned nothing beyond the mean; below 0: better than new. This"
-        " is the referee of plasticity.",
+        " is the referee of plasticity. Critics with atoms or bounded flows learn under a new head:"
+        " on their own they would start ahead of new networks.",
     ),
     "hess_max": (
         "Largest curvature",

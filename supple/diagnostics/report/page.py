@@ -18,7 +18,8 @@ from supple.diagnostics.evidence import LEVELS
 from supple.diagnostics.instability import Instability
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.cards import CARDS, title_of
-from supple.diagnostics.report.figures import Entry, Figure, Source, figures
+from supple.diagnostics.report.figures import figures
+from supple.diagnostics.report.source import Entry, Figure, Source
 from supple.diagnostics.rules import QUESTIONS
 
 MOST_VERDICTS = 8

@@ -347,3 +347,31 @@ def heat(
     ends = escape(f"0 {low} · 1 {high}")
     parts.append(f'<text class="label" x="{left}" y="{height - 6:.0f}">{ends}</text></svg>')
     return "".join(parts)
+
+
+def tiles(matrix: Sequence[Sequence[float]], *, title: str) -> str:
+    """A large square matrix of numbers from -1 to 1: fuller is further from 0, a dot below it."""
+    count = len(matrix)
+    side = 340
+    cell = side / max(count, 1)
+    left = (WIDTH - side) / 2
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {side + 26}" role="img"'
+        f' aria-label="{escape(title, quote=True)}">'
+    ]
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            shade = min(abs(value), 1.0)
+            if shade < 0.02:
+                continue
+            x, y = left + j * cell, i * cell
+            parts.append(
+                f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}"'
+                f' height="{cell:.1f}" fill-opacity="{shade:.2f}"/>'
+            )
+            if value < -0.05:
+                at = f'cx="{x + cell / 2:.1f}" cy="{y + cell / 2:.1f}"'
+                parts.append(f'<circle class="dot s1" {at} r="{cell / 5:.1f}"/>')
+    ends = "empty 0 · full 1 · with a dot below 0"
+    parts.append(f'<text class="label" x="{left}" y="{side + 18}">{ends}</text></svg>')
+    return "".join(parts)

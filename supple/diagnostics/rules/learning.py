@@ -14,6 +14,8 @@ from supple.diagnostics.evidence import (
 )
 from supple.diagnostics.thresholds import THRESHOLDS
 
+ALIGNED = 0.5
+"""Mean |cosine| of single samples' gradients above which they support V1."""
 FELL_TO = 0.5
 """A rank below this share of its own maximum supports V1."""
 CONSECUTIVE = 3
@@ -32,15 +34,15 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
     if interval is not None and interval[0] <= 0.1:
         return None
     network = main.reading.network
-    gradient = evidence.highest("grad_dormant", network)
+    gradient = evidence.highest("grad_dormant", network, threshold=0.01)
     ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
     update, weight = (evidence.one(metric, network) for metric in ("update_ratio", "w_rms"))
-    cosine = evidence.one("grad_cos", network)
+    cosine = evidence.one("grad_cos", network, of="absolute")
     supports = [
         *those((gradient, above_fresh(gradient, 2, 10))),
         *those(*((r, r is not None and r.value < FELL_TO * evidence.own_max(r)) for r in ranks)),
         *those((update, evidence.falling(update) and evidence.rising(weight))),
-        *those((cosine, above_fresh(cosine, 2, 0))),
+        *those((cosine, above_fresh(cosine, 2, ALIGNED))),
     ]
     level = line.level(main.value)
     if not supports:
@@ -78,7 +80,7 @@ def dead_capacity(evidence: Evidence) -> Verdict | None:
         return None
     main = max(mains, key=lambda hit: hit.value)
     gap = evidence.highest("fit_gap", main.reading.network)
-    gradient = evidence.highest("grad_dormant", main.reading.network)
+    gradient = evidence.highest("grad_dormant", main.reading.network, threshold=0.01)
     supports = [
         *those((gap, gap is not None and gap.value > 0.1)),
         *those((gradient, above_fresh(gradient, 2, 10))),
@@ -117,7 +119,7 @@ def step_too_large(evidence: Evidence) -> Verdict | None:
     sweep = evidence.highest("lr_sens")
     supports = [
         *those((loss, evidence.rising(loss))),
-        *those((fall, fall is not None and fall.value > 0.3)),
+        *those((fall, fall is not None and fall.value > 0.3 and _beyond_noise(fall))),
         *those((sweep, sweep is not None and sweep.value > 0.5)),
     ]
     if not supports and len(before) + 1 < CONSECUTIVE:
@@ -173,9 +175,8 @@ def unsteady(evidence: Evidence) -> Verdict | None:
     fall = evidence.highest("ret_mdd_share")
     if fall is None or not evidence.last_of_run:
         return None
-    floor = fall.reading.reference.get("noise_floor")
     level = THRESHOLDS["ret_mdd_share"].level(fall.value)
-    if level == "ok" or (floor is not None and fall.value <= floor):
+    if level == "ok" or not _beyond_noise(fall):
         return None
     flips, steps = evidence.highest("churn_flip"), evidence.highest("stab_adam")
     supports = those(
@@ -191,7 +192,7 @@ def unsteady(evidence: Evidence) -> Verdict | None:
     return Verdict(
         rule="V9",
         level="bad" if level == "bad" and recover is None else "warn",
-        confidence=confidence(floor is not None, len(supports), 0),
+        confidence=confidence("noise_floor" in fall.reading.reference, len(supports), 0),
         target=evidence.target,
         sentence=f"The return fell by {fall.value:.0%} of the learned range{after}.",
         evidence=[fall.place, *places(recover), *(hit.place for hit in supports)],
@@ -202,6 +203,12 @@ def unsteady(evidence: Evidence) -> Verdict | None:
 
 
 RULES: tuple[Rule, ...] = (plasticity_loss, dead_capacity, step_too_large, frozen, unsteady)
+
+
+def _beyond_noise(fall: Hit) -> bool:
+    """Whether a fall of the return exceeds what evaluations that differ by luck alone show."""
+    floor = fall.reading.reference.get("noise_floor")
+    return floor is None or fall.value > floor
 
 
 def _whole(evidence: Evidence, metric: str, **params: float | str) -> Hit | None:

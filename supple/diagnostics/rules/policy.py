@@ -5,6 +5,7 @@ Nothing is said of a direction before finite steps have confirmed it.
 
 from __future__ import annotations
 
+from supple.diagnostics.closed_loop import WORST as WORST_SHIFT
 from supple.diagnostics.evidence import Evidence, Rule, Verdict, confidence, places, those
 from supple.diagnostics.instability import Instability
 from supple.diagnostics.thresholds import THRESHOLDS
@@ -29,7 +30,7 @@ def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
     if noise is None:
         return None  # nothing was declared: no specification to fall short of
     near = evidence.lowest("ranld_dist", mode=one.mode, quantile=f"{MARGIN:g}")
-    loss = evidence.highest("ranld_drop", shift="worst direction at declared noise")
+    loss = evidence.highest("ranld_drop", shift=WORST_SHIFT)
     close = near is not None and near.value < noise
     costly = loss is not None and loss.value > 0.2
     if not (close or costly):

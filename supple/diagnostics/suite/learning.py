@@ -24,6 +24,11 @@ LEAST_GEOMETRY_ROWS = 512
 SENSOR_NOISE = 0.01
 """Of a channel's standard deviation, where no noise is declared."""
 NOISE_DRAWS = 5
+FUNCTION, HEAD = 100, 200
+"""Numbers of the untrained networks that give target functions, and a head."""
+OF_RANGE = 0.2
+"""Smallest deviation of new targets under a new head, over the end of the value range: labels that
+lie closer together teach a sharp distribution long before they teach values."""
 COARSE = {"functions": 2, "twins": 2, "steps": 200}
 WHOLE = {"functions": 5, "twins": 3, "steps": 500}
 
@@ -48,26 +53,32 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
     data = probe_inputs(context)
     require_rows("fit_gap", len(data), PROBE_ROWS // 2 if coarse else PROBE_ROWS)
     x_ND = subject.inputs(view.role, data)
+    twins = [subject.fresh(number, data).views[view.role] for number in range(size["twins"])]
+    learner = view.probed(subject.fresh(HEAD, data).views[view.role])
     probe = Probe(
         steps=size["steps"],
         rate=subject.moments(view.role).rate,
         project=subject.projected(view.role),
+        # A head that is new says nothing yet that would have to be unlearned.
+        residual=learner is view,
     )
-    twins = [subject.fresh(number, data).views[view.role] for number in range(size["twins"])]
     scale_W = scale_of_targets(context, view, data)
+    if not probe.residual and view.value_limit is not None:
+        scale_W = scale_W.clamp_min(OF_RANGE * view.value_limit)
+    with torch.no_grad():
+        base_ENW = probe.residual * view.outputs(view.module, x_ND)
     errors, fresh_errors, shrunk = [], [], 1.0
     for j in range(size["functions"]):
-        source = subject.fresh(100 + j, data).views[view.role]
+        source = subject.fresh(FUNCTION + j, data).views[view.role]
         with torch.no_grad():
             target_NW = trainability.new_targets(source.outputs(source.module, x_ND)[0], family)
-            now_ENW = view.outputs(view.module, x_ND)
-        room = trainability.room_for(now_ENW, target_NW, scale_W, view.value_limit)
+        room = trainability.room_for(base_ENW, target_NW, scale_W, view.value_limit)
         shrunk = min(shrunk, room)
         fits = [
             trainability.fit(
                 each, x_ND, target_NW, room * scale_W, probe, generator=context.twin_generator(j)
             )
-            for each in (view, *twins)
+            for each in (learner, *twins)
         ]
         found = [float(each.error_E.mean()) for each in fits]
         errors.append(found[0])

@@ -77,28 +77,39 @@ def movement_of_next_step(context: Context) -> Iterator[Reading]:
         def measure(view: View = view) -> Iterator[Reading]:
             require_rows("churn", len(elsewhere), 1024)
             after = next_step(subject, view.role, data)
-            yield from changed_weights(view, after, subject.projected(view.role))
+            rate = subject.moments(view.role).rate
+            yield from changed_weights(view, after, subject.projected(view.role), rate)
             x_ND = subject.inputs(view.role, elsewhere)
             yield from churn(context, view, after, x_ND, updates=1)
 
         yield from attempt(measure, metric="update_ratio", network=view.role)
 
 
-def changed_weights(view: View, after: torch.nn.Module, projected: bool) -> Iterator[Reading]:
-    """Relative change of layers, and the angle of rows whose length is kept."""
+def changed_weights(
+    view: View, after: torch.nn.Module, projected: bool, rate: float
+) -> Iterator[Reading]:
+    """Relative change of layers, and the angle of rows whose length is kept.
+
+    What it is read against, ``expected``, is the change by Adam where no gradient changes its sign:
+    each weight moves by the learning rate.
+    """
     later = dict(after.named_parameters())
-    own, moved, angles = [], [], []
+    own, moved, full, angles, arcs = [], [], [], [], []
     for name, part in view.parameters():
         before, now = (view.split(name, each.detach()) for each in (part, later[name]))
         if before.dim() < 3:  # biases and gains that begin at 0 have no size to compare with
             continue
         own.append(before)
         moved.append(now - before)
+        full.append(torch.full_like(before, rate))
         if projected and name.rsplit(".", 1)[-1] == "weight" and before.dim() > 2:
             angles.append(gradients.turned(before, now))
+            arcs.append(rate * before.shape[-1] ** 0.5)
     facts: dict[str, Any] = {"network": view.role, "n": sum(part.numel() for part in own)}
+    facts["reference"] = {"expected": float(gradients.norm_ratio(full, own).mean())}
     yield from ensemble(gradients.norm_ratio(moved, own), metric="update_ratio", **facts)
     if angles:
+        facts["reference"] = {"expected": sum(arcs) / len(arcs)}
         angle_E = torch.stack(angles).mean(0)
         yield from ensemble(angle_E, metric="angle_step", unit="rad", **facts)
 
@@ -140,7 +151,7 @@ def per_sample(context: Context) -> Iterator[Reading]:
             require_rows("gradient alignment", len(data), PER_SAMPLE_ROWS)
             objective = subject.objective(view.role, data.spread(PER_SAMPLE_ROWS))
             found = gradients.alignment(
-                gradients.gradient_gram(view, objective.loss, objective.rows)
+                gradients.gradient_gram(view, objective.loss, objective.rows, is_mean=True)
             )
             facts: dict[str, Any] = {"metric": "grad_cos", "network": view.role}
             facts["n"] = PER_SAMPLE_ROWS - found.dropped
@@ -281,8 +292,8 @@ def _newton(context: Context, view: View) -> Iterator[Reading]:
     data = data.spread(CURVATURE_ROWS)
     predict, loss, rows = context.subject.regression(view.role, data)
     product = curvature.gauss_newton(view, predict, loss, rows)
-    shape = torch.empty(view.flat([part for _, part in view.parameters()]).shape)
-    found = lanczos(product, _start(context, view, shape), LANCZOS_STEPS)
+    like_EP = view.flat([part.detach() for _, part in view.parameters()])
+    found = lanczos(product, _start(context, view, like_EP), LANCZOS_STEPS)
     facts: dict[str, Any] = {"metric": "ggn_max", "network": view.role, "n": len(data)}
     yield from ensemble(
         found.high_E, reason=_doubt(found.residual_E), unit="loss per parameter^2", **facts

@@ -1,0 +1,238 @@
+"""The documentation's tables, from committed rows, each with where its numbers come from.
+
+    python -m benchmarks.tables
+
+writes them into the pages of ``docs/``, between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
+from supple.diagnostics.rules import RULES
+from supple.files import replace_file
+from supple.intervals import half_width95
+
+PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+SIZES = ("17x6", "376x17", "310x37")
+
+
+def grid(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def source(name: str, table: Sequence[Row], note: str = "") -> str:
+    """Where the numbers come from: file, machine, threads, versions, commit, command."""
+
+    def said(column: str) -> str:
+        return "; ".join(dict.fromkeys(row[column] for row in table if row.get(column)))
+
+    commands = dict.fromkeys(re.sub(r" --seed \d+", " --seed K", r["command"]) for r in table)
+    shown = ", ".join(f"`{command}`" for command in [*commands][:2])
+    threads = f", threads: {said('threads')}" if said("threads") else ""
+    lines = [
+        f"Rows: `benchmarks/results/{name}.csv`, commit {said('commit')}, {said('date')}.",
+        f"Machine: {said('machine')}{threads}; {said('versions')}.",
+        f"Command: {shown}{', and the like' * (len(commands) > 2)}.",
+    ]
+    return "\n".join([*lines, *([note] if note else [])])
+
+
+def last(table: Iterable[Row]) -> list[Row]:
+    """Of each seed, the row with the most steps."""
+    groups = by("seed", table).values()
+    return [max(own, key=lambda row: int(float(row["step"]))) for own in groups]
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and half of its 95 % interval, by Student's t."""
+    half = half_width95(float(values.std(ddof=1)), len(values))
+    return f"{values.mean():.1f} ± {half:.1f}"
+
+
+def critics() -> str:
+    """Return, work and time of each critic."""
+    body, used, costs = [], [], rows("bench_critics", commit="b70cea0")
+    for critic, commit in CRITICS.items():
+        final = last(rows("critic_curves", critic=critic, commit=commit))
+        final = [row for row in final if row["critic"] == critic]
+        used += final
+        returns = np.sort(numbers("return_mean", final))
+        (cost,) = [row for row in costs if row["variant"] == critic]
+        each = ", ".join(f"{value:.0f}" for value in returns)
+        time = f"{float(cost['p50 ms']):.1f}"
+        body.append((f"`{critic}`", f"{returns.mean():.0f}", each, cost["MFLOP"], time))
+    head = ("critic", "mean return", "each seed", "MFLOP of a gradient step", "ms")
+    cost_rows = source("bench_critics", costs)
+    note = f"Time and work of a gradient step. {cost_rows}"
+    return f"{grid(head, body)}\n\n{source('critic_curves', used)}\n\n{note}"
+
+
+def policy_evaluation() -> str:
+    """Error of a fixed policy's value."""
+    names = {
+        "scalar": "scalar",
+        "categorical": "categorical",
+        "flow": "flow",
+        "zero": "flow at t = 0, K = 1",
+        "endpoint": "flow of end points",
+    }
+    settings = {
+        "utd 32": "392 transitions, 32 updates each",
+        "plenty": "20,000 transitions, 8,000 updates",
+    }
+    body, used = [], []
+    for setting, title in settings.items():
+        cells = []
+        for critic in names:
+            found = rows("policy_evaluation", setting=setting)
+            own = [row for row in found if row["critic"] == critic]
+            used += own
+            cells.append(spread(numbers("rmse final", own)))
+        body.append((title, *cells))
+    note = "Root mean square error to the true value, mean of five seeds ± 95 % interval."
+    return f"{grid(('', *names.values()), body)}\n\n{source('policy_evaluation', used, note)}"
+
+
+def time_to_return() -> str:
+    """Seconds to a return of 3000, by seed."""
+    learners = {
+        "supple, `laptop`": ("supple", "5840009"),
+        "Stable-Baselines3 SAC": ("stable-baselines3 SAC", "d7c2adf"),
+        "Stable-Baselines3 PPO": ("stable-baselines3 PPO", "d7c2adf"),
+    }
+    body, used = [], []
+    for name, (learner, commit) in learners.items():
+        table = rows("time_to_return", task="HalfCheetah-v5", learner=learner, commit=commit)
+        used += table
+        body.append((name, *(_reached(own, 3000.0) for own in by("seed", table).values())))
+    head = ("learner", "seed 0", "seed 1", "seed 2")
+    return f"{grid(head, body)}\n\n{source('time_to_return', used)}"
+
+
+def _reached(curve: list[Row], level: float) -> str:
+    for row in curve:
+        if float(row["return_mean"]) >= level:
+            return f"{float(row['seconds']):.0f} s"
+    best = numbers("return_mean", curve).max()
+    return f"> {float(curve[-1]['seconds']):.0f} s (best {best:.0f})"
+
+
+def ppo() -> str:
+    """PPO's presets, three seeds each."""
+    body, used = [], []
+    tasks = {f"gym/{task}-v4": str(mean) for task, mean in PUBLISHED_PPO.items()}
+    tasks |= {"gym/CartPole-v1": "", "gym/Pendulum-v1": ""}
+    for task, published in tasks.items():
+        commit = "e843ddd" if published else "28287db"
+        final = last(rows("ppo_curves", task=task, commit=commit))
+        used += final
+        returns = np.sort(numbers("return_mean", final))
+        each = ", ".join(f"{value:.0f}" for value in returns)
+        minutes = numbers("seconds", final) / 60
+        times = f"{minutes.min():.1f} to {minutes.max():.1f}"
+        body.append((f"{task}, `{final[0]['preset']}`", each, published, times))
+    head = ("task, preset", "return of three seeds", "published", "minutes")
+    note = "Published: PPO at 1 M steps in FlashSAC's paper (arXiv:2604.04539), mean of five seeds."
+    return f"{grid(head, body)}\n\n{source('ppo_curves', used, note)}"
+
+
+def update() -> str:
+    """Milliseconds per gradient step of FlashSAC, beside the official code."""
+    names = {
+        "official eager float32": "official",
+        "official eager bfloat16": "official, oneDNN's bf16 switch",
+        "supple compiled float32": "supple float32",
+        "supple compiled bfloat16": "supple bfloat16",
+    }
+    table = rows("bench_update", commit="fd77e83")
+    body = []
+    for batch in ("512", "2048"):
+        for size in SIZES:
+            obs, act = size.split("x")
+            own = {
+                row["variant"]: f"{float(row['p50 ms']):.0f}"
+                for row in table
+                if (row["obs"], row["act"], row["batch"]) == (obs, act, batch)
+            }
+            body.append((f"{size}, {batch}", *(own[name] for name in names)))
+    head = ("observation x action, batch", *(names[name] for name in names))
+    return f"{grid(head, body)}\n\n{source('bench_update', table)}"
+
+
+def latency() -> str:
+    """One step of an exported policy, by runtime."""
+    table = rows("deploy_latency", commit="6a378e3")
+    body = [(row["runtime"], row["p50 us"], row["p95 us"], row["p99 us"]) for row in table]
+    head = ("runtime", "median, us", "95 %", "99 %")
+    return f"{grid(head, body)}\n\n{source('deploy_latency', table, table[0]['policy'] + '.')}"
+
+
+def parity() -> str:
+    """How far exported policies are from torch."""
+    table = rows("deploy_parity", commit="ee8b1d5")
+    columns = ("task", "agent", "checks", "verdict", "worst golden C", "worst of 10000 random")
+    body = [[row[column] for column in columns] for row in table]
+    return f"{grid(columns, body)}\n\n{source('deploy_parity', table)}"
+
+
+def simulators() -> str:
+    """Simulators that were proved."""
+    table = rows("simulators")
+    columns = ("task", "conformance", "random_return", "flashsac_return", "ppo_return")
+    body = [[row[column] for column in columns] for row in table]
+    note = "Flags and intervals are in the rows."
+    return f"{grid(columns, body)}\n\n{source('simulators', table, note)}"
+
+
+def rules() -> str:
+    """What each rule of the diagnostics says, from its docstring."""
+    said = [(rule.__doc__ or "").split("\n")[0].split(": ", 1) for rule in RULES]
+    body = sorted(said, key=lambda line: int(line[0].removeprefix("V")))
+    return grid(("rule", "what it says"), body)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "critics": critics,
+    "policy_evaluation": policy_evaluation,
+    "time_to_return": time_to_return,
+    "ppo": ppo,
+    "update": update,
+    "latency": latency,
+    "parity": parity,
+    "simulators": simulators,
+    "rules": rules,
+}
+
+
+def filled(page: str) -> str:
+    """A page with every table made anew."""
+
+    def made(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
+
+    return PLACE.sub(made, page)
+
+
+def pages() -> list[Path]:
+    """Those with a table."""
+    every = sorted((ROOT / "docs").rglob("*.md"))
+    return [page for page in every if PLACE.search(page.read_text())]
+
+
+def main() -> None:
+    """Fill all pages."""
+    for page in pages():
+        replace_file(page, filled(page.read_text()).encode())
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

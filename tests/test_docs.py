@@ -1,0 +1,302 @@
+"""The site builds without a warning, links lead somewhere, snippets and notebooks run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from benchmarks import figures, tables
+from supple.cli import DONE, Parser, main, train_settings
+from supple.envs import known_tasks
+from supple.errors import InputError
+from tests.small_runs import flags
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+TEXTS = [ROOT / "README.md", *PAGES]
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+# --- the site --------------------------------------------------------------------------------
+
+
+def build(source, out):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    return subprocess.run(
+        [*command, str(source), str(out)], capture_output=True, text=True, check=False
+    )
+
+
+class Links(HTMLParser):
+    """Anchors of a page, and what it links to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.anchors, self.links = set(), []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        self.links += [found[name] for name in ("href", "src") if found.get(name)]
+
+
+def broken(site):
+    """Links within a built site that lead nowhere."""
+    read = {page.resolve(): Links(page) for page in sorted(site.rglob("*.html"))}
+    found = []
+    for page, links in read.items():
+        for link in links.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            there = read.get(target)
+            missing = there is not None and parts.fragment and parts.fragment not in there.anchors
+            if not target.exists() or missing:
+                found.append(f"{page.name}: {link}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    done = build(DOCS, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_links_lead_somewhere(site):
+    assert {page.stem for page in site.glob("*.html")} >= {"index", "quickstart", "results", "faq"}
+    assert not broken(site)
+    assert "supple.agents.flashsac.FlashSAC" in Links(site / "api" / "agents.html").anchors
+
+
+def test_a_link_that_leads_nowhere_is_seen(tmp_path):
+    (tmp_path / "a.html").write_text('<p id="x"><a href="b.html#y">b</a><a href="#x">x</a></p>')
+    (tmp_path / "b.html").write_text('<p id="z"><a href="gone.html">c</a></p>')
+    assert broken(tmp_path) == ["a.html: b.html#y", "b.html: gone.html"]
+
+
+def test_links_of_the_readme_and_to_files_lead_somewhere():
+    for page in TEXTS:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path = urlsplit(link).path
+            if not urlsplit(link).scheme and path:
+                assert (page.parent / path).exists(), f"{page}: {link}"
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def values(text):
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figures_are_those_of_the_committed_rows(name):
+    drawn = figures.draw(name)
+    committed = (figures.STATIC / f"{name}.svg").read_text()
+    wording = re.sub(r"-?\d+\.?\d*(?:e-?\d+)?", "0", drawn)
+    assert wording == re.sub(r"-?\d+\.?\d*(?:e-?\d+)?", "0", committed), "run: make figures"
+    # Another processor rounds the last digit of a coordinate otherwise.
+    assert values(drawn) == pytest.approx(values(committed), abs=2e-3), "run: make figures"
+
+
+def test_tables_are_those_of_the_committed_rows():
+    for page in tables.pages():
+        assert tables.filled(page.read_text()) == page.read_text(), f"{page}: run: make figures"
+
+
+def test_a_changed_number_in_a_table_is_seen():
+    page = (DOCS / "choosing-a-critic.md").read_text()
+    assert tables.filled(page.replace("4752", "4753")) == page
+
+
+def test_rows_that_do_not_exist_are_not_taken_for_none():
+    with pytest.raises(LookupError, match=r"critic_curves\.csv has no row"):
+        figures.rows("critic_curves", critic="none")
+
+
+# --- snippets ----------------------------------------------------------------------------------
+
+
+def blocks(language):
+    return [
+        (page, body)
+        for page in TEXTS
+        for kind, body in FENCES.findall(page.read_text())
+        if kind == language
+    ]
+
+
+def shell_lines():
+    """Every command of every bash block, and those of ours in blocks without a language."""
+    found = []
+    for kind in ("bash", ""):
+        for page, body in blocks(kind):
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.split()[:1] in (["make"], ["supple"]) or (kind and line):
+                    words = shlex.split(line, comments=True)
+                    found.append(pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}"))
+    return found
+
+
+def read_flags(arguments):
+    """Let a command read its flags, and stop it there.
+
+    Raises:
+        InputError: a flag that does not exist, or a value that does not fit.
+    """
+    command, *rest = arguments
+    if command == "train":
+        simulator = rest[0].partition("/")[0] if "/" in rest[0] else ""
+        here = not simulator or known_tasks()[simulator].tasks
+        train_settings(rest if here and ":" not in rest[0] else ["toy/lqr", *rest[1:]])
+        return
+    cut = rest.index("--") if "--" in rest else len(rest)
+    if command == "compare":
+        train_settings([rest[0], *rest[cut + 1 :]])
+    parse = Parser.parse_args
+
+    def stop(self, args):
+        parse(self, args)
+        raise SystemExit(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parser, "parse_args", stop)
+        status = main([command, *rest[:cut]])
+    if status != DONE:
+        raise InputError(f"supple {' '.join(arguments)}")
+
+
+def check_line(words):
+    """Raises where a line could not run as it stands."""
+    program, *rest = words
+    if program == "supple":
+        read_flags(rest)
+    elif program == "make":
+        rules = re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = [word for word in rest if "=" not in word]
+        known = [t for t in targets if t in rules or (t.startswith("sim-") and "sim-%" in rules)]
+        assert targets == known, f"make has no target {set(targets) - set(known)}"
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        asked = re.findall(r"\[([\w,]+)\]", " ".join(rest))
+        for extra in ",".join(asked).split(","):
+            assert extra in extras["optional-dependencies"], extra
+    elif program == "docker" and rest[0] == "build":
+        assert (ROOT / rest[rest.index("-f") + 1]).is_file()
+    elif program == "docker":
+        place = rest.index(next(word for word in rest if word.startswith("supple:")))
+        read_flags(rest[place + 1 :])
+    else:
+        pytest.fail(f"nobody checks lines of {program}")
+
+
+@pytest.mark.parametrize("words", shell_lines())
+def test_commands_in_the_docs_take_their_flags(words):
+    check_line(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "supple train toy/lqr --agent.gama 0.9",
+        "supple compare toy/lqr --out x -- --presett laptop",
+        "supple diagnose DIR --suite half",
+        "make lynt",
+        'pip install "supple[exports]"',
+        "docker build -f docker/Dockerfile.gpu .",
+        "docker run --rm supple:cpu train toy/lqr --presets cpu",
+    ],
+)
+def test_a_misspelt_command_is_seen(line):
+    with pytest.raises((InputError, AssertionError)):
+        check_line(shlex.split(line))
+
+
+def test_every_python_block_is_run_somewhere():
+    elsewhere = {ROOT / "README.md", *(page.with_suffix(".md") for page in NOTEBOOKS)}
+    assert {page for page, _ in blocks("python")} <= elsewhere
+
+
+def test_every_example_is_shown():
+    shown = {
+        (page.parent / path).resolve()
+        for page in PAGES
+        for path in re.findall(r"\{literalinclude\} (\S+)", page.read_text())
+    }
+    assert shown == set((DOCS / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize(("name", "number"), [("library_loop", 0), ("my_batch", 1)])
+def test_two_examples_are_the_readmes_which_are_run_there(name, number):
+    shown = (DOCS / "examples" / f"{name}.py").read_text().partition("\n\n")[2]
+    python = [body for page, body in blocks("python") if page.name == "README.md"]
+    assert shown.split() == python[number].split()
+
+
+def test_the_own_simulator_is_proved_and_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--env", "my_sim:make"]) == DONE, capsys.readouterr().out
+    given = ["--env-steps", "120", "--run-dir", "run"]
+    assert main(["train", "my_sim:make", *flags(), *given]) == DONE, capsys.readouterr().err
+
+
+def test_the_first_own_simulator_has_about_twenty_lines():
+    lines = (DOCS / "examples" / "my_sim.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 22
+
+
+def test_messages_in_the_faq_are_ours():
+    package = "\n".join(
+        path.read_text()
+        for kind in ("*.py", "*.cpp", "*.h")
+        for path in ROOT.joinpath("supple").rglob(kind)
+    )
+    quoted = re.findall(r"^\*\*`([^`]+)`", (DOCS / "faq.md").read_text(), re.MULTILINE)
+    ours = [text for text in quoted if "std >= 0.0" not in text]
+    assert len(ours) >= 6
+    for text in ours:
+        assert text in package, text
+
+
+# --- notebooks ---------------------------------------------------------------------------------
+
+
+def sources(notebook):
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_equal_their_pages_and_hold_no_output(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert sources(notebook) == sources(jupytext.read(path.with_suffix(".md")))
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert {"compare_critics": "beats categorical", "train_diagnose_export": "all checks passed"}[
+        path.stem
+    ] in printed, json.dumps(printed)
