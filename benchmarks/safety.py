@@ -1,6 +1,6 @@
 """What safety costs: the guard of gradient steps, the quarantine of rows, a checkpoint's stall.
 
-``python benchmarks/safety.py update|rows|save [ROUNDS] [MODE...]`` appends rows to
+``python benchmarks/safety.py update|guard|rows|save [ROUNDS] [MODE...]`` appends rows to
 ``results/safety.csv``. Variants take turns in one process, on one thread. ``update`` and ``rows``
 count processor time, which neighbours on the machine hardly change; ``save`` counts wall-clock.
 """
@@ -20,16 +20,15 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from supple import launch, machine
+from supple import machine
 from supple.agents import FlashSAC, FlashSACSettings
 from supple.agents.adam import Adam
+from supple.agents.care import all_finite, undo_unless
 from supple.bench.table import Shape, append, filled_ring, interleaved
-from supple.configs import default_settings
 from supple.envs.base import step_result
+from supple.quarantine import Quarantine
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings, Segments
-from supple.run import Run
-from supple.train import train
 
 RESULTS = Path(__file__).parent / "results" / "safety.csv"
 
@@ -81,41 +80,48 @@ def bench_update(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield row(f"gradient step, {mode}, {shape}, processor time", before / 2, after / 2)
 
 
+def bench_guard(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What the guard adds to an eager critic step, by itself: compare with ``bench_update.csv``."""
+    shape = Shape(17, 6, 512)
+    agent = FlashSAC(shape.spec(), FlashSACSettings(), total_env_steps=10**6)
+    gradients = [torch.randn_like(param) for param in agent._critic_params]
+    statistics = [*agent.critic.buffers(), *agent.target_critic.buffers()]
+
+    def guard() -> None:
+        before = [value.clone() for value in statistics]
+        good = all_finite(torch.ones(()), gradients)
+        undo_unless(good, statistics, before)
+        agent.skips.count("critic", good)
+        agent.skips.note((), dict)
+
+    found = interleaved({"guard": guard}, rounds, clock=time.process_time)
+    weights = sum(value.numel() for value in gradients)
+    what = f"guard of a critic step alone, eager, {weights:,} weights, processor time"
+    yield row(what, np.zeros(rounds), np.array(found["guard"]))
+
+
 def bench_rows(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What looking at a step takes, beside a whole vector step of the laptop's loop."""
-    for task in ("gym/Pendulum-v1", "gym/HalfCheetah-v5"):
-        settings = default_settings(task, agent="flashsac", preset="laptop")
-        settings.device, settings.compute.compile = "cpu", "off"
-        settings.env_steps, settings.eval.video = 40 * settings.env.num_envs * rounds, False
-        settings.agent.min_replay = settings.agent.batch_size
-        settings.eval.episodes = 1
-        with tempfile.TemporaryDirectory() as folder:
-            settings.run_dir = str(Path(folder) / "run")
-            step, own = _timed(launch.new_run(settings))
-        usual = np.median(own)
-        yield row(f"vector step, {task}, laptop preset, eager, processor time", step - usual, step)
+    """What looking at a good step takes on the CPU: compare with ``bench_loop.csv``."""
+    for envs, width in ((8, 17), (64, 376)):
+        spec = dataclasses.replace(Shape(width, 6, 0).spec(), num_envs=envs)
+        quarantine = Quarantine(spec, on_bad="quarantine", reward_limit=1e8, compute=Compute())
+        obs, flag = {"policy": torch.randn(envs, width)}, torch.zeros(envs, dtype=torch.bool)
+        step = step_result(
+            observation=obs,
+            reward=torch.randn(envs),
+            terminated=flag,
+            truncated=flag,
+            final_observation=obs,
+        ).to_dict()
+        action = torch.rand(envs, 6)
 
+        def hundred(quarantine: Any = quarantine, action: Any = action, step: Any = step) -> None:
+            for _ in range(100):
+                quarantine.admit(action, step)
 
-def _timed(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every vector step of a whole run, and of looking at what each returned."""
-    admit, begin = run._quarantine.admit, run.begin_step
-    begun, own = [], []
-
-    def timed(*given: Any) -> Any:
-        start = time.process_time()
-        found = admit(*given)
-        own.append(time.process_time() - start)
-        return found
-
-    def noted(action: torch.Tensor) -> None:
-        begun.append(time.process_time())
-        begin(action)
-
-    run._quarantine.admit = timed  # type: ignore[method-assign]
-    run.begin_step = noted  # type: ignore[method-assign]
-    with run.display, run:
-        train(run)
-    return np.diff(begun), np.array(own)
+        found = np.array(interleaved({"a": hundred}, rounds, clock=time.process_time)["a"]) / 100
+        what = f"looking at a vector step, {envs} x {width}, processor time"
+        yield row(what, np.zeros(rounds), found)
 
 
 def bench_save(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -175,7 +181,7 @@ def main() -> None:
     modes = sys.argv[3:] or ("eager", "compiled")
     torch.set_num_threads(1)
     machine.keep_freed_memory()
-    benches = {"update": bench_update, "rows": bench_rows, "save": bench_save}
+    benches = {"update": bench_update, "guard": bench_guard, "rows": bench_rows, "save": bench_save}
     found = list(benches[what](rounds, modes))
     for each in found:
         print(each)

@@ -465,15 +465,16 @@ class Run:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._sinks.close()
-        self._segments.close()
-        if self._simulator:
-            self._simulator.shutdown()
-        self.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
-        if self._lock is not None:
-            self._lock.close()
+        with contextlib.ExitStack() as stack:  # the last first; a full disk may fail some of them
+            if self._lock is not None:
+                stack.callback(self._lock.close)
+            if self._eval_env is not None:
+                stack.callback(self._eval_env.close)
+            stack.callback(self.env.close)
+            if self._simulator:
+                stack.callback(self._simulator.shutdown)
+            stack.callback(self._segments.close)
+            stack.callback(self._sinks.close)
 
     @property
     def seconds(self) -> float:

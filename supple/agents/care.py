@@ -50,7 +50,8 @@ def all_finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
     Gradients so large that their squares leave float32 count as not finite.
     """
-    return torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    return torch.isfinite(norms.sum() + loss.detach())
 
 
 @torch.no_grad()
