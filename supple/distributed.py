@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from supple.errors import InputError
 from supple.watch import Watch
-from supple.world import World, from_environment
+from supple.world import World, attempt, from_environment
 
 MEETING = timedelta(minutes=5)
 """How long the first process waits for the last one to start."""
@@ -77,6 +77,7 @@ def join(device: torch.device) -> World:
     try:
         # The meeting is short and the work long: two limits, so the store is made here.
         store, _, _ = next(iter(rendezvous("env://", timeout=MEETING)))
+        store = dist.PrefixStore(f"supple/{attempt()}", store)
         dist.init_process_group(
             backend, store=store, rank=found.rank, world_size=found.size, timeout=PATIENCE
         )

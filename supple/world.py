@@ -75,3 +75,13 @@ def may_restart() -> bool:
     """Whether torchrun was told ``--max-restarts``."""
     name = "TORCHELASTIC_MAX_RESTARTS"
     return name in os.environ and _whole_number(name, 0, math.inf) > 0
+
+
+def attempt() -> str:
+    """Names this start of the processes where torchrun's store may remember an earlier one.
+
+    On one machine it keeps its store, stale addresses included, when it restarts them. On several
+    it makes a new one, and their counts of restarts may differ.
+    """
+    on_one = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if on_one else "0"

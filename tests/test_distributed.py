@@ -289,14 +289,17 @@ def test_torchrun_restarts_what_was_killed_and_the_run_goes_on(tmp_path):
     there = ["--max-restarts=1", f"--master-port={free_port()}", "-m", "supple"]
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [*torchrun, *there, *command(folder, "ppo", 1600)], stdout=output, stderr=output
+            [*torchrun, *there, *command(folder, "ppo", 320)], stdout=output, stderr=output
         )
-        until_saved(folder, 3 * EVERY)
-        os.kill(worker(folder), signal.SIGKILL)
-        assert process.wait(PATIENCE) == DONE
+        try:
+            until_saved(folder, 3 * EVERY)
+            os.kill(worker(folder), signal.SIGKILL)
+            assert process.wait(PATIENCE) == DONE
+        finally:
+            process.terminate()
     text = (tmp_path / "output.txt").read_text()
     assert re.search(r"resumed .*, bit-exact", text)
-    assert read_csv(folder / "metrics.csv")["step"][-1] == 1600
+    assert read_csv(folder / "metrics.csv")["step"][-1] == 320
 
 
 def worker(folder: Path):
