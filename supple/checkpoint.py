@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from torch import Tensor
 
 from supple.errors import InputError
 from supple.files import replace_file, sync_folder, write_synced
+from supple.signed_json import UNSIGNED, own_digest, parse, sha256, short, sign
 
 FORMAT = "supple-checkpoint"
 VERSION = 1
@@ -47,7 +47,6 @@ CHUNK_BYTES = 256 * 2**20
 
 Leaf: TypeAlias = Tensor | np.ndarray[Any, Any]
 
-_UNSIGNED = "0" * 64
 _FOLDER_NAME = re.compile(r"step_(\d+)(\.old)?")
 _TEMPORARY_NAME = re.compile(r"\.tmp-step_\d+-(\d+)")
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -103,7 +102,7 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "sha256": _UNSIGNED,
+        "sha256": UNSIGNED,
         "step": step,
         "header": _encode(dict(header), "header", None),
         "files": {},
@@ -119,8 +118,8 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
             data = safetensors.torch.save({name: _dense(leaf) for name, leaf in chunk.items()})
             name = f"state-{index}.safetensors"
             write_synced(temporary / name, data)
-            manifest["files"][name] = {"bytes": len(data), "sha256": _sha256(data)}
-        write_synced(temporary / MANIFEST, _sign(manifest))
+            manifest["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
+        write_synced(temporary / MANIFEST, sign(json.dumps(manifest, indent=1) + "\n"))
         sync_folder(temporary)
         if target.exists():
             # A folder cannot be renamed onto another. Killed between the two renames, the old
@@ -183,7 +182,7 @@ def following_format(path: Path, remedy: str = "use another checkpoint") -> Iter
     ) as error:
         raise InputError(
             f"{path} does not hold what this version of supple writes:"
-            f" {type(error).__name__}, {_short(error)}; {remedy}"
+            f" {type(error).__name__}, {short(error)}; {remedy}"
         ) from error
 
 
@@ -194,7 +193,7 @@ def plain_name(name: str) -> str:
         InputError: it is none.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
-        raise InputError(f"expected the plain name of a file, got {_short(repr(name))}")
+        raise InputError(f"expected the plain name of a file, got {short(repr(name))}")
     return name
 
 
@@ -249,11 +248,17 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def step_of(path: Path) -> int:
+    """Environment steps of a listed checkpoint, by its name."""
+    match = _FOLDER_NAME.fullmatch(path.name)
+    assert match  # ``list_checkpoints`` lists no others
+    return int(match[1])
+
+
 def abandon_after(run_dir: Path, step: int) -> None:
     """Put aside the checkpoints beyond ``step``, which a resume leaves behind; deletes nothing."""
     for path in list_checkpoints(run_dir):
-        match = _FOLDER_NAME.fullmatch(path.name)
-        if match and int(match[1]) > step:
+        if step_of(path) > step:
             path.rename(path.with_name(f"abandoned-{path.name}-{time.time_ns()}"))
 
 
@@ -302,41 +307,18 @@ def _is_other_process(pid: int) -> bool:
     return True
 
 
-def _sign(manifest: Mapping[str, Any]) -> bytes:
-    data = (json.dumps(manifest, indent=1) + "\n").encode("ascii")
-    return data.replace(_UNSIGNED.encode(), _sha256(data).encode(), 1)
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path}: expected a folder with {MANIFEST}")
     data = _read(file)
-    try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    manifest = parse(data, file, kind=FORMAT, version=VERSION, remedy="use another checkpoint")
+    digest = manifest.get("sha256")
+    if digest != own_digest(data, digest):
         raise InputError(
-            f"{file} is damaged: expected JSON, got {_short(error)}; use another checkpoint"
-        ) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else manifest
-    if found != FORMAT:
-        raise InputError(
-            f"{file} is foreign or damaged: expected format {FORMAT}, got {_short(repr(found))};"
-            " use a checkpoint of supple"
+            f"{file} is damaged: expected SHA-256 {short(str(digest))}, got"
+            f" {own_digest(data, digest)}; use another checkpoint"
         )
-    version, digest = manifest.get("version"), manifest.get("sha256")
-    if version != VERSION:
-        raise InputError(
-            f"{file}: expected format version {VERSION}, got {_short(repr(version))}, of a newer"
-            " supple or damaged; upgrade supple or use another checkpoint"
-        )
-    unsigned = data.replace(str(digest).encode(), _UNSIGNED.encode(), 1)
-    if digest != _sha256(unsigned):
-        raise InputError(
-            f"{file} is damaged: expected SHA-256 {_short(str(digest))}, got {_sha256(unsigned)};"
-            " use another checkpoint"
-        )
-    assert isinstance(manifest, dict)
     return manifest
 
 
@@ -344,18 +326,18 @@ def _read_tensors(file: Path, size: int, digest: str) -> dict[str, Tensor]:
     found = file.stat().st_size if file.is_file() else size  # a missing one is said below
     if found != size:
         raise InputError(
-            f"{file} is damaged: expected {_short(size)} bytes, got {found}; use another checkpoint"
+            f"{file} is damaged: expected {short(size)} bytes, got {found}; use another checkpoint"
         )
     data = _read(file)
-    if _sha256(data) != digest:
+    if sha256(data) != digest:
         raise InputError(
-            f"{file} is damaged: expected SHA-256 {_short(digest)}, got {_sha256(data)};"
+            f"{file} is damaged: expected SHA-256 {short(digest)}, got {sha256(data)};"
             " use another checkpoint"
         )
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except SafetensorError as error:
-        raise InputError(f"{file} is not safetensors: {_short(error)}") from error
+        raise InputError(f"{file} is not safetensors: {short(error)}") from error
     # Copies have torch's own alignment, on which the bits of some CPU kernels depend.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -369,14 +351,6 @@ def _read(file: Path) -> bytes:
         raise InputError(
             f"{file} cannot be read: {error.strerror}; use another checkpoint"
         ) from error
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _short(text: object) -> str:
-    return " ".join(str(text).split())[:100]
 
 
 # --- the tree --------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supple.errors import InputError, SimulatorError
 from supple.version import __version__
+from supple.world import World, from_environment, may_restart, restarted
 
 if TYPE_CHECKING:
     from supple.configs.base import Settings
@@ -35,6 +36,8 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple bench WHAT              how fast this machine learns, samples, integrates, trains
   supple list                    agents, presets, simulators and tasks
   supple doctor                  what is installed and works here; --env checks your simulator
+
+Several processes train as one: torchrun --nproc-per-node=2 -m supple train TASK (docs/scaling.md).
 """
 EXIT_STATUS = """\
 exit status: 0 done, 1 failed while running, 2 bad input, 3 stopped and resumable,
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    print("supple: error:", " ".join(str(error).split()), file=sys.stderr)
+    print("supple: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     return status
 
 
@@ -105,6 +108,10 @@ def dispatch(arguments: list[str]) -> int:
         "doctor": doctor,
     }
     if arguments and arguments[0] in commands:
+        if arguments[0] not in ("train", "resume") and from_environment().size > 1:
+            raise InputError(
+                f"supple {arguments[0]} is the work of one process: start it without torchrun"
+            )
         return commands[arguments[0]](arguments[1:])
     parser = Parser(prog="supple", description=DESCRIPTION, epilog=EXIT_STATUS, usage="supple ...")
     parser.add_argument("--version", action="version", version=f"supple {__version__}")
@@ -118,13 +125,25 @@ def dispatch(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """``supple train TASK``."""
+    here = from_environment()
     try:
         settings = train_settings(arguments)
+        if may_restart() and not settings.run_dir:
+            raise InputError(
+                "torchrun --max-restarts continues a run by its folder: name it with --run-dir"
+            )
     except SystemExit:  # --help was asked for and printed
         return DONE
+    except InputError:
+        if not here.first:  # the first process says it for all
+            return BAD_INPUT
+        raise
     from supple import launch
 
-    return _train(launch.new_run(settings))
+    folder = Path(settings.run_dir)
+    if restarted() and (folder / "settings.json").exists():
+        return _train(lambda: launch.resumed_run(folder), here)
+    return _train(lambda: launch.new_run(settings), here)
 
 
 def resume(arguments: list[str]) -> int:
@@ -138,10 +157,32 @@ def resume(arguments: list[str]) -> int:
         return DONE
     from supple import launch
 
-    return _train(launch.resumed_run(options.folder, options.env_steps, device=options.device))
+    def begin() -> Run:
+        return launch.resumed_run(options.folder, options.env_steps, device=options.device)
+
+    return _train(begin, from_environment())
 
 
-def _train(run: Run) -> int:
+def _train(begin: Callable[[], Run], here: World) -> int:
+    """Begin a run, see it through, and part from the other processes, where there are any."""
+    from supple import distributed
+
+    status = FAILED
+    try:
+        status = _see_through(begin(), here)
+    except SimulatorError:
+        raise
+    except RuntimeError:  # as sums over processes fail
+        lost = distributed.lost_peer()
+        if not lost:
+            raise
+        return _fail(f"process {here.rank}: {lost}", FAILED)
+    finally:
+        distributed.leave(in_peace=status in (DONE, RESUMABLE))
+    return status
+
+
+def _see_through(run: Run, here: World) -> int:
     from supple.checkpoint import list_checkpoints
     from supple.train import train as train_loop
 
@@ -152,12 +193,16 @@ def _train(run: Run) -> int:
         saved = list_checkpoints(run.folder)
         kept = "the last checkpoint is intact" if saved else "no checkpoint yet, it starts again"
         return _fail(f"stopped at once; {kept}: supple resume {run.folder}", FAILED)
+    status = DONE if run.complete else RESUMABLE
+    if not here.first:
+        return status
     if run.complete:
         run.display.table("finished", run.summary())
     else:
-        print(f"stopped at {run.env_steps:,} env steps; continue: supple resume {run.folder}")
+        again = "supple" if here.size == 1 else f"torchrun --nproc-per-node={here.size} -m supple"
+        print(f"stopped at {run.env_steps:,} env steps; continue: {again} resume {run.folder}")
     print(run.folder)
-    return DONE if run.complete else RESUMABLE
+    return status
 
 
 def train_settings(arguments: list[str]) -> Settings:

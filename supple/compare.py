@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -18,22 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from supple import machine
+from supple import checkpoint, machine
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
+from supple.comparison import Runs, foreign, report
 from supple.configs.base import Settings, flat
-from supple.display import Display
+from supple.curves import of_run, read_curves
+from supple.envs.base import EnvSpec
 from supple.errors import InputError
-from supple.files import claim, replace_file
-from supple.intervals import half_width95
+from supple.files import claim
 from supple.launch import read_settings
 from supple.metrics import METRICS, read_csv
-from supple.plots import comparison_png
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
-COLUMNS = (
-    *("variant", "seeds", "return mean", "95 % interval", "return median", "env steps"),
-    "minutes (median)",
-)
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
 
 
@@ -45,11 +39,12 @@ class Job:
     seed: int
     folder: Path
     flags: tuple[str, ...]
+    task: str = ""
 
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.variant}, seed {self.seed}"
+        return f"{self.task}, {self.variant}, seed {self.seed}".removeprefix(", ")
 
     def result(self) -> dict[str, float] | None:
         """What the finished run reports; None while it is not finished."""
@@ -70,15 +65,18 @@ def main(arguments: Sequence[str]) -> int:
     """``supple compare``; returns the exit status."""
     parser = Parser(
         prog="supple compare",
-        usage="supple compare TASK --out D [--seeds K …] [--variant …] [--jobs J] [-- FLAGS]",
+        usage="supple compare TASK … --out D [--seeds K …] [--variant …] [--jobs J] [--csv FILE …]"
+        " [-- FLAGS]",
         description="Train seeds of one or more variants, as many at once as the cores allow,"
         " then draw one table and one figure. Run the same command again to continue. What follows"
-        " -- are flags of supple train for every run.",
+        " -- are flags of supple train for every run. Intervals are of the stratified bootstrap;"
+        " over several tasks, returns are scaled so that 0 is the worst first evaluation of a task"
+        " and 1 the best mean at its end.",
         epilog="example: supple compare gym/Pendulum-v1 --seeds 0 1 2 --out cmp --variant "
         '"categorical: --agent.critic categorical" --variant "scalar: --agent.critic scalar"'
         " -- --preset laptop --env-steps 20000",
     )
-    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("tasks", nargs="+", metavar="TASK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="K")
     parser.add_argument(
         "--variant",
@@ -89,6 +87,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="evaluations of other libraries or papers to set beside: columns step and return, and"
+        " where known task, variant, seed, seconds; or means with std and n_seeds",
+    )
     own = list(arguments)
     cut = own.index("--") if "--" in own else len(own)
     own, common = own[:cut], own[cut + 1 :]
@@ -96,7 +103,8 @@ def main(arguments: Sequence[str]) -> int:
         options = parser.parse_args(own)
     except SystemExit:
         return DONE
-    jobs = plan(options.task, options.seeds, options.variant, common, options.out)
+    jobs = plan_tasks(options.tasks, options.seeds, options.variant, common, options.out)
+    curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
     at_once = options.jobs or min(machine.cores(), len(jobs))
     if at_once < 1:
         raise InputError(f"--jobs must be >= 1, got {options.jobs}")
@@ -107,9 +115,30 @@ def main(arguments: Sequence[str]) -> int:
     with claim(options.out):
         status = run_queue(jobs, at_once)
         if any(job.result() for job in jobs):
-            report(jobs, options.out, title=options.task)
+            report([*summarise(jobs), *foreign(curves)], options.out)
             print(options.out)
     return status
+
+
+def plan_tasks(
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    variants: Sequence[str],
+    common: Sequence[str],
+    out: Path,
+) -> list[Job]:
+    """``plan`` for several tasks, a folder each where there is more than one; seeds outermost.
+
+    Raises:
+        InputError: as ``plan``, or a task is given twice.
+    """
+    if len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks must differ, got {' '.join(tasks)}")
+    jobs = []
+    for task in tasks:
+        folder = out / re.sub(r"[^\w.+-]", "-", task) if len(tasks) > 1 else out
+        jobs += plan(task, seeds, variants, common, folder)
+    return sorted(jobs, key=lambda job: seeds.index(job.seed))
 
 
 def plan(
@@ -142,7 +171,7 @@ def plan(
                 raise InputError(f"{flag} is set by supple compare for every run: leave it out")
         for seed in seeds:
             own = (task, *common, *flags, "--seed", str(seed))
-            job = Job(name, seed, out / name / f"seed{seed}", own)
+            job = Job(name, seed, out / name / f"seed{seed}", own, task)
             _check_same(job, train_settings(list(own)))
             jobs.append(job)
     return jobs
@@ -238,60 +267,35 @@ def log_file(job: Job) -> Path:
     return job.folder.with_suffix(".log")
 
 
-def report(jobs: Sequence[Job], out: Path, *, title: str) -> None:
-    """Write ``compare.csv`` and ``compare.png`` from the finished runs, and print the table."""
-    variants = list(dict.fromkeys(job.variant for job in jobs))
-    rows: list[dict[str, str]] = []
-    curves = {}
-    for variant in variants:
-        planned = [job for job in jobs if job.variant == variant]
-        finished = [job for job in planned if job.result()]
-        rows.append(dict.fromkeys(COLUMNS, "-"))
-        rows[-1] |= {"variant": variant, "seeds": f"{len(finished)} of {len(planned)}"}
-        if not finished:
-            continue
-        results = [job.result() or {} for job in finished]
-        returns = np.array([result["return_mean"] for result in results])
-        low, high = interval95(returns)
-        steps = sorted({int(result["env_steps"]) for result in results})
-        minutes = float(np.median([result["seconds"] for result in results])) / 60
-        rows[-1] |= {
-            "return mean": f"{returns.mean():.1f}",
-            "95 % interval": f"{low:.1f} to {high:.1f}" if len(returns) > 1 else "-",
-            "return median": f"{np.median(returns):.1f}",
-            "env steps": " to ".join(dict.fromkeys((str(steps[0]), str(steps[-1])))),
-            "minutes (median)": f"{minutes:.1f}",
-        }
-        curves[variant] = curve(finished)
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(out / "compare.csv", table.getvalue().encode())
-    comparison_png(curves, out / "compare.png", title=title)
-    Display.print_rows(title, rows)
+def summarise(jobs: Sequence[Job]) -> list[Runs]:
+    """What the finished runs reached, by task and variant."""
+    grouped: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        grouped.setdefault((job.task, job.variant), []).append(job)
+    found = []
+    for (task, variant), planned in grouped.items():
+        finished = [(job, result) for job in planned if (result := job.result())]
+        found.append(
+            Runs(
+                task=task,
+                variant=variant,
+                planned=len(planned),
+                returns=np.array([result["return_mean"] for _, result in finished]),
+                curves=[of_run(job.folder, task, variant) for job, _ in finished],
+                env_steps=[int(result["env_steps"]) for _, result in finished],
+                minutes=[result["seconds"] / 60 for _, result in finished],
+                mflop=mflop_per_update(finished[0][0].folder) if finished else None,
+            )
+        )
+    return found
 
 
-def curve(jobs: Sequence[Job]) -> dict[str, np.ndarray]:
-    """Evaluation return over environment steps: mean over seeds and its interval.
+def mflop_per_update(folder: Path) -> float | None:
+    """Of a run's gradient step; None where no intact checkpoint says what it trained on."""
+    from supple.bench.compute import flops_per_update
 
-    Returns:
-        ``steps``, ``mean``, ``low``, ``high``, each (P,), at the evaluations all seeds share.
-    """
-    tables = [job.evaluations("eval/return_mean") for job in jobs]
-    shared = sorted(set.intersection(*(set(table) for table in tables)))
-    values = np.array([[table[step] for step in shared] for table in tables])
-    intervals = [interval95(values[:, i]) for i in range(len(shared))]
-    return {
-        "steps": np.array(shared),
-        "mean": values.mean(0),
-        "low": np.array([low for low, _ in intervals]),
-        "high": np.array([high for _, high in intervals]),
-    }
-
-
-def interval95(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over seeds, by Student's t; the value itself for one seed."""
-    mean = float(values.mean())
-    half = half_width95(float(values.std(ddof=1)), len(values)) if len(values) > 1 else 0.0
-    return mean - half, mean + half
+    try:
+        header = checkpoint.newest_intact(folder)[0].header
+        return flops_per_update(read_settings(folder), EnvSpec.from_json(header["spec"])) / 1e6
+    except InputError:
+        return None

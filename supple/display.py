@@ -166,6 +166,22 @@ class Display:
         return max(self._total - step, 0) * (now - then) / (step - before)
 
 
+class NoDisplay(Display):
+    """Shows nothing: for processes beside the one that speaks."""
+
+    def __enter__(self) -> Display:
+        return self
+
+    def update(self, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def notice(self, text: str) -> None:
+        """Nothing."""
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """Nothing."""
+
+
 def is_terminal() -> bool:
     """Whether stdout is a terminal that can redraw lines."""
     if os.environ.get("TERM", "") in ("", "dumb", "unknown"):

@@ -19,6 +19,10 @@ class SimulatorError(RuntimeError):
     """A simulator broke its contract while running: names the field and the step. Status 1."""
 
 
+class NotFiniteError(SimulatorError):
+    """A simulator gave NaN or infinity where a result was to be worked out."""
+
+
 def require_values(settings: Any, prefix: str) -> None:
     """Refuse NaN, infinity and what is none of a field's choices, anywhere in a settings dataclass.
 

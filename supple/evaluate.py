@@ -19,7 +19,7 @@ from supple import machine
 from supple.configs.base import Settings
 from supple.envs import make
 from supple.envs.base import Env, Groups
-from supple.errors import InputError, SimulatorError
+from supple.errors import InputError, NotFiniteError
 from supple.intervals import half_width95
 from supple.rng import derive_seed
 
@@ -82,7 +82,7 @@ def evaluate(
 
     Raises:
         InputError: ``episodes`` < 1.
-        SimulatorError: a return or an action is not finite.
+        NotFiniteError: a return or an action is not finite.
     """
     if episodes < 1:
         raise InputError(f"episodes must be >= 1, got {episodes}")
@@ -125,7 +125,7 @@ def evaluate(
         missing -= counted
     values = torch.cat(returns).cpu()
     if not bool(torch.isfinite(values).all()):
-        raise SimulatorError(f"{env.spec.task_id}: a return is not finite during evaluation")
+        raise NotFiniteError(f"{env.spec.task_id}: a return is not finite during evaluation")
     std = float(values.std()) if episodes > 1 else 0.0
     return Evaluation(
         return_mean=float(values.mean()),

@@ -16,11 +16,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from supple import checkpoint, machine
+from supple import checkpoint, distributed, machine
 from supple.agents import AGENTS, Agent
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
 from supple.configs.base import Settings, from_json, to_json
-from supple.display import Display
+from supple.display import Display, NoDisplay
+from supple.distributed import world
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
 from supple.errors import InputError
@@ -31,6 +32,7 @@ from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
+from supple.world import from_environment
 
 RUN_NAMES = (
     "spec.json",
@@ -42,6 +44,7 @@ RUN_NAMES = (
     "checkpoints",
     REPLAY_FOLDER,
     "videos",
+    "ranks",
 )
 """What a run writes into its folder, besides ``settings.json``."""
 
@@ -54,13 +57,16 @@ def new_run(settings: Settings) -> Run:
     """
     if settings.log.wandb:
         require_wandb(settings.log.wandb)
+    distributed.join(machine.resolve_device(settings.device))
     with contextlib.ExitStack() as undo:
         env, agent, replay = build(settings)
         undo.callback(env.close)
         _prefill(settings, agent, replay)
+        _require_same(settings, agent)
         folder, lock = prepare_folder(settings, env.spec)
         undo.callback(lock.close)
-        display = Display(settings.env_steps, title=_title(settings))
+        distributed.broadcast(agent.shared_state())
+        display = _display(settings)
         run = Run(
             settings,
             folder=folder,
@@ -71,7 +77,10 @@ def new_run(settings: Settings) -> Run:
             lock=lock,
         )
         undo.pop_all()
-    display.notice(f"{folder}: preset {settings.preset}, {env.spec.num_envs} environments")
+    many = f"{env.spec.num_envs} environments"
+    if world().size > 1:
+        many += f" in each of {world().size} processes"
+    display.notice(f"{folder}: preset {settings.preset}, {many}")
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
     return run
@@ -91,9 +100,13 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
     recorded = read_settings(folder)
     if env_steps is not None:
         recorded = dataclasses.replace(recorded, env_steps=env_steps)
+    settings = on_this_machine(recorded, device)
+    _require_processes(folder)
+    distributed.join(torch.device(settings.device))
     with contextlib.ExitStack() as undo:
-        lock = undo.enter_context(claim(folder))
-        found, skipped = newest_resumable(folder) if list_checkpoints(folder) else (None, [])
+        own = own_folder(folder)
+        lock = undo.enter_context(claim(own))
+        found, skipped = newest_common(folder) if list_checkpoints(folder) else (None, [])
         done = found.header["env_steps"] if found else 0
         finished = done >= recorded.env_steps and (folder / RESULT).exists()
         if finished or (env_steps is not None and env_steps <= done):
@@ -101,19 +114,19 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
                 f"{folder} has already trained {done:,} of {recorded.env_steps:,} env steps:"
                 f" extend it with --env-steps, more than {done}"
             )
-        settings = on_this_machine(recorded, device)
         env, agent, replay = build(settings)
         undo.callback(env.close)
         if found:
             check_fits(found, settings, env.spec)
         else:
             _prefill(settings, agent, replay)
-        display = Display(settings.env_steps, title=_title(settings))
+        _require_same(settings, agent)
+        display = _display(settings)
         for reason in skipped:
             display.notice(f"skipped a damaged checkpoint: {reason}")
         run = Run(
             settings,
-            folder=folder,
+            folder=own,
             env=env,
             agent=agent,
             replay=replay,
@@ -122,14 +135,15 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
             lock=lock,
         )
         # Nothing may be refused from here on: the folder changes.
-        checkpoint.clean_leftovers(folder)
-        (folder / RESULT).unlink(missing_ok=True)  # of the run before it was extended
+        checkpoint.clean_leftovers(own)
+        (own / RESULT).unlink(missing_ok=True)  # of the run before it was extended
         if found:
-            checkpoint.abandon_after(folder, done)
-            if env_steps is not None:
+            checkpoint.abandon_after(own, done)
+            if env_steps is not None and world().first:
                 _write_json(folder / "settings.json", to_json(recorded))
         else:
-            _describe(folder, recorded, env.spec)
+            if world().first:
+                _describe(folder, recorded, env.spec)
             run.start_again()
             display.notice(f"{folder} has no checkpoint yet: starting again")
         undo.pop_all()
@@ -143,8 +157,106 @@ def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
             agent.observe(step.to(agent.device))
 
 
-def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
+def _display(settings: Settings) -> Display:
+    kind = Display if world().first else NoDisplay
+    return kind(settings.env_steps, title=_title(settings))
+
+
+def _require_same(settings: Settings, agent: Agent) -> None:
+    """Refuse processes that would not learn the same, in one line."""
+    distributed.require_same(
+        {"settings": as_text(settings), "update": str(agent.compute)},
+        "settings, or another way to compute,",
+        "start all with one command, on machines of one kind",
+    )
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process writes: the run's folder, or its own within it."""
+    distributed.on_loss(
+        f"checkpoints are whole: continue with torchrun ... -m supple resume {folder}"
+    )
+    if world().first:
+        return folder
+    own = folder / "ranks" / str(world().rank)
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+def _require_processes(folder: Path) -> None:
+    """Refuse to go on with more or fewer processes than wrote the newest checkpoint.
+
+    Raises:
+        InputError: says how to start as many.
+    """
+    size = from_environment().size
+    for path in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(InputError):  # the next older one tells as well
+            before = checkpoint.read_header(path).get("processes", 1)
+            if before == size:
+                return
+            command = f"-m supple resume {folder}"
+            start = f"torchrun --nproc-per-node={before} {command}, or on several machines as then"
+            break
+    else:
+        return
+    raise InputError(
+        f"{folder} was trained by {before} processes, each with its share of the replay rows, now"
+        f" there are {size}: continue with {start if before != 1 else f'python {command}'}"
+    )
+
+
+def newest_common(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that every process can resume from, with this process's part in it.
+
+    Returns:
+        It, and in one line each why newer ones were skipped here.
+
+    Raises:
+        InputError: there is none.
+    """
+    if world().size == 1:
+        return newest_resumable(folder)
+    own, most = own_folder(folder), sys.maxsize
+    found: Checkpoint | None = None
+    reasons: list[str] = []
+    while True:
+        if found is None or checkpoint.step_of(found.path) > most:
+            found, skipped = _newest_or_none(own, most)
+            reasons += skipped
+        step = checkpoint.step_of(found.path) if found else -1
+        least = distributed.lowest(step)
+        if distributed.lowest(int(step == least)):
+            break
+        if found and step > least:
+            reasons.append(f"{found.path} is not whole in every process")
+        most = least
+    if found is None:
+        reason = reasons[0] if reasons else "another process has none"
+        raise InputError(
+            f"{folder} has no checkpoint that all {world().size} processes can resume: {reason}"
+        )
+    if not world().first:
+        for reason in reasons:
+            print(f"supple: process {world().rank} skipped: {reason}", file=sys.stderr)
+        path = next(each for each in list_checkpoints(folder) if checkpoint.step_of(each) == step)
+        found.state["agent"] = checkpoint.load(path).state["agent"] | found.state["agent"]
+    return found, reasons
+
+
+def _newest_or_none(folder: Path, most: int) -> tuple[Checkpoint | None, list[str]]:
+    try:
+        return newest_resumable(folder, most)
+    except InputError as error:
+        return None, [str(error)]
+
+
+def newest_resumable(folder: Path, most: int = sys.maxsize) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that is intact together with its replay rows.
+
+    Args:
+        folder: the run's, or one process's part of it.
+        most: environment steps that it may have.
 
     Returns:
         It, and in one line each why newer ones were skipped.
@@ -154,6 +266,8 @@ def newest_resumable(folder: Path) -> tuple[Checkpoint, list[str]]:
     """
     skipped: list[str] = []
     for path in reversed(list_checkpoints(folder)):
+        if checkpoint.step_of(path) > most:
+            continue
         try:
             found = checkpoint.load(path)
             with following_format(path):
@@ -232,8 +346,14 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
 def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
     """The agent the settings describe, for an environment of this spec."""
     device = machine.resolve_device(settings.device)
-    steps = settings.agent.gradient_steps(settings.env_steps, spec.num_envs)
+    envs = spec.num_envs * world().size
+    steps = settings.agent.gradient_steps(settings.env_steps, envs)
     compute = settings.compute.resolve(device, gradient_steps=steps)
+    if compute.cuda_graphs and world().size > 1:
+        raise InputError(
+            "--compute.cuda-graphs is for one process, exchanges between several were never proved"
+            " in graphs: drop the flag"
+        )
     if compute.precision == "tf32":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     return AGENTS[settings.agent_name](
@@ -257,7 +377,8 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
     machine.use(device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    env = make(settings.task, settings.env, device=device, seed=derive_seed(settings.seed, "train"))
+    seed = derive_seed(settings.seed, "train", *world().seed_words)
+    env = make(settings.task, settings.env, device=device, seed=seed)
     try:
         agent = build_agent(settings, env.spec)
         if settings.overlap and agent.horizon > 1:
@@ -294,9 +415,14 @@ def default_folder(settings: Settings) -> Path:
 def prepare_folder(settings: Settings, spec: EnvSpec) -> tuple[Path, IO[str]]:
     """Create the run's folder, lock it, and write settings, versions and spec.
 
+    Only the first of several processes does; the others get their own within it.
+
     Raises:
         InputError: it already holds a run or files a run would write, or cannot be written.
     """
+    if not world().first:
+        own = own_folder(Path(distributed.from_first("")))
+        return own, claim(own)
     folder = default_folder(settings)
     try:
         if settings.run_dir:
@@ -311,7 +437,8 @@ def prepare_folder(settings: Settings, spec: EnvSpec) -> tuple[Path, IO[str]]:
         raise InputError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
         ) from error
-    return folder, lock
+    distributed.from_first(str(folder.absolute()))
+    return own_folder(folder), lock
 
 
 def _describe(folder: Path, settings: Settings, spec: EnvSpec) -> None:

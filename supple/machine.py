@@ -15,6 +15,7 @@ import torch
 
 from supple.errors import InputError
 from supple.version import __version__
+from supple.world import from_environment
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -50,13 +51,13 @@ def cores() -> int:
 def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:<index>`` as a device that exists.
 
+    Of several processes on a machine, each has the GPU of its own number.
+
     Raises:
         InputError: unknown name, or no such GPU here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(_automatic() if name == "auto" else name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
@@ -66,7 +67,29 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices;"
             " use --device cpu, or install a CUDA build of torch"
         )
-    return device
+    return _own_gpu(device) if device.type == "cuda" else device
+
+
+def _automatic() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    here = from_environment()
+    if here.size == 1:
+        return device
+    own, most = here.local_rank, torch.cuda.device_count()
+    if own >= most:
+        raise InputError(
+            f"process {own} of this machine needs a GPU of its own, there are {most}: start"
+            f" torchrun with --nproc-per-node={most}, or take --device cpu"
+        )
+    if device.index not in (None, own):
+        raise InputError(
+            f"--device {device}: each of {here.size} processes takes a GPU of its own, this one"
+            f" cuda:{own}; use --device cuda"
+        )
+    return torch.device("cuda", own)
 
 
 def use(device: torch.device) -> None:

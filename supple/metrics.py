@@ -32,19 +32,22 @@ class MetricSinks:
     Args:
         folder: the run's folder.
         wandb_project: Weights & Biases project; empty is off.
+        writes: False takes rows and keeps none.
 
     Raises:
         InputError: W&B is wanted but not installed, or ``metrics.csv`` is not one of ours.
     """
 
-    def __init__(self, folder: Path, *, wandb_project: str = "") -> None:
+    def __init__(self, folder: Path, *, wandb_project: str = "", writes: bool = True) -> None:
         self._folder = folder
-        self._sinks: list[Sink] = [
-            CsvSink(folder / METRICS),
-            JsonlSink(folder / "metrics.jsonl"),
-            TensorBoardSink(folder),
-        ]
-        self._wandb = WandbSink(folder, wandb_project) if wandb_project else None
+        self._sinks: list[Sink] = []
+        if writes:
+            self._sinks += [
+                CsvSink(folder / METRICS),
+                JsonlSink(folder / "metrics.jsonl"),
+                TensorBoardSink(folder),
+            ]
+        self._wandb = WandbSink(folder, wandb_project) if wandb_project and writes else None
         if self._wandb:
             self._sinks.append(self._wandb)
 

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +15,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from supple.files import replace_file
 from supple.metrics import METRICS, read_csv
+
+if TYPE_CHECKING:
+    from supple.comparison import Band, Figures
 
 Columns: TypeAlias = Mapping[str, Sequence[float | None]]
 
@@ -76,28 +79,35 @@ def progress_png(source: Path | Columns, path: Path, *, title: str = "") -> None
     _write(figure, path)
 
 
-def comparison_png(
-    curves: Mapping[str, Mapping[str, np.ndarray]], path: Path, *, title: str = ""
-) -> None:
-    """Draw the evaluation return of several variants, each with its interval over seeds.
+def comparison_png(shown: Figures, path: Path) -> None:
+    """Draw variants side by side: a row of curves per task, then profiles and means.
 
     Args:
-        curves: variant to ``steps``, ``mean``, ``low`` and ``high``, each (P,).
+        shown: what ``supple.comparison`` made of the runs.
         path: the picture, replaced in one step.
-        title: the task.
 
     Raises:
         OSError: the picture cannot be written.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, curve) in enumerate(curves.items()):
-        mean, low, high = curve["mean"], curve["low"], curve["high"]
-        colour = COLOURS[index % len(COLOURS)]
-        _draw_interval(axes, curve["steps"], mean, low, high, colour, _plain(name))
-    _style(axes, xlabel="environment steps", ylabel="evaluation return, 95 % interval over seeds")
-    axes.set_title(_plain(title), loc="left", fontsize=11, color=INK)
-    _legend(axes, loc="best")
+    variants = list(dict.fromkeys(name for of in shown.over_steps.values() for name in of))
+    colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(variants)}
+    rows = len(shown.over_steps) + bool(shown.profiles)
+    figure = Figure(figsize=(11, 3.6 * max(rows, 1)), layout="constrained")
+    grid = figure.subplots(max(rows, 1), 2, squeeze=False)
+    for (task, over_steps), (left, right) in zip(shown.over_steps.items(), grid, strict=False):
+        _draw_bands(left, over_steps, colours, xlabel="environment steps", ylabel="return")
+        left.set_title(_plain(task), loc="left", fontsize=11, color=INK)
+        over_minutes = shown.over_minutes.get(task, {})
+        _draw_bands(right, over_minutes, colours, xlabel="minutes of wall-clock")
+        left.sharey(right)
+        _legend(left, loc="best")
+    if shown.profiles:
+        what = "return" if len(shown.over_steps) == 1 else "normalised return"
+        left, right = grid[-1]
+        _draw_bands(left, shown.profiles, colours, xlabel=what, ylabel="share of runs above")
+        _draw_means(
+            right, shown.means, colours, xlabel=f"{what}, interquartile mean, 95 % interval"
+        )
     _write(figure, path)
 
 
@@ -158,6 +168,37 @@ def _draw_interval(
         axes.vlines(steps, low, high, color=colour, lw=1.5)
     else:
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+
+
+def _draw_bands(
+    axes: Axes,
+    bands: Mapping[str, Band],
+    colours: Mapping[str, str],
+    *,
+    xlabel: str,
+    ylabel: str = "",
+) -> None:
+    for name, band in bands.items():
+        _draw_interval(axes, band.x, band.middle, band.low, band.high, colours[name], _plain(name))
+    _style(axes, xlabel=xlabel, ylabel=ylabel)
+    if not bands:
+        axes.set_axis_off()
+        _note(axes, "no wall-clock is known", at=(0.5, 0.5), align="center")
+
+
+def _draw_means(
+    axes: Axes,
+    means: Mapping[str, tuple[float, float, float]],
+    colours: Mapping[str, str],
+    *,
+    xlabel: str,
+) -> None:
+    for at, (name, (middle, low, high)) in enumerate(means.items()):
+        axes.hlines(at, low, high, color=colours[name], lw=6, alpha=0.3)
+        axes.plot([middle], [at], "o", color=colours[name])
+    _style(axes, xlabel=xlabel)
+    axes.set_yticks(range(len(means)), [_plain(name) for name in means])
+    axes.invert_yaxis()
 
 
 def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:

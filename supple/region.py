@@ -25,6 +25,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from supple.distributed import is_together, lowest
 from supple.errors import InputError
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ class Region(Generic[T]):
 
     def _prepare(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         run = self._function
-        if self._compute.compile:
+        if self._all(self._compute.compile):
             run = self._compiled(inputs)
         if self._compute.cuda_graphs:
             run = self._captured(run, inputs)
@@ -142,17 +143,25 @@ class Region(Generic[T]):
 
     def _compiled(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         # Tracing runs the function too; each run begins from the same state (``_untouched_state``).
+        reason, run = "in another process", self._function
         try:
             with self._untouched_state():
-                run = compile_graph(self._function, inputs)
-            with self._untouched_state():
-                run(*inputs)
+                compiled = compile_graph(self._function, inputs)
+            if self._all(True):
+                with self._untouched_state():
+                    compiled(*inputs)
+                return compiled
         except Exception as error:  # whatever a compiler may raise, training goes on
-            self._compute.compile = False
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
-            return self._function
+            self._all(False)
+        self._compute.compile = False
+        warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
         return run
+
+    @staticmethod
+    def _all(holds: bool) -> bool:
+        """Whether it holds in all processes: those that sum within a step run it equally often."""
+        return lowest(int(holds)) == 1 if is_together() else holds
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+SHARED = ("weights", "remedy")
+"""Names whose numbers are the same in every process of a run: they make networks."""
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -24,6 +27,7 @@ class Generators:
         seed: the run's seed, >= 0.
         device: where the numbers are drawn.
         elsewhere: names whose numbers are drawn on another device.
+        own: what tells this process of a run from the others (``World.seed_words``).
     """
 
     def __init__(
@@ -31,8 +35,10 @@ class Generators:
         seed: int,
         device: torch.device,
         elsewhere: Mapping[str, torch.device] | None = None,
+        own: Sequence[str | int] = (),
     ) -> None:
         self._seed = seed
+        self._own = tuple(own)
         self._device = device
         self._elsewhere = dict(elsewhere or {})
         self._generators: dict[str, torch.Generator] = {}
@@ -41,7 +47,7 @@ class Generators:
         """The generator for one purpose, for example ``"exploration"``."""
         if name not in self._generators:
             generator = torch.Generator(self._elsewhere.get(name, self._device))
-            generator.manual_seed(derive_seed(self._seed, name))
+            generator.manual_seed(self._derived(name))
             self._generators[name] = generator
         return self._generators[name]
 
@@ -62,7 +68,10 @@ class Generators:
             if name in streams:
                 restore(self[name], streams[name])
             else:
-                self[name].manual_seed(derive_seed(self._seed, name))
+                self[name].manual_seed(self._derived(name))
+
+    def _derived(self, name: str) -> int:
+        return derive_seed(self._seed, name, *(() if name in SHARED else self._own))
 
 
 def restore(generator: torch.Generator, state: torch.Tensor) -> None:

@@ -29,15 +29,18 @@ from supple.checkpoint import Checkpoint, following_format
 from supple.configs.base import Settings
 from supple.diagnostics.online import Online
 from supple.display import Display
+from supple.distributed import agreed, require_same, world
 from supple.envs.base import Env, Groups, Step
-from supple.episodes import EpisodeStatistics, FiniteWatch
-from supple.errors import InputError
+from supple.episodes import EpisodeStatistics
+from supple.errors import InputError, NotFiniteError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
+from supple.quarantine import Quarantine
 from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
+from supple.stillness import StillWatch
 
 MAX_EVALUATION_ENVS = 10
 """Evaluation environments on CPU simulators; more would only cost memory."""
@@ -65,6 +68,10 @@ class Run:
         display: progress.
         resumed: the checkpoint to continue from.
         lock: held on the folder; released at the end.
+
+    Of several processes that learn together (``supple/distributed.py``) each has a run. They agree
+    at ``going`` and ``save``; the first alone evaluates, logs and speaks, and the others' folders,
+    within its own, hold what of a checkpoint is theirs.
     """
 
     def __init__(
@@ -90,16 +97,28 @@ class Run:
         self._stop_asked = 0.0
         self._resumed = resumed
         self._segments = Segments(replay, folder / REPLAY_FOLDER)
+        self._world = world()
+        first = self._world.first
+        diagnostics = settings.diagnostics
+        if not first:
+            diagnostics = dataclasses.replace(diagnostics, enabled=False)
         self._online = Online(
-            agent, replay, settings.diagnostics, seed=settings.seed, env_steps=settings.env_steps
+            agent, replay, diagnostics, seed=settings.seed, env_steps=settings.env_steps
         )
-        self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb)
+        self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb, writes=first)
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
-        self._finite = FiniteWatch(env.spec)
+        self._quarantine = Quarantine(
+            env.spec,
+            on_bad=settings.env.on_bad,
+            reward_limit=settings.env.reward_limit,
+            compute=agent.compute,
+        )
+        self._still = StillWatch()
         self._obs: Groups = {}
         self._vector_steps = 0
         self._invalid = torch.zeros((), dtype=torch.int64, device=env.spec.device)
-        self._invalid_known = 0
+        self._invalid_here = 0
+        self._invalid_known = 0  # over all processes
         self._count_step = Region(self._count, state=self._counters, compute=agent.compute)
         self._recording = Joined(agent.compute)
         self._seconds_before = 0.0
@@ -112,6 +131,7 @@ class Run:
         self._steps_before = 0  # env steps before the current iteration
         self._steps_floor = 0
         self._over = False
+        self._late = False
         self._eval_env: Env | None = None
         self._handlers: dict[int, Any] = {}
         self._simulator = (
@@ -130,7 +150,7 @@ class Run:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._request_stop)
         if self._resumed is None:
-            self._reset(derive_seed(self.settings.seed, "env"))
+            self._reset(derive_seed(self.settings.seed, "env", *self._world.seed_words))
         else:
             with following_format(self._resumed.path):
                 self._restore(self._resumed)
@@ -139,12 +159,13 @@ class Run:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps so far: valid rows over all environments.
+        """Environment steps so far: valid rows over all environments, of all processes.
 
         Never falls: what a GPU simulator marked as not valid since the last synchronisation counts
         until later steps make up for it.
         """
-        steps = self._vector_steps * self.env.spec.num_envs - self._invalid_known
+        rows = self.env.spec.num_envs * self._world.size
+        steps = self._vector_steps * rows - self._invalid_known
         return max(steps, self._steps_floor)
 
     @property
@@ -155,11 +176,23 @@ class Run:
     def going(self) -> bool:
         """Whether to take another step."""
         self._steps_before = self.env_steps
-        return not self.stopped and not self._is_over()
+        stopped = self.stopped if self._world.size == 1 else self._agree()
+        return not stopped and not self._is_over()
+
+    def _agree(self) -> bool:
+        """Whether all processes stop here, as one was asked to; steps and time are theirs, too."""
+        asked, late, invalid = agreed([self.stopped, self._timed_out(), self._invalid_here])
+        self._steps_floor = self.env_steps
+        self._invalid_known, self._late = round(invalid), late > 0
+        self.stopped = self.stopped or asked > 0
+        return asked > 0
+
+    def _timed_out(self) -> bool:
+        limit = self.settings.max_minutes * 60
+        return limit > 0 and time.monotonic() - self._started >= limit
 
     def _is_over(self) -> bool:
-        limit = self.settings.max_minutes * 60
-        timed_out = limit > 0 and time.monotonic() - self._started >= limit
+        timed_out = self._timed_out() if self._world.size == 1 else self._late
         # Once over it stays over, so that the last iteration and ``finish`` agree.
         self._over = self._over or timed_out or self.env_steps >= self.settings.env_steps
         return self._over
@@ -195,15 +228,14 @@ class Run:
             The observation to act on next.
 
         Raises:
-            SimulatorError: the simulator returned a number that is not finite (on GPUs, noticed
-                at the next metric row or checkpoint).
+            SimulatorError: the simulator broke its contract, or returned bad rows that the settings
+                forbid (on GPUs, noticed at the next metric row or checkpoint).
         """
         self._vector_steps += 1
+        action, step = self._quarantine.admit(action, step)
         with self._recording:
             self._count_step(
-                *(step[name] for name in ("reward", "terminated", "truncated", "valid")),
-                *(step["observation"][group] for group in self.env.spec.observation),
-                *(step["final_observation"][group] for group in self.env.spec.observation),
+                *(step[name] for name in ("reward", "terminated", "truncated", "valid"))
             )
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
@@ -213,21 +245,14 @@ class Run:
         return self._obs
 
     def _count(
-        self,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        valid: Tensor,
-        *groups: Tensor,
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
-        ended = terminated | truncated
-        self._finite.observe(reward, ended, valid, *groups)
-        self._episodes.observe(reward, ended, valid)
+        self._episodes.observe(reward, terminated | truncated, valid)
         self._invalid.add_((~valid).sum())
         return {}
 
     def _counters(self) -> list[Tensor]:
-        return [*self._finite.tensors(), *self._episodes.state_dict().values(), self._invalid]
+        return [*self._episodes.state_dict().values(), self._invalid]
 
     def diagnose(self) -> None:
         """Measure what is due of the networks' health; training is the same with and without."""
@@ -251,16 +276,33 @@ class Run:
     def _due(self, every: int) -> bool:
         return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
 
-    def evaluate(self) -> Evaluation:
-        """Deterministic episodes in environments of their own; disturbs no training state."""
+    def evaluate(self) -> Evaluation | None:
+        """Deterministic episodes in environments of their own; disturbs no training state.
+
+        Returns:
+            What they came to; None where the simulator gave numbers that are none and the settings
+            do not end the run for it, and in all processes but the first, which do not wait here.
+
+        Raises:
+            SimulatorError: the settings do.
+        """
         settings = self.settings
+        if not self._world.first:
+            self._evaluated_at = self.env_steps
+            return None
         if self._eval_env is None:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
-        self._evaluation = evaluate(
-            self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
-        )
         self._evaluated_at = self.env_steps
+        try:
+            self._evaluation = evaluate(
+                self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
+            )
+        except NotFiniteError as error:
+            if settings.env.on_bad == "fail":
+                raise
+            self._evaluation = None
+            self.display.notice(f"no evaluation at {self.env_steps:,} env steps: {error}")
         return self._evaluation
 
     def log(
@@ -273,6 +315,8 @@ class Run:
             written: an earlier row of this step, which this one replaces: its numbers stay.
         """
         self._synchronise()
+        if not self._world.first:
+            return
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             self.replay.check()
@@ -285,7 +329,9 @@ class Run:
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()
         row |= self._online.row()
-        for text in self._online.news():
+        quarantined, news = self._quarantine.report()
+        row |= quarantined
+        for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._timing()
         self._sinks.write(self.env_steps, row)
@@ -294,9 +340,15 @@ class Run:
             self._plot()
 
     def save(self) -> Path:
-        """Write a complete checkpoint; the previous one stays until this one is on disk."""
+        """Write a complete checkpoint; the previous one stays until this one is on disk.
+
+        Of several processes the first writes last: its checkpoint says that all are complete.
+        """
         self._synchronise()
         self._sinks.flush()
+        first = self._world.first
+        if first:
+            self._meet()
         manifest = self._segments.save()
         spec = self.env.spec
         header = {
@@ -305,10 +357,14 @@ class Run:
             "env_steps": self.env_steps,
             "spec": spec.to_json(),
             "path": execution_path(self.agent),
+            "processes": self._world.size,
             "replay": manifest,
         }
+        agent = self.agent.state_dict()
+        if not first:
+            agent = {name: agent[name] for name in self.agent.rank_state}
         state = {
-            "agent": self.agent.state_dict(),
+            "agent": agent,
             "replay": self.replay.state_dict(),
             "env": self.env.state_dict() if spec.exact_resume else None,
             "obs": dict(self._obs.items()),
@@ -316,6 +372,7 @@ class Run:
             "run": {
                 "vector_steps": self._vector_steps,
                 "invalid": self._invalid,
+                "quarantine": self._quarantine.state_dict(),
                 "seconds": self.seconds,
                 "episodes": self._episodes.state_dict(),
                 "sinks": self._sinks.state_dict(),
@@ -323,10 +380,18 @@ class Run:
         }
         path = checkpoint.save(self.folder, self.env_steps, header, state)
         self._saved_at = self.env_steps
+        if not first:
+            self._meet()
+        agreed([0.0])  # what older checkpoints need is deleted when this one is whole
         kept = checkpoint.list_checkpoints(self.folder)[-self.settings.checkpoint.keep_replay :]
         with contextlib.suppress(InputError):  # an older one is damaged: prune at a later save
             self._segments.prune([checkpoint.read_header(each)["replay"] for each in kept])
         return path
+
+    def _meet(self) -> None:
+        """Where the first process waits for the others' parts of a checkpoint."""
+        same = "they compute otherwise: use machines of one kind, and resume the last checkpoint"
+        require_same(self.agent.shared_state(), "networks", same)
 
     def finish(self) -> None:
         """After the loop: save; where training is complete also evaluate, sum up and film."""
@@ -419,9 +484,11 @@ class Run:
         return make_env(self.settings, num_envs=count, purpose="evaluation")
 
     def _synchronise(self) -> None:
-        self._finite.check()
-        self._steps_floor = self.env_steps
-        self._invalid_known = int(self._invalid)
+        self._quarantine.judge()
+        self._invalid_here = int(self._invalid)
+        if self._world.size == 1:
+            self._steps_floor = self.env_steps
+            self._invalid_known = self._invalid_here
 
     def _timing(self) -> dict[str, float]:
         now, steps, updates = time.monotonic(), self.env_steps, self._updates()
@@ -436,6 +503,8 @@ class Run:
         }
 
     def _plot(self) -> None:
+        if not self._world.first:
+            return
         self._plotted = time.monotonic()
         self._sinks.flush()
         plots.progress_png(self.folder, self.folder / "progress.png")
@@ -457,7 +526,7 @@ class Run:
         self._sinks.truncate_after(-1)
 
     def _reset(self, seed: int) -> None:
-        self._obs = self.env.reset(seed)["observation"].to_dict()
+        self._obs = self._quarantine.first(self.env.reset(seed)["observation"].to_dict())
 
     def _restore(self, resumed: Checkpoint) -> None:
         state, run = resumed.state, resumed.state["run"]
@@ -466,9 +535,11 @@ class Run:
         self._segments.load(resumed.header["replay"])
         self._online.load_state_dict(state.get("diagnostics", {}))
         self._vector_steps = run["vector_steps"]
-        self._finite.start_from(self._vector_steps)
+        self._quarantine.load_state_dict(run["quarantine"])
+        self._quarantine.start_from(self._vector_steps)
         self._invalid.copy_(run["invalid"])
-        self._invalid_known = int(self._invalid)
+        self._invalid_here = int(self._invalid)
+        self._invalid_known = round(agreed([self._invalid_here])[0])
         self._seconds_before = run["seconds"]
         self._episodes.load_state_dict(run["episodes"])
         self._sinks.load_state_dict(run["sinks"])
@@ -485,7 +556,8 @@ class Run:
             self.replay.close_open_rows()
             self.agent.forget_episodes()
             self._episodes.forget_episodes()
-            self._reset(derive_seed(self.settings.seed, "env", self.env_steps))
+            words = ("env", self.env_steps, *self._world.seed_words)
+            self._reset(derive_seed(self.settings.seed, *words))
             changed.append("this simulator cannot restore its state, episodes start afresh")
         verdict = f"not bit-exact: {'; '.join(changed)}" if changed else "bit-exact"
         self.display.notice(f"resumed {resumed.path} at {self.env_steps:,} env steps, {verdict}")

@@ -7,13 +7,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from supple.agents import FlashSACSettings
+from supple.agents import FlashSACSettings, PPOSettings
 from supple.agents.flashsac_settings import CRITICS
+from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.peers import update_peers
 from supple.bench.table import Shape, interleaved
 from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
+from supple.configs import default_settings
 from supple.region import Compute
 from tests.small_runs import flags
 
@@ -191,3 +193,22 @@ def test_replay_is_timed_and_written_down(bench, capsys):
 def test_bad_input_is_one_line(arguments, text, capsys):
     assert main(["bench", *arguments]) == BAD_INPUT
     assert text in capsys.readouterr().err
+
+
+def test_the_work_of_a_gradient_step_is_counted_for_any_run():
+    spec = Shape(17, 6, 1).spec()
+    settings = default_settings("toy/lqr", preset="laptop")
+    assert isinstance(settings.agent, FlashSACSettings)
+    products = matrix_products(settings.agent, Shape(17, 6, settings.agent.batch_size))
+    expected = sum(2 * e * m * k * n for e, m, k, n in products) / 2  # of two steps
+    assert flops_per_update(settings, spec) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_work_of_a_gradient_step_of_ppo_grows_with_its_minibatch():
+    spec = Shape(17, 6, 1).spec()
+    settings = default_settings("toy/lqr", agent="ppo", preset="laptop")
+    assert isinstance(settings.agent, PPOSettings)
+    settings.agent.rollout_steps, settings.agent.minibatches, settings.agent.epochs = 16, 2, 1
+    once = flops_per_update(settings, spec)
+    settings.agent.rollout_steps = 32
+    assert flops_per_update(settings, spec) == pytest.approx(2 * once, rel=0.1)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from supple import checkpoint
 from supple.errors import InputError
+from supple.signed_json import sign
 
 HEADER = {"task": "toy/point", "env_steps": 10}
 
@@ -277,7 +278,7 @@ def test_foreign_and_newer_folders_are_refused(tmp_path):
 def test_a_well_signed_manifest_that_makes_no_sense_is_refused(tmp_path):
     manifest = {"format": checkpoint.FORMAT, "version": 1, "sha256": "0" * 64, "header": {}}
     for rest in ({}, {"files": {}, "state": {"$tensor": "t9"}}, {"files": {}, "state": {"$x": 1}}):
-        (tmp_path / "manifest.json").write_bytes(checkpoint._sign(manifest | rest))
+        (tmp_path / "manifest.json").write_bytes(sign(json.dumps(manifest | rest)))
         assert "does not hold what this version" in refuse(tmp_path)
 
 

@@ -204,7 +204,7 @@ def test_a_simulator_that_returns_nan_ends_the_run_and_names_field_and_step(
     folder = tmp_path / "run"
     arguments = ["train", f"{__name__}:TurnsNan", *flags(agent), "--env-steps", "400"]
     small = ["--checkpoint.every", "50", "--eval.every", "1000", "--run-dir", str(folder)]
-    assert main([*arguments, *small]) == FAILED
+    assert main([*arguments, *small, "--env.on-bad", "fail"]) == FAILED
     error = one_line(capsys)
     assert "NaN or infinity in observation/policy" in error
     assert "vector step 100" in error

@@ -1,6 +1,5 @@
 """The queue of ``supple compare``: how it ends, and what its table says."""
 
-import csv
 import json
 import os
 import signal
@@ -8,12 +7,11 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 
 from supple import compare, launch
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
-from supple.compare import Job, interval95, plan, report, run_queue
+from supple.compare import Job, plan, plan_tasks, run_queue, summarise
 from supple.configs import default_settings
 from supple.errors import InputError
 from supple.files import claim
@@ -76,21 +74,23 @@ def finished(job, *, env_steps, return_mean):
     (job.folder / "metrics.csv").write_text(f"step,eval/return_mean\n50,{return_mean}\n")
 
 
-def test_the_table_counts_the_seeds_that_are_missing(tmp_path):
+def test_runs_that_are_missing_are_counted(tmp_path):
     jobs = jobs_in(tmp_path, 3)
     finished(jobs[0], env_steps=100, return_mean=1.0)
     finished(jobs[2], env_steps=90, return_mean=2.0)
-    report([*jobs, Job("b", 0, tmp_path / "b" / "seed0", ())], tmp_path, title="t")
-    first, second = csv.DictReader((tmp_path / "compare.csv").open())
-    assert (first["seeds"], first["env steps"]) == ("2 of 3", "90 to 100")
-    assert first["95 % interval"] == "-4.9 to 7.9"  # 1.5 ± 12.706 · 0.7071 / √2
-    assert (second["variant"], second["seeds"], second["return mean"]) == ("b", "0 of 1", "-")
+    (found,) = summarise(jobs)
+    assert (found.planned, found.returns.tolist(), found.env_steps) == (3, [1.0, 2.0], [100, 90])
+    assert [curve.returns.tolist() for curve in found.curves] == [[1.0], [2.0]]
+    assert found.mflop is None  # no checkpoint says what they trained on
 
 
-def test_the_interval_over_seeds_is_students():
-    low, high = interval95(np.array([1.0, 2.0, 3.0]))
-    assert (high - low) / 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
-    assert interval95(np.array([4.0])) == (4.0, 4.0)
+def test_several_tasks_have_a_folder_each_and_take_turns_by_seed(tmp_path):
+    jobs = plan_tasks(["toy/lqr", "toy/counter"], [3, 1], ["a:", "b:"], [], tmp_path)
+    assert [job.seed for job in jobs] == [3, 3, 3, 3, 1, 1, 1, 1]
+    assert jobs[0].folder == tmp_path / "toy-lqr" / "a" / "seed3"
+    assert jobs[0].name == "toy/lqr, a, seed 3"
+    with pytest.raises(InputError, match="tasks must differ, got toy/lqr toy/lqr"):
+        plan_tasks(["toy/lqr", "toy/lqr"], [0], [], [], tmp_path)
 
 
 def test_a_folder_that_another_compare_uses_is_refused(tmp_path, monkeypatch, capsys):

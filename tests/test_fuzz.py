@@ -16,6 +16,7 @@ import pytest
 
 from supple import checkpoint, launch
 from supple.errors import InputError
+from supple.signed_json import UNSIGNED, sign
 from tests.small_runs import run_until, small_settings
 
 COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
@@ -162,8 +163,8 @@ def test_hostile_but_well_signed_manifests(runs, tmp_path, agent, below):
         file = checkpoint.list_checkpoints(folder)[-1] / checkpoint.MANIFEST
         manifest = changed(rng, json.loads(file.read_text()), below)
         if "sha256" in manifest:
-            manifest["sha256"] = checkpoint._UNSIGNED
-        file.write_bytes(checkpoint._sign(manifest))
+            manifest["sha256"] = UNSIGNED
+        file.write_bytes(sign(json.dumps(manifest)))
         return below
 
     assert fuzz(runs[agent], tmp_path, mutate)["refused"] > COUNT / 4

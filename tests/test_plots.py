@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from supple import plots
+from supple.comparison import Band, Figures
 from supple.errors import InputError
 from supple.metrics import MetricSinks
 from supple.plots import comparison_png, progress_png
@@ -126,14 +127,21 @@ def test_a_foreign_table_is_refused(tmp_path):
 def test_variants_are_drawn_with_their_intervals(tmp_path, drawn):
     steps = np.array([10.0, 20.0, 30.0])
     mean = np.array([1.0, 2.0, math.nan])
-    curve = {"steps": steps, "mean": mean, "low": mean - 1, "high": mean + 2}
-    curves = {f"variant {i}": curve for i in range(9)}
-    comparison_png(curves, tmp_path / "c.png", title="toy/point")
-    axes = drawn[0].axes[0]
-    assert lines(axes) == {name: [[10, 1], [20, 2]] for name in curves}
-    assert len({line.get_color() for line in axes.lines}) == len(plots.COLOURS)
-    band = axes.collections[0].get_datalim(axes.transData)
-    assert (band.ymin, band.ymax) == (0, 4)
+    band = Band(x=steps, middle=mean, low=mean - 1, high=mean + 2)
+    bands = {f"variant {i}": band for i in range(9)}
+    one = {"variant 0": band}
+    means = {"variant 0": (1.5, 1.0, 2.0)}
+    shown = Figures(over_steps={"toy/point": bands}, profiles=one, means=means)
+    comparison_png(shown, tmp_path / "c.png")
+    left, right, profile, dots = drawn[0].axes
+    assert left.get_title(loc="left") == "toy/point"
+    assert lines(left) == {name: [[10, 1], [20, 2]] for name in bands}
+    assert len({line.get_color() for line in left.lines}) == len(plots.COLOURS)
+    extent = left.collections[0].get_datalim(left.transData)
+    assert (extent.ymin, extent.ymax) == (0, 4)
+    assert [text.get_text() for text in right.texts] == ["no wall-clock is known"]
+    assert profile.get_xlabel() == "return"
+    assert dots.lines[0].get_xdata().tolist() == [1.5]
     assert Image.open(io.BytesIO((tmp_path / "c.png").read_bytes())).format == "PNG"
 
 

@@ -62,6 +62,9 @@ class Agent(ABC):
     """Gradient steps so far."""
     compute: Compute
     """How updates run: eager or compiled, and in which precision."""
+    rank_state: tuple[str, ...] = ()
+    """Entries of ``state_dict`` that are each process's own, where several learn together; the
+    others are the same bits in all."""
 
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
         """The ring this agent wants, given what the run's settings say of it.
@@ -133,6 +136,12 @@ class Agent(ABC):
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: nested dicts of tensors and plain values."""
+
+    def shared_state(self) -> dict[str, Any]:
+        """What of ``state_dict`` is the same bits in all processes that learn together."""
+        return {
+            name: part for name, part in self.state_dict().items() if name not in self.rank_state
+        }
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFl
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.remedies import reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
+from supple.distributed import average, in_step, lowest, mean_over_ranks, world
 from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
@@ -65,9 +66,14 @@ class FlashSAC(Agent):
         replay_device: where the ring lives that ``update`` is given; ``device`` by default.
         compute: how update steps are computed; eager float32 by default.
 
+    Several processes (``supple/distributed.py``) learn as one with all their environments and a
+    minibatch of ``batch_size`` from each: ``utd`` and ``min_replay`` count all their transitions.
+
     Raises:
         InputError: discrete actions, or no final observations without the flag that allows it.
     """
+
+    rank_state = ("reward_scaler", "noise", "generators", "metrics")
 
     def __init__(
         self,
@@ -103,7 +109,7 @@ class FlashSAC(Agent):
         critic_width = sum(spec.observation[group] for group in self.critic_groups)
 
         sampling = {"replay": torch.device(replay_device or self.device)}
-        self.generators = Generators(seed, self.device, sampling)
+        self.generators = Generators(seed, self.device, sampling, world().seed_words)
         self._widths = (actor_width, critic_width + self._num_actions)
         self.actor, self.critic = self.build_networks(self.generators["weights"])
         project_(self.actor)
@@ -209,10 +215,11 @@ class FlashSAC(Agent):
     def check_room(self, ring: ReplayPlan) -> None:
         """Refuse rings in which learning could never begin."""
         rows, settings = ring.num_rows, self.settings
-        if rows * ring.num_envs < settings.min_replay:
+        room = rows * ring.num_envs * world().size
+        if room < settings.min_replay:
             raise InputError(
                 f"learning begins at --agent.min-replay {settings.min_replay} transitions, the ring"
-                f" holds {rows * ring.num_envs}: raise --replay.capacity, or lower"
+                f" holds {room}: raise --replay.capacity, or lower"
                 " --agent.min-replay"
             )
         if settings.n_step >= rows:
@@ -261,16 +268,17 @@ class FlashSAC(Agent):
 
     # --- learning ---------------------------------------------------------------------------
 
+    @in_step
     def update(self, replay: Replay) -> Mapping[str, Tensor]:
         """Take as many gradient steps as ``utd`` grants for ``horizon`` vector steps."""
-        settings = self.settings
+        settings, size = self.settings, world().size
         if not self._learning:
-            self._learning = replay.size >= settings.min_replay and replay.can_sample(
-                settings.n_step
-            )
+            ready = replay.size * size >= settings.min_replay and replay.can_sample(settings.n_step)
+            self._learning = lowest(int(ready)) == 1
             if not self._learning:
                 return {}
-        self._budget += settings.utd * self._num_envs * self.horizon
+        self.reward_scaler.share()
+        self._budget += settings.utd * self._num_envs * size * self.horizon
         while self._budget >= 1:
             self._budget -= 1
             self.learn(self._sample(replay), *self._draw_noise())
@@ -408,12 +416,13 @@ class FlashSAC(Agent):
         loss = (alpha * log_prob_B - value_B).mean()
         if settings.bc_alpha > 0:
             distance = (new_action_BA - action_BA).square().mean()
-            loss = loss + settings.bc_alpha * value_B.detach().abs().mean() * distance
-        self._optimizers["actor"].step(torch.autograd.grad(loss, self._actor_params))
+            scale = mean_over_ranks(value_B.detach().abs().mean())
+            loss = loss + settings.bc_alpha * scale * distance
+        self._optimizers["actor"].step(average(torch.autograd.grad(loss, self._actor_params)))
         if settings.project_actor:
             project_(self.actor)
 
-        entropy = -log_prob_B.detach().mean()
+        entropy = mean_over_ranks(-log_prob_B.detach().mean())
         temperature_loss = (self.log_alpha.exp() * (entropy - self.target_entropy)).squeeze()
         self._optimizers["temperature"].step(torch.autograd.grad(temperature_loss, self.log_alpha))
         return {
@@ -470,7 +479,7 @@ class FlashSAC(Agent):
                 target = self.target_critic.averaged(target.unflatten(0, (drawn, rows)))
             value = self.critic.value(prediction, for_value).mean()
         loss = self.critic.loss(prediction, target, for_loss)
-        self._optimizers["critic"].step(torch.autograd.grad(loss, self._critic_params))
+        self._optimizers["critic"].step(average(torch.autograd.grad(loss, self._critic_params)))
         if self.settings.project_critic:
             project_(self.critic)
         with torch.no_grad():
@@ -523,6 +532,7 @@ class FlashSAC(Agent):
                 name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
             },
             "reward_scaler": self.reward_scaler.state_dict(),
+            "joint_rewards": self.reward_scaler.joint_state(),
             "noise": self.noise.state_dict(),
             "generators": self.generators.state_dict(),
             "metrics": dict(self.metrics),
@@ -547,6 +557,7 @@ class FlashSAC(Agent):
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self.reward_scaler.load_joint_state(state.get("joint_rewards", {}))
         self.noise.load_state_dict(state["noise"])
         self.generators.load_state_dict(state["generators"])
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}

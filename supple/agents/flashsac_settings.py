@@ -27,13 +27,14 @@ class FlashSACSettings:
     exact_discount: bool = True
     """Bootstrap with gamma^(steps really taken); False always uses gamma^n, as the reference."""
     batch_size: int = 512
-    """Transitions per gradient step, >= 2."""
+    """Transitions per gradient step, >= 2; from each process where several learn as one."""
     utd: float = 1.0
-    """Gradient steps per environment transition (update-to-data ratio), whatever num_envs is."""
+    """Gradient steps per environment transition (update-to-data ratio), however many environments
+    and processes there are."""
     update_every: int = 1
     """Vector steps between two bouts of gradient steps; ``utd`` counts them as before."""
     min_replay: int = 10_000
-    """Transitions collected with uniform random actions before learning starts."""
+    """Transitions of all processes, collected with uniform actions before learning starts."""
     replay_age_decay: int = 0
     """Vector steps over which the sampling weight of a row would fall to 0; 0 samples uniformly."""
     replay_age_floor: float = 0.05

@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from supple.distributed import sum_over_ranks
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 NORMALISER_EPS = 1e-2
 """Added to a channel's standard deviation: one that hardly moves is not blown up by more than 100.
@@ -51,7 +53,7 @@ class ObservationNormaliser(nn.Module):
 
     @torch.no_grad()
     def observe(self, x_MD: Tensor, valid_M: Tensor) -> None:
-        """Fold rows into the moments; those that are not valid change nothing.
+        """Fold rows, those of all processes, into the moments; what is not valid changes nothing.
 
         Source: merging of moments, Chan, Golub and LeVeque 1983.
         """
@@ -59,9 +61,9 @@ class ObservationNormaliser(nn.Module):
             return
         valid = valid_M.unsqueeze(-1)
         x = torch.where(valid, x_MD, 0).double()
-        rows = valid.double().sum()
-        mean = x.sum(0) / rows.clamp_min(1)
-        square = torch.where(valid, x - mean, 0).square().sum(0)
+        rows = sum_over_ranks(valid.double().sum())
+        mean = sum_over_ranks(x.sum(0)) / rows.clamp_min(1)
+        square = sum_over_ranks(torch.where(valid, x - mean, 0).square().sum(0))
         total = self._count + rows
         share = rows / total.clamp_min(1)
         delta = mean - self._mean

@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supple import distributed
+from supple.agents.joint_norm import standardised
+
 BATCH_NORM_MOMENTUM = 0.01
 BATCH_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
@@ -106,7 +109,12 @@ class UnitBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(statistics, device=device))
 
     def forward(self, x_MED: Tensor, *, train: bool) -> Tensor:
-        """(M, E, D) -> (M, E, D); ``train`` uses and records batch statistics, M >= 2."""
+        """(M, E, D) -> (M, E, D); ``train`` uses and records batch statistics, M >= 2.
+
+        Within ``distributed.together`` the batch is that of all processes.
+        """
+        if train and distributed.is_together():
+            return self._joint(x_MED)
         own_affine = self.running_mean.shape == self.scale.shape
         # Members lie side by side as features, so that the native fused batch norm serves all.
         out: Tensor = F.batch_norm(
@@ -120,6 +128,17 @@ class UnitBatchNorm(nn.Module):
             eps=BATCH_NORM_EPS,
         ).unflatten(1, self.running_mean.shape)
         return out if own_affine else torch.addcmul(self.shift, out, self.scale)
+
+    def _joint(self, x_MED: Tensor) -> Tensor:
+        """The same in train mode, with the statistics of every process's rows."""
+        x_MF = x_MED.flatten(1).float()
+        normal_MF, mean, var = standardised(x_MF, eps=BATCH_NORM_EPS)
+        rows = len(x_MF) * distributed.world().size
+        with torch.no_grad():
+            self.running_mean.view(-1).lerp_(mean, self.momentum)
+            self.running_var.view(-1).lerp_(var * rows / (rows - 1), self.momentum)
+        normal_MED = normal_MF.unflatten(1, self.running_mean.shape)
+        return torch.addcmul(self.shift, normal_MED, self.scale).to(x_MED.dtype)
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -34,6 +34,7 @@ from supple.agents.distributions import (
 from supple.agents.mlp import Network
 from supple.agents.ppo_settings import PPOSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
+from supple.distributed import average, in_step, mean_over_ranks, sum_over_ranks, world
 from supple.envs.base import Discrete, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
@@ -78,9 +79,14 @@ class PPO(Agent):
         replay_device: where the ring lives; it must be ``device``.
         compute: how update steps are computed; eager float32 by default.
 
+    Several processes (``supple/distributed.py``) learn as one with all their environments: as many
+    gradient steps, each from a minibatch of every one of them.
+
     Raises:
         InputError: the sizes do not fit together.
     """
+
+    rank_state = ("reward_scaler", "memory", "generators", "metrics")
 
     def __init__(
         self,
@@ -123,7 +129,7 @@ class PPO(Agent):
                 " --agent.timeout-bootstrap auto"
             )
 
-        self.generators = Generators(seed, self.device)
+        self.generators = Generators(seed, self.device, own=world().seed_words)
         self.distribution = self._build_distribution()
         self.actor = self._build_network(
             self.actor_groups, self.distribution.head_width, settings.actor_hidden, ACTOR_GAIN
@@ -338,10 +344,12 @@ class PPO(Agent):
 
     # --- learning ---------------------------------------------------------------------------
 
+    @in_step
     @torch.no_grad()
     def update(self, replay: Replay) -> Mapping[str, Tensor]:
         """Learn from one rollout, then forget it."""
         settings = self.settings
+        self.reward_scaler.share()
         rollout = self._rollout(replay)
         rows_RK = self._pack(rollout)
         if settings.lr_schedule == "linear":
@@ -361,7 +369,7 @@ class PPO(Agent):
                 self._learn_step(rows_RK.index_select(0, index), *noise)
                 self.updates += 1
         self._normalise_by(rollout)
-        self._seen.add_(rollout["valid"].sum())
+        self._seen.add_(sum_over_ranks(rollout["valid"].sum()))
         replay.clear()
         means = self._sums / self._sums[-1].clamp_min(1)
         self.metrics |= dict(zip(AVERAGED, means.unbind(), strict=False))
@@ -501,7 +509,7 @@ class PPO(Agent):
         log_prob, advantage, value, target, valid = (
             row[name].squeeze(-1) for name in ("log_prob", "advantage", "value", "target", "valid")
         )
-        weight = valid / valid.sum().clamp_min(1)
+        weight = valid / mean_over_ranks(valid.sum()).clamp_min(1)
         if settings.normalise_advantage == "minibatch":
             advantage = _standardised(advantage, valid.bool())
         with self.compute.autocast(self.device):
@@ -521,10 +529,11 @@ class PPO(Agent):
             error = torch.maximum(error, (near - target).square())
         value_loss = (error * weight).sum()
         loss = surrogate - settings.entropy_coef * entropy + settings.value_coef * value_loss
-        gradients = torch.autograd.grad(loss, self._optimizer.params)
+        gradients = average(torch.autograd.grad(loss, self._optimizer.params))
 
         with torch.no_grad():
-            kl = (distribution.divergence(row["params"], params) * weight).sum()
+            # All processes judge by the same number: rates and early stops stay the same in all.
+            kl = mean_over_ranks((distribution.divergence(row["params"], params) * weight).sum())
             looked_at = self._going.clone()
             if settings.lr_schedule == "adaptive":
                 self._adapt_rate(kl)
@@ -580,6 +589,7 @@ class PPO(Agent):
             "distribution": self.distribution.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict(),
+            "joint_rewards": self.reward_scaler.joint_state(),
             "memory": self._memory,
             "rate": self._rate,
             "taken": self._taken,
@@ -602,6 +612,7 @@ class PPO(Agent):
             getattr(self, name).load_state_dict(state[name])
         self._optimizer.load_state_dict(state["optimizer"])
         self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self.reward_scaler.load_joint_state(state.get("joint_rewards", {}))
         for name, memory in self._memory.items():
             memory.copy_(state["memory"][name])
         self._rate.copy_(state["rate"])
@@ -643,10 +654,10 @@ class GreedyPolicy(nn.Module):
 
 
 def _moments(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sample standard deviation over valid entries, 0-d."""
-    count = valid.sum()
-    mean = torch.where(valid, values, 0.0).sum() / count.clamp_min(1)
-    square = torch.where(valid, values - mean, 0.0).square().sum()
+    """Mean and sample standard deviation over valid entries of all processes, 0-d."""
+    count = sum_over_ranks(valid.sum())
+    mean = sum_over_ranks(torch.where(valid, values, 0.0).sum()) / count.clamp_min(1)
+    square = sum_over_ranks(torch.where(valid, values - mean, 0.0).square().sum())
     return mean, (square / (count - 1).clamp_min(1)).sqrt()
 
 

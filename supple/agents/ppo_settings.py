@@ -22,7 +22,8 @@ class PPOSettings:
     epochs: int = 5
     """Passes over each rollout."""
     minibatches: int = 4
-    """Gradient steps per pass; rows that do not divide evenly sit out a pass."""
+    """Gradient steps per pass, each from a minibatch of every process where several learn as one;
+    rows that do not divide evenly sit out a pass."""
     clip: float = 0.2
     """The probability ratio is clipped to 1 - clip ... 1 + clip."""
     clip_value: bool = True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from supple.agents.adam import Adam
 from supple.agents.nets import ResidualBlock, Trunk, UnitBatchNorm
+from supple.distributed import mean_over_ranks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +53,7 @@ def dormant_units(trunk: Trunk, x_BD: Tensor, threshold: float) -> list[Tensor]:
     for block in trunk.block:
         assert isinstance(block, ResidualBlock)
         wide_BEW = torch.relu(block.norm1(block.linear1(x_BEH), train=False))
-        mean_EW = wide_BEW.abs().mean(0)
+        mean_EW = mean_over_ranks(wide_BEW.abs().mean(0))
         found.append(mean_EW <= threshold * mean_EW.mean(-1, keepdim=True))
         x_BEH = block(x_BEH, train=False)
     return found

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from supple.distributed import is_together, max_over_ranks, sum_over_ranks
+
 
 @dataclass(kw_only=True, slots=True)
 class RewardScalerSettings:
@@ -56,10 +58,14 @@ class RewardScaler:
         self._mean = torch.zeros((), device=device)
         self._var = torch.ones((), device=device)
         self._count = torch.zeros((), device=device)
+        self._joint: dict[str, Tensor] = {}
+        """Peak and variance over all processes, where there are several."""
 
     @torch.no_grad()
     def observe(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
-        """Fold one vector step into the statistics; rows that are not valid change nothing.
+        """Fold one vector step into the statistics.
+
+        Rows that are not valid add nothing; where one ended, its sum is forgotten.
 
         Args:
             reward: raw reward, (N,).
@@ -88,14 +94,28 @@ class RewardScaler:
         self._count.copy_(total)
 
         if self.settings.reset == "after":
-            updated = torch.where(done & valid, torch.zeros_like(updated), updated)
+            updated = torch.where(done, torch.zeros_like(updated), updated)
         self._sum_N.copy_(updated)
 
     def denominator(self) -> Tensor:
         """What rewards are divided by, 0-d; 1 when scaling is off."""
         if not self.settings.enabled:
             return torch.ones_like(self._peak)
-        return torch.maximum((self._var + 1e-8).sqrt(), self._peak / self._value_max)
+        var, peak = self._joint.get("var", self._var), self._joint.get("peak", self._peak)
+        return torch.maximum((var + 1e-8).sqrt(), peak / self._value_max)
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Take what all processes observed so far together; ``denominator`` goes by that then."""
+        if not is_together():
+            return
+        # float64, in which the squares of means may cancel.
+        count, mean, var = self._count.double(), self._mean.double(), self._var.double()
+        sums = torch.stack((count, count * mean, count * (var + mean.square())))
+        total, first, second = sum_over_ranks(sums).unbind()
+        spread = second / total - (first / total).square()
+        var = torch.where(total > 0, spread.clamp_min(0), 1.0).to(self._var.dtype)
+        self._joint = {"peak": max_over_ranks(self._peak), "var": var}
 
     def forget_episodes(self) -> None:
         """Every environment was reset: start new sums, keep the moments."""
@@ -110,6 +130,14 @@ class RewardScaler:
             "var": self._var,
             "count": self._count,
         }
+
+    def joint_state(self) -> dict[str, Tensor]:
+        """What ``share`` found: the same in all processes, empty where there is one."""
+        return dict(self._joint)
+
+    def load_joint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``joint_state()``'s value."""
+        self._joint = {name: value.to(self._var.device) for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value."""

@@ -72,7 +72,7 @@ class Settings:
     agent_name: Annotated[str, tyro.conf.Suppress] = "flashsac"
     preset: Annotated[str, tyro.conf.Suppress] = ""
     env_steps: int = 1_000_000
-    """Environment steps of the whole run, over all environments."""
+    """Environment steps of the whole run, over all environments and processes."""
     seed: int = 0
     """Seed of every random draw, >= 0."""
     device: str = "auto"

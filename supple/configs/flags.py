@@ -22,6 +22,9 @@ TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all o
            first three)
   --agent.critic {"|".join(CRITICS)}   (FlashSAC's; --agent.flow.* are of the last two)
 
+Several processes learn as one: torchrun --nproc-per-node=N -m supple train TASK. num-envs and the
+batch are then each process's, steps those of all (docs/scaling.md).
+
 Every other flag is a field of the settings; the defaults shown are those of these choices."""
 
 

@@ -14,6 +14,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from supple.deploy import manifest as manifest_file
 from supple.errors import InputError
 from supple.files import replace_file, sync_folder, write_synced
+from supple.signed_json import sha256
 
 MAX_BYTES = 512 * 2**20
 """Of all files together, inflated."""
@@ -65,7 +67,7 @@ class Bundle:
                 short = isinstance(expected, int) and len(data) < expected
                 what = "truncated" if short else "of another size"
                 found.append(f"{name} is {what}: expected {expected} bytes, got {len(data)}")
-            elif manifest_file.digest(data) != entry.get("sha256"):
+            elif sha256(data) != entry.get("sha256"):
                 found.append(f"{name} was changed after export: its SHA-256 does not fit")
         extra = self.files.keys() - listed.keys() - {manifest_file.NAME}
         return found + [f"{name} is not listed in manifest.json" for name in sorted(extra)]
@@ -120,6 +122,8 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     raise InputError(f"{path}: {member.filename} is no plain file")
                 if member.filename in files:
                     raise InputError(f"{path}: {member.filename} is there twice")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InputError(f"{path}: {member.filename} is compressed in another way")
                 with archive.open(member) as file:
                     files[member.filename] = file.read(member.file_size + 1)
     except InputError:
@@ -148,8 +152,13 @@ def _check_amount(path: Path, count: int, total: int) -> None:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write_bundle(out: Path, files: Mapping[str, bytes]) -> None:
+def write_bundle(out: Path, files: Mapping[str, bytes], *, archive: bool = False) -> None:
     """Write the folder ``out`` in one step: it appears complete or not at all.
+
+    Args:
+        out: the folder.
+        files: name to content.
+        archive: whether to write ``<out>.zip`` too, a moment before.
 
     Raises:
         InputError: ``out`` is there already, or cannot be written.
@@ -161,7 +170,12 @@ def write_bundle(out: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             write_synced(partial / name, data)
         sync_folder(partial)
-        os.rename(partial, out)
+        with ExitStack() as undo:
+            if archive:
+                undo.callback(zip_path(out).unlink, missing_ok=True)
+                replace_file(zip_path(out), zipped(files))
+            os.rename(partial, out)
+            undo.pop_all()
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     finally:
@@ -184,8 +198,8 @@ def zip_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.zip")
 
 
-def write_zip(out: Path, files: Mapping[str, bytes]) -> Path:
-    """Write ``<out>.zip``; equal files give equal bytes."""
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """The archive's content; equal files give equal bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(files):
@@ -193,6 +207,4 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> Path:
             member.external_attr = (stat.S_IFREG | 0o644) << 16
             member.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(member, files[name])
-    path = zip_path(out)
-    replace_file(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()

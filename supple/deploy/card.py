@@ -22,7 +22,7 @@ def model_card(manifest: Mapping[str, Any], unknown: Sequence[str]) -> str:
                 "run": origin["run"],
                 "code": identity["commit"] or "not from a checkout",
                 "exported": identity["exported_at"],
-                "licence": identity["licence"],
+                "licence": identity["licence"] or "not chosen",
             }
         ),
         "",
@@ -102,6 +102,7 @@ def _action(contract: Mapping[str, Any]) -> dict[str, Any]:
         "actions": ", ".join(f"`{name}`" for name in action["names"]),
         "rule": action["deterministic"],
         "control period": _unit(timing["control_dt"], "s"),
+        "action delay in training": _unit(timing["action_delay"], timing["delay_unit"]),
         "control mode": contract["gains"]["control_mode"] or "not known",
     }
     if action["kind"] == "discrete":

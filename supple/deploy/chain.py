@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from supple.deploy.robot import WAIT_S
 from supple.envs.gym_packages import drawing, follow_robot, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 
+BAD_INPUT = 2
+"""Exit status of a runner or robot that refuses."""
 _PLANE = 0
 """``mjGEOM_PLANE``."""
 GRACE_S = 15.0
@@ -67,11 +70,23 @@ def build_runner(bundle: Path, folder: Path, *, options: Sequence[str] = ()) -> 
             f"-DSUPPLE_BUNDLE={bundle.resolve()}",
         ]
         for command in ([*configure, *options], [cmake, "--build", str(folder)]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                text = (done.stderr or done.stdout).strip().splitlines()
-                raise InputError(f"the runner does not build: {' '.join(text[:4])[:400]}")
+            status, text = _run_group(command)
+            if status != 0:
+                lines = text.strip().splitlines()
+                raise InputError(f"the runner does not build: {' '.join(lines[:4])[:400]}")
     return folder / "supple_runner"
+
+
+def _run_group(command: Sequence[str]) -> tuple[int, str]:
+    """Exit status and what was said; stopped, the compilers that CMake started end with it."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        try:
+            out, error = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, error or out
 
 
 def drive(
@@ -116,7 +131,10 @@ def drive(
             assert robot.stdout is not None and robot.stderr is not None
             port = robot.stdout.readline().strip()
             if not port:
-                raise SimulatorError(f"the robot did not start: {robot.stderr.read()[-300:]}")
+                text = robot.stderr.read().strip()
+                if robot.wait() == BAD_INPUT:
+                    raise InputError(text)
+                raise SimulatorError(f"the robot did not start: {_last_line(text)}")
             given = [str(runner), str(bundle), "--port", port, "--seconds", str(seconds)]
             given += ["--log", str(log)] if log else []
             limit = seconds + GRACE_S + WAIT_S
@@ -127,9 +145,11 @@ def drive(
                 timeout=limit,
                 check=False,
             )
-            if done.returncode == 2:  # refused: the robot would wait for it
+            if done.returncode == BAD_INPUT:  # refused: the robot would wait for it
                 robot.kill()
-            out, _ = robot.communicate(timeout=seconds + GRACE_S)
+            out, text = robot.communicate(timeout=seconds + GRACE_S)
+            if done.returncode == 0 and robot.returncode != 0:
+                raise SimulatorError(f"the robot broke down: {_last_line(text)}")
         except subprocess.TimeoutExpired as error:
             raise SimulatorError("runner or robot did not come to an end") from error
         finally:
@@ -155,12 +175,12 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
     with quiet_mujoco():
         env = gymnasium.make(task.removeprefix("gym/"), render_mode="rgb_array")
     writer: Any
+    partial = video.with_name(f".partial-{video.name}")
     try:
         with quiet_mujoco():
             env.reset(seed=0)
         follow_robot(env)
         robot: Any = env.unwrapped
-        partial = video.with_name(f".partial-{video.name}")
         with imageio.get_writer(partial, fps=fps, macro_block_size=2) as writer, drawing(task):
             for qpos, qvel in zip(poses["qpos"], poses["qvel"], strict=True):
                 robot.set_state(qpos, qvel)
@@ -168,6 +188,7 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
                 writer.append_data(np.ascontiguousarray(env.render()))
         os.replace(partial, video)
     finally:
+        partial.unlink(missing_ok=True)
         env.close()
 
 
@@ -184,10 +205,13 @@ def carry_floor(model: Any, data: Any, x: float) -> None:
             data.geom_xpos[geom, 0] = round(x / period) * period
 
 
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
 def _last_json(text: str) -> dict[str, Any]:
-    lines = text.strip().splitlines()
     try:
-        record = json.loads(lines[-1]) if lines else {}
+        record = json.loads(_last_line(text))
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from supple.deploy import manifest as manifest_file
-from supple.deploy.contract import unknown
+from supple.deploy.contract import UNKNOWN_IN, unknown
 from supple.deploy.explain import command_unit, explain, relative_error, worst_error
 from supple.deploy.golden import SPREAD, TOLERANCE, Golden, history_pairs
-from supple.deploy.runtimes import CannotRunError, Outputs, Runtime
+from supple.deploy.hostile import CannotRunError
+from supple.deploy.runtimes import Outputs, Runtime
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 RANDOM_ROWS = 10_000
@@ -68,8 +69,7 @@ def contract_agrees(manifest: Mapping[str, Any], runtimes: Sequence[Runtime]) ->
     faults = [*_inner_faults(contract), *_listed_faults(contract, runtimes)]
     for runtime in runtimes:
         faults += _named_faults(contract, runtime)
-    listed = manifest.get("unknown")
-    if listed != unknown({"contract": contract, "evidence": manifest["evidence"]}):
+    if manifest.get("unknown") != unknown({part: manifest.get(part, {}) for part in UNKNOWN_IN}):
         faults.append("the list of unknown fields does not fit the manifest's nulls")
     if manifest.get("contract_sha256") != manifest_file.contract_digest(contract):
         faults.append("contract_sha256 is not the contract's digest: it was edited")
@@ -127,6 +127,11 @@ def _inner_faults(contract: Mapping[str, Any]) -> Iterator[str]:
         inverse = [names.index(name) if name in names else None for name in robot]
         if back != inverse:
             yield f"joints.robot_to_policy is {_brief(back)}: expected {_brief(inverse)}"
+    timing = contract["timing"]
+    if timing["sim_dt"] is not None and timing["decimation"] is not None:
+        control_dt = timing["sim_dt"] * timing["decimation"]
+        if not np.isclose(control_dt, timing["control_dt"] or control_dt, rtol=1e-6):
+            yield f"timing.control_dt is {timing['control_dt']}, sim_dt * decimation {control_dt}"
     ages = [term.get("history") or 0 for term in contract["observation"]["terms"]]
     length = contract["history"].get("length")
     if length is not None and max(ages, default=0) >= length:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supple.cli import DONE, FAILED, VERDICT, Parser, train
 from supple.deploy.bundle import zip_path
-from supple.errors import InputError
+from supple.errors import InputError, require_rules
 
 if TYPE_CHECKING:
     from supple.deploy.verify import Report
@@ -112,7 +113,7 @@ def chain(arguments: list[str]) -> int:
     )
     parser.add_argument("what", metavar="DIR|TASK", help="a run's folder, or a task to train first")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long the robot moves")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that the robot moves, > 0")
     parser.add_argument("--loss", type=float, default=0.01, help="probability, per packet")
     parser.add_argument("--delay", type=float, default=0.0, help="mean delay of a packet [s]")
     parser.add_argument("--seed", type=int, default=0, help="of start, losses and delays")
@@ -124,19 +125,27 @@ def chain(arguments: list[str]) -> int:
     from supple.deploy.bundle import read_bundle
     from supple.deploy.chain import build_runner, drive, film
     from supple.deploy.export import export as write
+    from supple.deploy.robot import require_robot
     from supple.deploy.verify import verify as check
     from supple.display import Display
 
     out: Path = options.out
+    rules = (
+        ("seconds", 0 < options.seconds < inf, "a number > 0"),
+        ("loss", 0 <= options.loss < 1, "in [0, 1)"),
+        ("delay", 0 <= options.delay < inf, "a number >= 0"),
+        ("seed", options.seed >= 0, ">= 0"),
+    )
+    require_rules(options, "--", rules)
     if out.exists():
         raise InputError(f"{out} is there already: choose another --out")
     run = Path(options.what)
     if not run.is_dir():
+        require_robot(options.what)
         run = out / "run"
         status = train([options.what, "--preset", "laptop", "--run-dir", str(run)])
         if status != DONE:
             return status
-    out.mkdir(parents=True, exist_ok=True)
     bundle = write(run, out / "bundle", archive=False)
     report = check(bundle, run=run)
     _print_report(report)

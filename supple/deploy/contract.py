@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,24 @@ import numpy as np
 from supple.deploy.onnx_file import OPSET
 from supple.deploy.plain import PlainPolicy, command_map
 from supple.envs.base import Box, Channel, Deployment, EnvSpec
+from supple.errors import InputError
 
+UNKNOWN_IN = ("identity", "contract", "evidence")
+"""Parts of a manifest whose unknown values are listed."""
 STALE_PERIODS = 3
 """Control periods without a state after which the runner damps."""
 STALE_DEFAULT_S = 0.1
 """The same where the control period is unknown [s]."""
 DAMPING_SPEED = 10.0
 """Where no damping gain is known, damping takes a joint's whole effort at this speed [rad/s]."""
+PER_JOINT = (
+    *("joint_names", "stiffness", "damping", "default_position", "action_scale", "action_offset"),
+    *("position_limit_low", "position_limit_high", "velocity_limit", "effort_limit"),
+)
+"""Fields of ``Deployment`` with an entry for each joint."""
 COMMAND_UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s", "delta": "rad"}
 SINGLE = "single frame"
+REPEATED = "the first frame repeats"
 NON_FINITE_RULE = (
     "an observation, memory or result that is not finite gives the safe action; the memory stays"
     " as it was, or becomes empty where it was not finite itself"
@@ -42,6 +52,7 @@ def contract(
         origin: task, agent, run and training steps.
     """
     robot = spec.deployment or Deployment()
+    _check_joints(robot, spec)
     record = {
         "origin": dict(origin),
         "timing": {
@@ -49,8 +60,9 @@ def contract(
             "sim_dt": robot.sim_dt,
             "decimation": robot.decimation,
             "allowed_latency": None,
-            "action_delay": None,
-            "observation_delay": None,
+            "action_delay": robot.action_delay,
+            "observation_delay": robot.observation_delay,
+            "delay_unit": "control steps",
         },
         "joints": _joints(robot),
         "gains": {
@@ -61,7 +73,7 @@ def contract(
         },
         "action": _action(policy, spec, robot),
         "observation": _observation(spec, groups),
-        "history": _history(robot, _channels(spec, groups)),
+        "history": _history(robot, _channels(spec, groups), spec.added.get("history")),
         "commands": {
             "names": None,
             "ranges": None,
@@ -87,11 +99,11 @@ def unknown(record: Mapping[str, Any]) -> list[str]:
 
 def action_names(spec: EnvSpec) -> list[str]:
     """One name per action: its joint's where joints are known."""
+    if not isinstance(spec.action, Box):
+        return ["choice"]
     if spec.deployment and spec.deployment.joint_names:
         return list(spec.deployment.joint_names)
-    if isinstance(spec.action, Box):
-        return [f"action[{index}]" for index in range(spec.action.size)]
-    return ["choice"]
+    return [f"action[{index}]" for index in range(spec.action.size)]
 
 
 def observation_names(spec: EnvSpec, groups: Sequence[str]) -> list[str]:
@@ -108,6 +120,29 @@ def _channels(spec: EnvSpec, groups: Sequence[str]) -> list[Channel] | None:
         return None
     found = [c for group in groups for c in spec.channels if c.group == group]
     return found if len(found) == sum(spec.observation[group] for group in groups) else None
+
+
+def _check_joints(robot: Deployment, spec: EnvSpec) -> None:
+    """Every list is of the same joints, as many as there are actions.
+
+    Raises:
+        InputError: the environment describes another robot than it drives.
+    """
+    names = robot.joint_names
+    size = spec.action.size if isinstance(spec.action, Box) else len(names or ())
+    for name in PER_JOINT:
+        values = getattr(robot, name)
+        if values is not None and len(values) != size:
+            raise InputError(
+                f"EnvSpec.deployment.{name} has {len(values)} entries, expected {size}, one for"
+                " each action: mend the environment's description"
+            )
+    missing = set(names or ()) - set(robot.robot_joint_names or names or ())
+    if missing:
+        raise InputError(
+            f"EnvSpec.deployment.robot_joint_names lacks {', '.join(sorted(missing))}, which the"
+            " policy moves: mend the environment's description"
+        )
 
 
 def _joints(robot: Deployment) -> dict[str, Any]:
@@ -162,6 +197,7 @@ def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
         ],
         "command_unit": COMMAND_UNITS.get(robot.control_mode or ""),
         "zero_action_command": offset,
+        "trained_with": _added(spec, "action_scale", "action_offset"),
         "deterministic": "tanh(mean)" if policy.squash else "mean",
         "safe_action": [0.0] * size,
         "simulator": {"low": spec.action.low, "high": spec.action.high, "clip": spec.action.clip},
@@ -200,10 +236,35 @@ def _observation(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Any]:
                 "clip_before_scale": None,
             }
         )
-    return {"groups": list(groups), "quaternion_order": None, "last_action": None, "terms": terms}
+    return {
+        "groups": list(groups),
+        "quaternion_order": None,
+        "last_action": None,
+        "trained_with": _added(spec, "obs_noise", "declared_noise", "obs_bias"),
+        "terms": terms,
+    }
 
 
-def _history(robot: Deployment, channels: Sequence[Channel] | None) -> dict[str, Any]:
+def _added(spec: EnvSpec, *names: str) -> dict[str, float]:
+    """What ``--env.*`` flags put on: at most so much in an episode, or a deviation."""
+    return {name: spec.added.get(name, 0.0) for name in names}
+
+
+def _direction(channels: Sequence[Channel]) -> str | None:
+    """Whether a channel's newer frames come first; None where channels differ."""
+    frames: dict[str, list[int]] = {}
+    for channel in channels:
+        frames.setdefault(channel.name, []).append(channel.history)
+    steps = {one < other for ages in frames.values() for one, other in pairwise(ages)}
+    if len(steps) != 1:
+        return None
+    return "newest_first" if steps.pop() else "oldest_first"
+
+
+def _history(
+    robot: Deployment, channels: Sequence[Channel] | None, added: float | None
+) -> dict[str, Any]:
+    """``added`` frames are those of ``--env.history``, whose rules are known."""
     length = robot.history_length
     if channels is not None:
         length = max(length or 1, 1 + max(c.history for c in channels))
@@ -211,11 +272,13 @@ def _history(robot: Deployment, channels: Sequence[Channel] | None) -> dict[str,
         return {"length": 1, "layout": SINGLE, "direction": SINGLE, "fill": SINGLE}
     layout, direction = None, robot.history_order
     if channels is not None:
-        same_name = channels[0].name == channels[1].name
-        layout = "term_major" if same_name else "time_major"
-        first, last = channels[0].history, channels[-1].history
-        direction = "newest_first" if first < last else "oldest_first"
-    return {"length": length, "layout": layout, "direction": direction, "fill": None}
+        ages = [channel.history for channel in channels]
+        blocks = 1 + sum(one != other for one, other in pairwise(ages))
+        if blocks > 1:
+            layout = "time_major" if blocks == length else "term_major"
+            direction = _direction(channels)
+    fill = REPEATED if length is not None and length == added else None
+    return {"length": length, "layout": layout, "direction": direction, "fill": fill}
 
 
 def _normaliser(policy: PlainPolicy) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from supple.deploy.golden import channel_of
 from supple.deploy.runtimes import Outputs, Runtime
 
 FACTOR_SPREAD = 1e-3
@@ -120,7 +121,7 @@ def reverse_history(
     length = 1 + max((term.get("history") or 0) for term in terms)
     if length == 1:
         return None
-    keys = [(str(t["name"]).partition("@")[0], t.get("history") or 0) for t in terms]
+    keys = [channel_of(term) for term in terms]
     place = {key: index for index, key in enumerate(keys)}
     order = [place.get((name, length - 1 - age), index) for index, (name, age) in enumerate(keys)]
     return observation[:, order]

@@ -15,18 +15,25 @@ import torch
 from supple import launch, machine
 from supple.checkpoint import following_format
 from supple.deploy import c_source, golden, manifest, onnx_file, torch_file
-from supple.deploy.bundle import check_free, write_bundle, write_zip
+from supple.deploy.bundle import check_free, write_bundle
 from supple.deploy.card import model_card
-from supple.deploy.contract import action_names, contract, observation_names, unknown
+from supple.deploy.contract import (
+    UNKNOWN_IN,
+    action_names,
+    contract,
+    observation_names,
+    unknown,
+)
 from supple.deploy.formats import FORMATS, mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, answer
 from supple.deploy.plain import PlainPolicy, plain_policy
 from supple.errors import InputError
 from supple.launch import Trained
 from supple.run import REPLAY_FOLDER, RESULT
+from supple.signed_json import sha256
 from supple.version import __version__
 
-LICENCE = "unknown: the trainer's to choose"
+PUT_ASIDE = "put the file aside to export without what it says"
 
 
 def export(
@@ -54,9 +61,7 @@ def export(
     out = out or trained.folder / "bundle"
     check_free(out)
     files = bundle_files(trained, also=also)
-    write_bundle(out, files)
-    if archive:
-        write_zip(out, files)
+    write_bundle(out, files, archive=archive)
     return out
 
 
@@ -101,11 +106,10 @@ def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, byt
         "contract": record,
         "evidence": evidence,
     }
-    body["unknown"] = unknown({"contract": record, "evidence": evidence})
+    body["unknown"] = unknown({part: body[part] for part in UNKNOWN_IN})
     files["README.md"] = model_card(body, body["unknown"]).encode()
     body["files"] = {
-        name: {"bytes": len(data), "sha256": manifest.digest(data)}
-        for name, data in sorted(files.items())
+        name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())
     }
     files[manifest.NAME] = manifest.sign(body)
     return files
@@ -180,14 +184,16 @@ def _identity(folder: Path) -> dict[str, Any]:
     now = machine.versions()
     commit = now.pop("commit")
     moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    trained_with = folder / "versions.json"
+    versions = folder / "versions.json"
+    with following_format(versions, PUT_ASIDE):
+        trained_with = json.loads(versions.read_text()) if versions.is_file() else None
     return {
         "commit": commit.removesuffix("-dirty"),
         "dirty": commit.endswith("-dirty"),
         "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment)),
         "exported_with": now,
-        "trained_with": json.loads(trained_with.read_text()) if trained_with.is_file() else None,
-        "licence": LICENCE,
+        "trained_with": trained_with,
+        "licence": None,  # the trainer's to choose
     }
 
 
@@ -195,22 +201,23 @@ def _evaluation(trained: Trained) -> dict[str, Any] | None:
     """The run's own deterministic evaluation of this checkpoint, if it made one by then."""
     names = ("return_mean", "return_ci95", "episodes", "env_steps")
     result = trained.folder / RESULT
-    if result.is_file():
-        record = json.loads(result.read_text())
-        if record["env_steps"] == trained.env_steps:
+    with following_format(result, PUT_ASIDE):
+        record = json.loads(result.read_text()) if result.is_file() else {}
+        if record.get("env_steps") == trained.env_steps:
             return {name: record[name] for name in names}
-    found = None
     rows = trained.folder / "metrics.jsonl"
-    for line in rows.read_text().splitlines() if rows.is_file() else []:
-        row = json.loads(line)
-        if "eval/return_mean" in row and row["step"] == trained.env_steps:
-            found = {
-                "return_mean": row["eval/return_mean"],
-                "return_ci95": row["eval/return_ci95"],
-                "episodes": trained.settings.eval.episodes,
-                "env_steps": row["step"],
-            }
-    return found
+    with following_format(rows, PUT_ASIDE):
+        # What follows the last line's end is a row that a killed run was writing.
+        lines = rows.read_text().split("\n")[:-1] if rows.is_file() else []
+        for row in map(json.loads, reversed(lines)):
+            if row["step"] == trained.env_steps and "eval/return_mean" in row:
+                return {
+                    "return_mean": row["eval/return_mean"],
+                    "return_ci95": row["eval/return_ci95"],
+                    "episodes": trained.settings.eval.episodes,
+                    "env_steps": row["step"],
+                }
+    return None
 
 
 def _diagnostics(folder: Path) -> dict[str, Any] | None:

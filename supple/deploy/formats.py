@@ -50,8 +50,15 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     robot = _robot(contract, "unitree")
     if contract["timing"]["control_dt"] is None:
         raise InputError("--also unitree needs timing.control_dt, which the run does not know")
+    history = contract["history"]
+    if history["length"] != 1 and history["direction"] != "oldest_first":
+        raise InputError(
+            "--also unitree: deploy.yaml's histories begin with the oldest frame, this policy's do"
+            " not: drop the flag"
+        )
     to_robot = contract["joints"]["policy_to_robot"] or list(range(len(robot["names"])))
-    terms = {}
+    # Unitree's switch for frames side by side; without it each term has its history.
+    terms: dict[str, Any] = {"use_gym_history": True} if history["layout"] == "time_major" else {}
     for index, term in enumerate(contract["observation"]["terms"]):
         if (term["history"] or 0) > 0:
             continue  # older frames of a term are its history, not terms of their own
@@ -59,7 +66,7 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
             "params": {"index": index},
             "clip": None,
             "scale": [1.0] * term["width"],
-            "history_length": contract["history"]["length"] or 1,
+            "history_length": history["length"],
         }
     low, high = contract["safety"]["command_low"], contract["safety"]["command_high"]
     action = {

@@ -20,6 +20,7 @@ from torch import Tensor
 from supple.deploy.plain import PlainPolicy
 from supple.errors import InputError
 from supple.rng import derive_seed
+from supple.signed_json import sha256
 
 STEPS = 256
 """How many are written."""
@@ -59,10 +60,10 @@ class Golden:
             InputError: not such a file, or too short to prove anything.
         """
         try:
-            tensors = safetensors.torch.load(data)
-            found = Golden(**tensors)
+            found = Golden(**safetensors.torch.load(data))
         except (SafetensorError, TypeError, ValueError) as error:
             raise InputError(f"golden.safetensors is damaged: {error}; export again") from error
+        found._check()
         steps = len(found.observation)
         if steps < LEAST_STEPS or int(found.start.sum()) < LEAST_STARTS:
             raise InputError(
@@ -70,6 +71,30 @@ class Golden:
                 f" expected at least {LEAST_STEPS} and {LEAST_STARTS}; export again"
             )
         return found
+
+    def _check(self) -> None:
+        floats = (2, torch.float32)
+        choices = self.action.dtype == torch.int64
+        wanted = {
+            "observation": floats,
+            "start": (1, torch.bool),
+            "action": (1, torch.int64) if choices else floats,
+            "command": floats,
+            "memory": floats,
+        }
+        for name, (axes, dtype) in wanted.items():
+            tensor: Tensor = getattr(self, name)
+            rows = len(self.observation) if self.observation.ndim else 0
+            if tensor.ndim != axes or tensor.dtype != dtype or len(tensor) != rows:
+                raise InputError(
+                    f"golden.safetensors is damaged: {name} is {tuple(tensor.shape)} of"
+                    f" {tensor.dtype}, expected {axes} axes of {dtype} and {rows} rows; export"
+                    " again"
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"golden.safetensors is damaged: {name} is not finite; export again"
+                )
 
 
 @torch.no_grad()
@@ -139,12 +164,13 @@ def recorded(
 def _segments(
     folder: Path, entries: Sequence[Mapping[str, Any]], groups: Sequence[str]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Observation, start and validity of environment 0, newest file first, while they are there."""
+    """Observation, start and validity of environment 0, newest file first, while intact."""
     for entry in reversed(entries):
         path = folder / str(entry["name"])
-        if not path.is_file():
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256(data) != entry["sha256"]:
             return
-        tensors = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load(data)
         step = tensors["column/step_in_episode"][:, 0]
         rows = torch.cat([tensors[f"observation/{g}"][:, 0] for g in groups], dim=-1).float()
         yield rows, step == 0, torch.isfinite(rows).all(1)
@@ -181,12 +207,17 @@ def drawn(
     return noise, start
 
 
+def channel_of(term: Mapping[str, Any]) -> tuple[str, int]:
+    """A term's channel and how many frames old it is."""
+    age = term.get("history") or 0
+    return str(term["name"]).removesuffix(f"@{age}" if age else ""), age
+
+
 def history_pairs(terms: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """A channel of one frame and the same channel one frame older, newest frames first."""
     places: dict[tuple[str, int], int] = {}
     for index, term in enumerate(terms):
-        name = str(term["name"]).partition("@")[0]
-        places[name, term.get("history") or 0] = index
+        places[channel_of(term)] = index
     return [
         (places[name, age - 1], places[name, age])
         for name, age in sorted(places, key=itemgetter(1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from supple import signed_json
 from supple.errors import InputError
+from supple.signed_json import UNSIGNED, own_digest, sha256
 
 FORMAT = "supple-bundle"
 VERSION = 1
@@ -17,7 +18,6 @@ GROUPS = (
     *("normaliser", "state", "graph", "safety"),
 )
 """Field groups of a contract."""
-_UNSIGNED = "0" * 64
 
 
 def canonical(record: Any) -> str:
@@ -25,27 +25,22 @@ def canonical(record: Any) -> str:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def contract_digest(contract: Mapping[str, Any]) -> str:
     """What the generated C code carries of a contract."""
-    return digest(canonical(contract).encode())
+    return sha256(canonical(contract).encode())
 
 
 def sign(manifest: Mapping[str, Any]) -> bytes:
-    """The file's content: ``sha256`` is that of the file with its own digits replaced by zeros."""
-    record = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED, **manifest}
-    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    return text.replace(_UNSIGNED, digest(text.encode()), 1).encode()
+    """The file's content, with its own digest."""
+    record = {"format": FORMAT, "version": VERSION, "sha256": UNSIGNED, **manifest}
+    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    return signed_json.sign(text + "\n")
 
 
 def is_signed(data: bytes, manifest: Mapping[str, Any]) -> bool:
     """Whether the file is as it was written."""
-    own = str(manifest["sha256"])
-    return len(own) == 64 and own == digest(data.replace(own.encode(), _UNSIGNED.encode(), 1))
+    own: str = manifest["sha256"]
+    return own == own_digest(data, own)
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -54,23 +49,9 @@ def parse(data: bytes) -> dict[str, Any]:
     Raises:
         InputError: no JSON, another format or version, or parts missing.
     """
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{NAME} is damaged: expected JSON, got {_short(error)}; export the bundle again"
-        ) from error
-    found = record.get("format") if isinstance(record, dict) else record
-    if found != FORMAT:
-        raise InputError(
-            f"{NAME}: expected format {FORMAT}, got {_short(repr(found))}; name a bundle made by"
-            " supple export"
-        )
-    if record.get("version") != VERSION:
-        raise InputError(
-            f"{NAME}: expected version {VERSION}, got {_short(repr(record.get('version')))};"
-            " upgrade supple, or export the bundle again"
-        )
+    record = signed_json.parse(
+        data, NAME, kind=FORMAT, version=VERSION, remedy="use a bundle made by supple export"
+    )
     outline: dict[str, type] = {"sha256": str, "contract": dict, "files": dict, "evidence": dict}
     for key, kind in outline.items():
         if not isinstance(record.get(key), kind):
@@ -78,7 +59,7 @@ def parse(data: bytes) -> dict[str, Any]:
     for group in GROUPS:
         if not isinstance(record["contract"].get(group), dict):
             raise InputError(f"{NAME}: contract.{group} is missing or no object; export again")
-    return dict(record)
+    return record
 
 
 def differences(left: Any, right: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -92,7 +73,3 @@ def differences(left: Any, right: Any, where: str = "") -> Iterator[tuple[str, A
             yield from differences(one, other, f"{where}[{index}]")
     elif left != right or isinstance(left, bool) != isinstance(right, bool):
         yield where, left, right
-
-
-def _short(text: object) -> str:
-    return " ".join(str(text).split())[:100]

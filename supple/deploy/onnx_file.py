@@ -20,6 +20,14 @@ IR_VERSION = 8
 """What onnxruntime 1.14 and later read."""
 MEAN, DENOMINATOR = "normaliser.mean", "normaliser.denominator"
 CONTRACT_KEY = "supple_contract"
+OPERATORS = frozenset(
+    (
+        *("Add", "ArgMax", "Cast", "Clip", "Concat", "Div", "Elu", "Gemm", "Identity", "IsInf"),
+        *("IsNaN", "Less", "Mul", "Or", "ReduceMax", "ReduceMean", "Relu", "Sigmoid", "Split"),
+        *("Sqrt", "Sub", "Tanh", "Where"),
+    )
+)
+"""Every operator that is written; ``verify`` runs no other."""
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Tanh: "Tanh", nn.ELU: "Elu"}
 
 

@@ -58,3 +58,9 @@ def unpack(data: bytes) -> Packet | None:
     if not known or len(data) != _HEAD.size + 4 * count:
         return None
     return Packet(Kind(kind), sequence, np.frombuffer(data, "<f4", offset=_HEAD.size))
+
+
+def is_hello(data: bytes) -> bool:
+    """Whether a runner introduces itself; nothing else may claim a robot."""
+    packet = unpack(data)
+    return packet is not None and packet.kind is Kind.HELLO

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from supple.deploy.bundle import read_bundle
-from supple.deploy.protocol import MAX_BYTES, Kind, pack, pack_description, unpack
+from supple.deploy.protocol import MAX_BYTES, Kind, is_hello, pack, pack_description, unpack
 from supple.envs import gym_facts
 from supple.envs.gym_packages import quiet_mujoco
 from supple.envs.gym_spaces import ActionMap
@@ -48,6 +49,16 @@ class Weather:
     seed: int = 0
 
 
+def require_robot(task: str) -> None:
+    """Refuse a task that can be no robot here.
+
+    Raises:
+        InputError: it is none of Gymnasium's.
+    """
+    if not task.startswith("gym/") or ":" in task:
+        raise InputError(f"{task}: the stand-in robot knows Gymnasium's MuJoCo tasks, gym/<id>")
+
+
 class Body:
     """A Gymnasium MuJoCo robot with torque-controlled joints, stepped at the simulation's own rate.
 
@@ -60,8 +71,7 @@ class Body:
 
     def __init__(self, contract: Mapping[str, Any]) -> None:
         task = str(contract["origin"]["task"])
-        if not task.startswith("gym/") or ":" in task:
-            raise InputError(f"{task}: the stand-in robot knows Gymnasium's MuJoCo tasks, gym/<id>")
+        require_robot(task)
         with quiet_mujoco():
             self._env: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix("gym/"))
         robot: Any = self._env.unwrapped
@@ -100,6 +110,7 @@ class Body:
         limits = self.model.actuator_ctrlrange
         self.data.ctrl[:] = np.clip(torque / self._gear, limits[:, 0], limits[:, 1])
         mujoco.mj_step(self.model, self.data)
+        mujoco.mj_rnePostConstraint(self.model, self.data)  # contact forces, which some observe
 
     def damping(self, gains: np.ndarray) -> np.ndarray:
         """Torques that brake every joint [N·m]."""
@@ -141,7 +152,8 @@ class Channel:
                 data, peer = self._socket.recvfrom(MAX_BYTES)
             except ConnectionError:  # the runner's port is closed already
                 continue
-            self._peer = self._peer or peer
+            if self._peer is None and is_hello(data):
+                self._peer = peer
             if peer == self._peer:
                 self._put(data, outgoing=False)
         arrived, now = [], time.monotonic()
@@ -186,7 +198,8 @@ class Orders:
             return False
         if packet.kind is Kind.HELLO:
             return True
-        newer = packet.sequence >= self.sequence
+        # The difference of counters that may have wrapped.
+        newer = self.sequence < 0 or (packet.sequence - self.sequence) % 2**32 < 2**31
         if packet.kind in (Kind.COMMAND, Kind.DAMP) and len(packet.numbers) == joints and newer:
             self.kind, self.numbers = packet.kind, packet.numbers
             self.sequence, self.arrived = packet.sequence, now
@@ -242,7 +255,7 @@ def live(
         if blind is not None and began is not None and due - began > blind:
             state = np.full_like(state, np.nan)
         channel.send(pack(Kind.STATE, sequence, now, state))
-        sequence += 1
+        sequence = (sequence + 1) % 2**32
         due += body.sim_dt
         time.sleep(max(0.0, due - time.monotonic()))
     names = ("qpos", "qvel", "damped")
@@ -262,23 +275,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="poses, as safetensors")
     options = parser.parse_args(arguments)
-    contract = read_bundle(options.bundle).contract
-    body = Body(contract)
     weather = Weather(loss=options.loss, delay=options.delay, seed=options.seed)
-    channel = Channel(options.port, weather)
     try:
-        body.reset(options.seed)
-        print(channel.port, flush=True)
-        frame_dt = contract["timing"]["control_dt"]
-        start = float(body.data.qpos[0])
-        found = live(body, channel, seconds=options.seconds, frame_dt=frame_dt, blind=options.blind)
-        moved = float(found["qpos"][-1, 0]) - start
+        contract = read_bundle(options.bundle).contract
+        with (
+            closing(Body(contract)) as body,
+            closing(Channel(options.port, weather)) as channel,
+        ):
+            body.reset(options.seed)
+            print(channel.port, flush=True)
+            frame_dt, start = contract["timing"]["control_dt"], float(body.data.qpos[0])
+            found = live(
+                body, channel, seconds=options.seconds, frame_dt=frame_dt, blind=options.blind
+            )
     except InputError as error:
-        print(f"robot: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
-    finally:
-        channel.close()
-        body.close()
+    moved = float(found["qpos"][-1, 0]) - start
     if options.record:
         replace_file(options.record, save(found))
     damped = int(found["damped"].sum())

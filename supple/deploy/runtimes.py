@@ -2,9 +2,8 @@
 
 Shapes: ``T`` rows, ``D`` observation width, ``A`` actions, ``H`` memory (0 without one).
 
-Nothing of a bundle is trusted: torch's archive is checked for pickles and expressions before torch
-reads it; C is compiled only where it is made of the words a generated policy has, and runs in a
-process of its own.
+Nothing of a bundle is trusted: ``hostile.py`` looks at a file before anything reads it, and C runs
+in a process of its own that can only read its input and write its output.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 import time
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +27,13 @@ import torch
 from torch import Tensor
 
 from supple.deploy import onnx_file, torch_file
+from supple.deploy.hostile import (
+    CannotRunError,
+    refuse_foreign_code,
+    refuse_foreign_graph,
+    refuse_hostile_archive,
+    short,
+)
 
 C_FLAGS = ("-std=c99", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror", "-pedantic")
 COMPILERS = ("cc", "gcc", "clang")
@@ -48,10 +51,6 @@ class Outputs:
     """(T, A)."""
     memory: np.ndarray
     """(T, H), after the step."""
-
-
-class CannotRunError(Exception):
-    """This runtime is not here, or does not take the bundle's file; says why in one line."""
 
 
 class Runtime(ABC):
@@ -120,7 +119,7 @@ class TorchRuntime(Runtime):
             program = torch.export.load(io.BytesIO(data), extra_files=extra)
             self._module = program.module()
         except Exception as error:  # torch raises many kinds for a damaged archive
-            raise CannotRunError(f"torch cannot load it: {_short(error)}") from error
+            raise CannotRunError(f"torch cannot load it: {short(error)}") from error
         self.contract = _record(extra[torch_file.CONTRACT_FILE])
         state = program.state_dict
         if "normaliser.mean" in state:
@@ -133,7 +132,10 @@ class TorchRuntime(Runtime):
         inputs = [torch.from_numpy(obs)]
         if self.memory:
             inputs.append(torch.from_numpy(memory))
-        outputs: tuple[Tensor, ...] = self._module(*inputs)
+        try:
+            outputs: tuple[Tensor, ...] = self._module(*inputs)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise CannotRunError(f"torch cannot run it: {short(error)}") from error
         return tuple(output.numpy() for output in outputs)
 
     def rows(self, observation: np.ndarray, memory: np.ndarray) -> Outputs:
@@ -157,8 +159,7 @@ class OnnxRuntime(Runtime):
             raise CannotRunError('not installed: pip install "supple[export]"') from error
         try:
             model = onnx.load_model_from_string(data)
-            if any(tensor.external_data for tensor in model.graph.initializer):
-                raise CannotRunError("it keeps weights in other files, which a bundle never does")
+            refuse_foreign_graph(model)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             options.log_severity_level = 4
@@ -168,7 +169,7 @@ class OnnxRuntime(Runtime):
         except CannotRunError:
             raise
         except Exception as error:  # protobuf and onnxruntime raise kinds of their own
-            raise CannotRunError(f"onnxruntime cannot load it: {_short(error)}") from error
+            raise CannotRunError(f"onnxruntime cannot load it: {short(error)}") from error
         known = {prop.key: prop.value for prop in model.metadata_props}
         self.contract = _record(known.get(onnx_file.CONTRACT_KEY, ""))
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -184,7 +185,10 @@ class OnnxRuntime(Runtime):
         inputs = {"observation": obs}
         if self.memory:
             inputs["memory_in"] = memory
-        return tuple(self._session.run(None, inputs))
+        try:
+            return tuple(self._session.run(None, inputs))
+        except Exception as error:  # onnxruntime raises kinds of its own
+            raise CannotRunError(f"onnxruntime cannot run it: {short(error)}") from error
 
 
 class OnnxBatchRuntime(OnnxRuntime):
@@ -233,11 +237,11 @@ class CRuntime(Runtime):
                 command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
             )
             if done.returncode != 0:
-                raise CannotRunError(f"{found} does not compile it: {_short(done.stderr)}")
+                raise CannotRunError(f"{found} does not compile it: {short(done.stderr)}")
             self._read_info()
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             self.close()
-            raise CannotRunError(f"{found} failed: {_short(error)}") from error
+            raise CannotRunError(f"{found} failed: {short(error)}") from error
         except CannotRunError:
             self.close()
             raise
@@ -261,6 +265,8 @@ class CRuntime(Runtime):
         blank = np.zeros((len(observation), 1 + self.memory), np.float32)
         given = np.concatenate((blank, observation), axis=1, dtype=np.float32)
         out = self._call(["latency", str(repeats)], given.tobytes())
+        if len(out) != 8 * repeats * len(observation):
+            raise CannotRunError(f"its process timed {len(out) // 8} steps, not what it was given")
         return np.frombuffer(out, np.float64).reshape(repeats, len(observation))
 
     def close(self) -> None:
@@ -287,7 +293,7 @@ class CRuntime(Runtime):
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise CannotRunError(f"its process failed: {_short(error)}") from error
+            raise CannotRunError(f"its process failed: {short(error)}") from error
         if done.returncode != 0:
             raise CannotRunError(f"its process ended with status {done.returncode}")
         return done.stdout
@@ -310,101 +316,8 @@ class CRuntime(Runtime):
         self.normaliser = (np.array(mean, np.float32), np.array(denominator, np.float32))
 
 
-# --- what is refused before anything reads it --------------------------------------------------
-
-_EXPRESSION = re.compile(r"Symbol\('\w+'(, positive=True)?(, integer=True)?\)")
-_MAX_ARCHIVE_BYTES = 512 * 2**20
-
-
-def refuse_hostile_archive(data: bytes) -> None:
-    """Refuse a ``.pt2`` in which torch would unpickle or evaluate something.
-
-    Raises:
-        CannotRunError: no archive, a pickled tensor or object, or an expression that is no symbol.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _MAX_ARCHIVE_BYTES:
-                raise CannotRunError("it inflates to more than any policy")
-            for member in archive.infolist():
-                content = archive.read(member)
-                folder = member.filename.partition("/")[2]
-                if folder.startswith("data/sample_inputs/") and content:
-                    raise CannotRunError("it carries pickled sample inputs")
-                if folder.startswith(("data/weights/", "data/constants/")) and content[:2] == b"PK":
-                    raise CannotRunError("it carries pickled tensors")
-                if member.filename.endswith(".json") and not folder.startswith("extra/"):
-                    _refuse_pickles_and_code(json.loads(content))
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise CannotRunError(f"it is no intact archive: {_short(error)}") from error
-
-
-def _refuse_pickles_and_code(node: Any) -> None:
-    if isinstance(node, list):
-        for item in node:
-            _refuse_pickles_and_code(item)
-    if not isinstance(node, dict):
-        return
-    if node.get("use_pickle"):
-        raise CannotRunError("it carries pickled objects")
-    expression = node.get("expr_str")
-    if expression is not None and not _EXPRESSION.fullmatch(str(expression)):
-        raise CannotRunError(f"it carries an expression to evaluate: {_short(expression)}")
-    for item in node.values():
-        _refuse_pickles_and_code(item)
-
-
-_WORD = re.compile(r"[A-Za-z_]\w*")
-_C_TEXT = re.compile(r'"(?:[^"\\\n]|\\[0-7]{3})*"|/\*.*?\*/|\b\d[\w.]*(?:[eE][+-]\w+)?', re.DOTALL)
-_GENERATED = re.compile(r"(?:SUPPLE_POLICY|supple_policy)_\w+|[xwb]\d+")
-_KNOWN_WORDS = frozenset(
-    (
-        *("static", "const", "float", "char", "int", "void", "extern", "restrict", "return"),
-        *("for", "if", "else", "sizeof", "typedef", "struct", "uint32_t", "C"),
-        *("memcpy", "memset", "tanhf", "expf", "sqrtf"),
-        *("dense", "all_finite", "rms_norm", "sigmoid", "reset", "update", "new"),
-        *("w", "b", "x", "y", "row", "rows", "inputs", "k", "i", "sum", "bits", "count", "factor"),
-        *("eps", "state", "observation", "action", "command", "raw", "bounded", "scale", "offset"),
-        *("best", "fine", "memory", "last_action"),
-    )
-)
-_DIRECTIVE = re.compile(
-    r'#(?:include (?:"policy\.h"|<math\.h>|<stdint\.h>|<string\.h>)'
-    r"|ifndef SUPPLE_POLICY_H|ifdef __cplusplus|endif"
-    r"|define SUPPLE_POLICY_[A-Z_]+(?: [0-9.e+-]+)?)"
-)
-
-
-def refuse_foreign_code(source: bytes, name: str) -> None:
-    """Refuse C that says anything a generated policy never says, so that it cannot call out.
-
-    Raises:
-        CannotRunError: names the first such word.
-    """
-    try:
-        text = source.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise CannotRunError(f"{name} is not plain ASCII, a generated policy is") from error
-    lines = text.split("\n")
-    for line in lines:
-        if line.lstrip().startswith("#") and not _DIRECTIVE.fullmatch(line.strip()):
-            raise CannotRunError(f"{name} says {_short(line)!r}, which no generated policy does")
-    code = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    code = _C_TEXT.sub(" ", code)
-    for odd in ("#", "\\", '"', "%:", "??", "'"):
-        if odd in code:
-            raise CannotRunError(f"{name} holds {odd!r}, which no generated policy does")
-    for word in _WORD.findall(code):
-        if word not in _KNOWN_WORDS and not _GENERATED.fullmatch(word):
-            raise CannotRunError(f"{name} says {word!r}, which no generated policy does")
-
-
 def _record(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _short(text: object) -> str:
-    return " ".join(str(text).split())[:160]

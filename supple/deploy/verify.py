@@ -21,10 +21,10 @@ from supple.deploy import checks, simulator
 from supple.deploy.bundle import Bundle, read_bundle
 from supple.deploy.checks import FAILED, SKIPPED, Vectors, Verdict, verdict
 from supple.deploy.golden import Golden
+from supple.deploy.hostile import CannotRunError
 from supple.deploy.latency import Latency, measure
 from supple.deploy.manifest import differences
 from supple.deploy.runtimes import (
-    CannotRunError,
     CRuntime,
     OnnxBatchRuntime,
     OnnxRuntime,

@@ -1,8 +1,8 @@
 """Weights, gradients and steps: how large, how aligned, how noisy, how far they turn.
 
-Per-sample gradients come from ``torch.func`` one group of parameters at a time, so that memory is
-bounded and no network needs formulas of its own. Networks are in evaluation mode: with batch norm
-in training mode per-sample gradients do not exist.
+Inner products of per-sample gradients come layer by layer from one pass where the layer has a
+closed form, else from ``torch.func`` one group of parameters at a time, so that memory is bounded.
+Networks are in evaluation mode: with batch norm in training mode per-sample gradients do not exist.
 
 Shapes: ``E`` members, ``n`` samples, ``P`` parameters of one member, ``C`` chunks of a batch.
 """
@@ -18,48 +18,132 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from supple.agents.adam import BETA2, EPS
+from supple.agents.nets import UnitBatchNorm, UnitLinear, UnitRMSNorm
 from supple.diagnostics.linalg import entropy_rank
 from supple.diagnostics.views import View
 from supple.errors import InputError
 
 GROUP_NUMBERS = 2**24
 """Per-sample gradients kept at a time, in numbers; a single layer may be larger."""
+SEPARABLE = (UnitLinear, nn.Linear, UnitBatchNorm, UnitRMSNorm)
+"""Layers whose gradients' inner products have a closed form; in evaluation mode, as views are."""
 Scalar = Callable[..., Tensor]
-"""(module, *rows of one sample with a leading 1) -> 0-d, summed over members."""
+"""(module, *rows) -> 0-d, summed over members; of one sample, its rows have a leading 1."""
 
 
+@torch.no_grad()
 def gradient_gram(
-    view: View, scalar: Scalar, rows: Sequence[Tensor], others: Sequence[Tensor] | None = None
+    view: View,
+    scalar: Scalar,
+    rows: Sequence[Tensor],
+    others: Sequence[Tensor] | None = None,
+    *,
+    is_mean: bool = False,
 ) -> Tensor:
     """Inner products of per-sample gradients, (E, n, m), float64.
+
+    The gradient of a linear layer's weight is an outer product, that of a norm's scale an
+    elementwise one: their inner products need no gradient of any sample, only one forward and
+    backward pass. What other layers hold is differentiated sample by sample.
 
     Args:
         view: whose parameters.
         scalar: a loss or an output.
         rows: what it reads, (n, ...) each.
         others: a second set, (m, ...); ``rows`` again by default.
+        is_mean: whether ``scalar`` of many rows is the mean over them, not the sum.
     """
     members, left, right = view.members, len(rows[0]), len((others or rows)[0])
+    own = _factors(view, scalar, rows, is_mean)
+    other = own if others is None else _factors(view, scalar, others, is_mean)
     total = torch.zeros(members, left, right, dtype=torch.float64, device=rows[0].device)
-    for names in _groups(view, max(left, right)):
-        own = _per_sample(view, scalar, names, rows)
-        other = own if others is None else _per_sample(view, scalar, names, others)
-        for a_nEp, b_mEp in zip(own, other, strict=True):
+    for name, factors in own.items():
+        pairs = zip(factors, other[name], strict=True)
+        total += math.prod(_inner(a, b) for a, b in pairs)
+    rest = [(name, part) for name, part in view.parameters() if name not in own]
+    for names in _groups(rest, max(left, right)):
+        left_n = _per_sample(view, scalar, names, rows)
+        right_m = left_n if others is None else _per_sample(view, scalar, names, others)
+        for a_nEp, b_mEp in zip(left_n, right_m, strict=True):
             for a, b in zip(a_nEp.split(4096, -1), b_mEp.split(4096, -1), strict=True):
-                total += torch.einsum("nep,mep->enm", a.double(), b.double())
+                total += _inner(a, b)
     return total
 
 
-def _groups(view: View, samples: int) -> Iterator[list[str]]:
+def _inner(a_nEp: Tensor, b_mEp: Tensor) -> Tensor:
+    return torch.einsum("nep,mep->enm", a_nEp.double(), b_mEp.double())
+
+
+@torch.enable_grad()
+def _factors(
+    view: View, scalar: Scalar, rows: Sequence[Tensor], is_mean: bool
+) -> dict[str, tuple[Tensor, ...]]:
+    """By parameter, what the inner product of its gradients is the product of, (n, E, .) each.
+
+    Only parameters of layers that see every sample as one row and are called once.
+    """
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    known = {n: part for n, part in view.module.named_modules() if isinstance(part, SEPARABLE)}
+
+    def catch(name: str, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        out = out if out.requires_grad else out.detach().requires_grad_()
+        calls.setdefault(name, []).append((given[0].detach(), out))
+        return out
+
+    hooks = [
+        part.register_forward_hook(lambda _, given, out, name=name: catch(name, given, out))
+        for name, part in known.items()
+    ]
+    try:
+        value = scalar(view.module, *rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    count = len(rows[0])
+    once = {
+        name: found[0]
+        for name, found in calls.items()
+        if len(found) == 1 and found[0][1].shape[0] == count and found[0][1].dim() <= 3
+    }
+    if not once:
+        return {}
+    outs = [out for _, out in once.values()]
+    slopes = torch.autograd.grad(value, outs, allow_unused=True, materialize_grads=True)
+    factors: dict[str, tuple[Tensor, ...]] = {}
+    for (name, (x, _)), slope in zip(once.items(), slopes, strict=True):
+        slope = count * slope if is_mean else slope
+        prefix = f"{name}." if name else ""
+        for own, each in _of_layer(known[name], x, slope).items():
+            factors[prefix + own] = tuple(_rows(part) for part in each)
+    return factors
+
+
+def _of_layer(layer: nn.Module, x: Tensor, slope: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    if isinstance(layer, UnitLinear | nn.Linear):
+        found = {"weight": (slope, x)}
+        return found | ({"bias": (slope,)} if layer.bias is not None else {})
+    plain = {name: torch.full_like(p, name == "scale") for name, p in layer.named_parameters()}
+    mode = {"train": False} if isinstance(layer, UnitBatchNorm) else {}
+    with torch.no_grad():
+        normal = functional_call(layer, plain, (x,), mode)
+    return {name: (slope * normal if name == "scale" else slope,) for name in plain}
+
+
+def _rows(value: Tensor) -> Tensor:
+    return value.unsqueeze(1) if value.dim() == 2 else value
+
+
+def _groups(parameters: Sequence[tuple[str, Tensor]], samples: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
-    for name, part in view.parameters():
+    for name, part in parameters:
         if names and (size + part.numel()) * samples > GROUP_NUMBERS:
             yield names
             names, size = [], 0
         names.append(name)
         size += part.numel()
-    yield names
+    if names:
+        yield names
 
 
 class _Call(nn.Module):
@@ -94,7 +178,9 @@ def _per_sample(
         return found
 
     dims = (None, *(0 for _ in rows))
-    found: dict[str, Tensor] = vmap(grad(of_one), in_dims=dims)(parameters, *rows)
+    # Every sample gets a copy of each weight, of all layers.
+    chunk = max(1, GROUP_NUMBERS // sum(part.numel() for _, part in view.parameters()))
+    found: dict[str, Tensor] = vmap(grad(of_one), in_dims=dims, chunk_size=chunk)(parameters, *rows)
     return [_by_member(view, name, found[name]) for name in names]
 
 

@@ -116,6 +116,10 @@ class Deployment:
     """Physics step [s]."""
     decimation: int | None = None
     """Physics steps per control step."""
+    action_delay: int | None = None
+    """Control steps until an action takes effect; 0: at once."""
+    observation_delay: int | None = None
+    """Control steps that an observation is old; 0: it is of now."""
     history_length: int | None = None
     """Observation frames the policy sees at once."""
     history_order: str | None = None

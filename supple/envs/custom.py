@@ -79,6 +79,7 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
             vectorization=settings.vectorization,
             device=device,
             render=render,
+            patience=settings.patience,
         )
     raise InputError(
         f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"

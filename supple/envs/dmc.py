@@ -148,6 +148,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         vectorization=settings.vectorization,
         device=device,
         render=render,
+        patience=settings.patience,
     )
     env.spec = dataclasses.replace(env.spec, channels=named_channels(one().observation_space))
     return env

@@ -8,6 +8,7 @@ into that: where an environment resets on the *next* step, that step becomes a b
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ class GymVector(Env):
         task_id: how it is called in messages and files.
         device: where its tensors go.
         facts: further fields of the spec (``control_dt``, ``deployment`` …).
+        patience: how long worker processes may take for a step [s]; 0 waits for ever.
 
     Raises:
         InputError: images, spaces without a flat form, or no known autoreset mode.
@@ -56,6 +58,7 @@ class GymVector(Env):
         task_id: str,
         device: torch.device,
         facts: Mapping[str, Any] | None = None,
+        patience: float = 0.0,
     ) -> None:
         self._env: Any = env  # gymnasium's base class declares neither seed lists nor call()
         self._mode = _autoreset_mode(env, task_id)
@@ -76,6 +79,7 @@ class GymVector(Env):
         # Whether a success flag was ever seen: from then on every step carries one.
         self._tells_success = False
         self._on_cpu = device.type == "cpu"
+        self._patience = patience
         self._closed = False
 
     def reset(self, seed: int | None = None) -> TensorDict:
@@ -91,10 +95,17 @@ class GymVector(Env):
 
         Raises:
             InputError: ``action`` has another shape.
-            SimulatorError: a worker process died, or no final observation came.
+            SimulatorError: a worker process died or hangs, or no final observation came.
         """
         try:
-            obs, reward, terminated, truncated, info = self._env.step(self._physical(action))
+            obs, reward, terminated, truncated, info = self._advance(self._physical(action))
+        except TimeoutError as error:
+            late = [row for row, pipe in enumerate(self._env.parent_pipes) if not pipe.poll()]
+            self._abandon()
+            raise SimulatorError(
+                f"{self.spec.task_id}: no answer within --env.patience {self._patience:g} s from"
+                f" the worker of environment {', '.join(map(str, late))}: it hangs, or needs longer"
+            ) from error
         except _WORKER_GONE as error:
             self._abandon()
             raise SimulatorError(
@@ -128,6 +139,20 @@ class GymVector(Env):
             valid=self._tensor(valid),
             success=success,
         )
+
+    def _advance(self, action: Any) -> Any:
+        """What the vector environment's ``step`` gives.
+
+        Raises:
+            TimeoutError: worker processes took longer than the patience.
+        """
+        if not self._patience or not isinstance(self._env, AsyncVectorEnv):
+            return self._env.step(action)
+        self._env.step_async(action)
+        try:
+            return self._env.step_wait(timeout=self._patience)
+        except multiprocessing.TimeoutError as error:  # no TimeoutError by birth
+            raise TimeoutError from error
 
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
@@ -307,6 +332,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         vectorization=settings.vectorization,
         device=device,
         render=render,
+        patience=settings.patience,
     )
 
 
@@ -318,6 +344,7 @@ def wrap_factory(
     vectorization: Literal["sync", "async"],
     device: torch.device,
     render: bool,
+    patience: float = 0.0,
 ) -> GymVector:
     """A vector environment of our own, resetting within the step, from a single-env factory.
 
@@ -328,6 +355,7 @@ def wrap_factory(
         vectorization: in this process (``sync``) or each in a process of its own (``async``).
         device: where tensors go.
         render: whether ``render()`` will be called.
+        patience: how long a step of worker processes may take [s]; 0 waits for ever.
 
     Raises:
         InputError: packages are missing, or its spaces are not supported.
@@ -357,7 +385,7 @@ def wrap_factory(
     # Nothing is copied twice: the Flattener's arrays never share the vector environment's memory.
     kind: Any = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
     vector = kind([build] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    return GymVector(vector, task_id=task_id, device=device, facts=facts)
+    return GymVector(vector, task_id=task_id, device=device, facts=facts, patience=patience)
 
 
 def headless() -> str:

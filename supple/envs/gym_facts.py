@@ -70,6 +70,8 @@ def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment |
         effort_limit=_floats(strongest) if motors and action.clip else None,
         sim_dt=float(model.opt.timestep),
         decimation=getattr(robot, "frame_skip", None),
+        action_delay=0,
+        observation_delay=0,
         history_length=1,
     )
 

@@ -76,4 +76,5 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         vectorization=settings.vectorization,
         device=device,
         render=render,
+        patience=settings.patience,
     )

@@ -67,6 +67,14 @@ class EnvSettings:
     """Most that is added to each action during an episode [policy action]."""
     action_bound: float = 1.0
     """What the policy's 1 means to simulators whose actions have no bounds, > 0."""
+    on_bad: Literal["quarantine", "fail"] = "quarantine"
+    """What to do with steps that hold NaN, infinity or a reward beyond the limit: leave the
+    environment's row out, count it and say so, or end the run."""
+    reward_limit: float = 1e8
+    """Size beyond which a reward is a fault of the simulator [raw reward], > 0."""
+    patience: float = 600.0
+    """How long a step may take where workers of their own make it, before the run ends [s]; 0 waits
+    for ever."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
@@ -80,6 +88,8 @@ class EnvSettings:
             ("action_scale", 0 <= self.action_scale < 1, "in [0, 1)"),
             ("action_offset", self.action_offset >= 0, ">= 0"),
             ("action_bound", self.action_bound > 0, "> 0"),
+            ("reward_limit", self.reward_limit > 0, "> 0"),
+            ("patience", self.patience >= 0, ">= 0"),
         )
         require_rules(self, "--env.", rules)
         if self.vectorization not in ("sync", "async"):

@@ -47,6 +47,7 @@ class RemoteEnv(Env):
         # What surrounds an environment here (noise, delay, history) must not surround it there too;
         # what it draws as it is built follows from the seed this one is built with.
         bare = type(settings)(num_envs=settings.num_envs, action_bound=settings.action_bound)
+        self._patience = settings.patience
         seed = int(torch.randint(2**31, ()))
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -56,7 +57,7 @@ class RemoteEnv(Env):
         self._task_id, self._device = task_id, device
         self._process.start()
         theirs.close()
-        self.spec = EnvSpec.from_json(self._answer())
+        self.spec = EnvSpec.from_json(self._answer(patience=0))  # building may take long
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """As the environment there."""
@@ -88,10 +89,16 @@ class RemoteEnv(Env):
             self._pipe.send((what, value))
         except _GONE as error:
             raise SimulatorError(f"{self._task_id}: its process ended before {what}") from error
-        return self._answer()
+        return self._answer(self._patience)
 
-    def _answer(self) -> Any:
+    def _answer(self, patience: float) -> Any:
         try:
+            if patience and not self._pipe.poll(patience):
+                self._process.kill()  # it does not listen to less
+                raise SimulatorError(
+                    f"{self._task_id}: its process did not answer within --env.patience"
+                    f" {patience:g} s: it hangs, or needs longer"
+                )
             kind, value = self._pipe.recv()
         except _GONE as error:
             raise SimulatorError(

@@ -7,8 +7,8 @@ order in which a robot would have them::
     policy <- history of frames <- sensor noise <- sensor bias <- simulator
 
 They change the ``policy`` group only: a ``critic`` group stays what the simulator knows. Rewards
-and ends are the simulator's. What was put on is in ``spec.added``, and a history in
-``spec.deployment`` and ``spec.channels`` as well, because an exported policy needs it.
+and ends are the simulator's. What was put on is in ``spec.added``; delay and history are in
+``spec.deployment`` (and ``spec.channels``) as well, because an exported policy needs them.
 """
 
 from __future__ import annotations
@@ -174,7 +174,10 @@ class Delay(Wrapper):
 
     def __init__(self, env: Env, steps: int) -> None:
         _require_box(env.spec, "--env.action-delay")
-        super().__init__(env, _added(env.spec, {"action_delay": steps}))
+        robot = env.spec.deployment or Deployment()
+        late = dataclasses.replace(robot, action_delay=(robot.action_delay or 0) + steps)
+        spec = _added(env.spec, {"action_delay": steps})
+        super().__init__(env, dataclasses.replace(spec, deployment=late))
         size = (steps, env.spec.num_envs, env.spec.action.size)
         self._memory["waiting"] = torch.zeros(size, device=env.spec.device)
 

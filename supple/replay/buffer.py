@@ -246,10 +246,10 @@ class Replay:
             final_slot=torch.full_like(self._step_in_episode, -1),
         )
         self._records.index_copy_(0, cells, record)
-        ended = (step["terminated"] | step["truncated"]) & step["valid"]
+        ended = step["terminated"] | step["truncated"]
         running = self._step_in_episode + step["valid"].int()
         self._step_in_episode.copy_(torch.where(ended, 0, running))
-        self._keep_final(cells, ended, final)
+        self._keep_final(cells, ended & step["valid"], final)
         self._count_to(self._steps + 1)
         return {}
 

@@ -141,12 +141,14 @@ def test_the_terminal_reward_counts_before_the_reset():
 
 @pytest.mark.parametrize("reset", ["after", "before"])
 @pytest.mark.parametrize("done", [False, True])
-def test_invalid_rows_change_nothing(reset, done):
+def test_invalid_rows_add_nothing_and_where_they_ended_forget_the_sum(reset, done):
     ours = scaler(2, reset=reset)
     ours.observe(torch.tensor([1.0, 2.0]), torch.zeros(2).bool(), torch.ones(2).bool())
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     wild = torch.tensor([float("nan"), 1e9])
     ours.observe(wild, torch.tensor([done, done]), torch.zeros(2).bool())
+    if done and reset == "after":
+        before["sum"].zero_()
     for name, value in ours.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -11,19 +11,25 @@ from supple.deploy import manifest
 from supple.deploy.export import bundle_files
 from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec
 from supple.launch import Trained
+from supple.signed_json import sha256
 
 JOINTS = ("hip", "knee", "ankle")
 TERMS = ("hip_pos", "knee_pos", "ankle_pos", "pitch")
 FRAMES = 2
 
 
-def robot_spec(**changes):
-    """Three position-controlled joints, two frames of four terms, another joint order on board."""
-    channels = tuple(
+def frames(ages):
+    """All terms of one age after another."""
+    return tuple(
         Channel(name=name, group="policy", unit="rad", history=age)
-        for age in range(FRAMES)
+        for age in ages
         for name in TERMS
     )
+
+
+def robot_spec(**changes):
+    """Three position-controlled joints, two frames of four terms, another joint order on board."""
+    channels = frames(range(FRAMES))
     robot = Deployment(
         joint_names=JOINTS,
         robot_joint_names=("ankle", "hip", "knee"),
@@ -139,7 +145,7 @@ def signed_again(files, change=None):
         change(record)
     for name in [name for name in files if name != manifest.NAME]:
         data = files[name]
-        record["files"][name] = {"bytes": len(data), "sha256": manifest.digest(data)}
+        record["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
     for key in ("format", "version", "sha256"):
         record.pop(key)
     return {**files, manifest.NAME: manifest.sign(record)}

@@ -1,21 +1,30 @@
+import dataclasses
 import json
+import shutil
 import zipfile
+from contextlib import closing
 
 import pytest
 import torch
 
 from supple.cli import main
 from supple.deploy import card, export, manifest
-from supple.deploy.bundle import read_bundle
+from supple.deploy.bundle import read_bundle, write_bundle
+from supple.deploy.contract import action_names, contract
 from supple.deploy.export import bundle_files
 from supple.deploy.formats import mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, history_pairs
+from supple.deploy.plain import plain_policy
+from supple.envs import EnvSettings, make
+from supple.envs.base import Channel, Discrete
 from supple.errors import InputError
+from supple.signed_json import sha256
 from tests.deploy.small_bundles import (
     FRAMES,
     JOINTS,
     TERMS,
     flashsac,
+    frames,
     plain_spec,
     ppo,
     robot_files,
@@ -41,7 +50,7 @@ def test_a_bundle_has_every_file_and_its_digest(files, record):
         *("golden.safetensors", "README.md", "manifest.json"),
     }
     for name, entry in record["files"].items():
-        assert entry == {"bytes": len(files[name]), "sha256": manifest.digest(files[name])}
+        assert entry == {"bytes": len(files[name]), "sha256": sha256(files[name])}
 
 
 def test_the_contract_carries_what_the_robot_needs(record):
@@ -53,7 +62,7 @@ def test_the_contract_carries_what_the_robot_needs(record):
     assert contract["gains"]["stiffness"] == [20.0, 21.123456789, 22.0]  # full precision
     assert contract["timing"] | {} == {
         **{"control_dt": 0.02, "sim_dt": 0.005, "decimation": 4, "allowed_latency": None},
-        **{"action_delay": None, "observation_delay": None},
+        **{"action_delay": None, "observation_delay": None, "delay_unit": "control steps"},
     }
     steps = {step["step"]: step for step in contract["action"]["pipeline"]}
     assert steps["scale"]["values"] == [0.25, 0.5, 0.33]
@@ -72,6 +81,7 @@ def test_unknown_fields_are_null_and_listed(record):
     for path in (
         *("contract.timing.action_delay", "contract.history.fill", "evidence.evaluation"),
         *("contract.observation.terms[*].frame", "contract.joints.armature"),
+        *("identity.licence", "evidence.latency", "evidence.golden.raw_state"),
     ):
         assert path in listed
     assert "contract.joints.policy_names" not in listed
@@ -121,10 +131,72 @@ def test_mjlab_keys_have_full_precision(record):
     assert properties["action_scale"] == "0.25,0.5,0.33"
 
 
+def contract_of(spec):
+    return contract(plain_policy(ppo(spec), spec), spec, groups=("policy",), origin={"run": "r"})
+
+
+def test_what_flags_put_on_is_in_the_contract(tmp_path):
+    flags = EnvSettings(history=3, action_delay=2, obs_noise=0.5, action_scale=0.1)
+    with closing(make("gym/Pendulum-v1", flags)) as env:
+        found = contract_of(env.spec)
+    assert found["timing"]["action_delay"] == 2
+    assert found["history"] | {"layout": 0} == {
+        **{"length": 3, "layout": 0, "direction": "newest_first"},
+        "fill": "the first frame repeats",
+    }
+    assert found["observation"]["trained_with"] == {
+        **{"obs_noise": 0.5, "declared_noise": 0.0, "obs_bias": 0.0}
+    }
+    assert found["action"]["trained_with"] == {"action_scale": 0.1, "action_offset": 0.0}
+    with closing(make("gym/HalfCheetah-v5", EnvSettings())) as env:
+        assert contract_of(env.spec)["timing"]["action_delay"] == 0  # known: at once
+
+
+def test_histories_are_told_apart_by_hand():
+    def history(*channels):
+        made = tuple(Channel(name=n, group="policy", history=age) for n, age in channels)
+        spec = robot_spec(channels=made, observation={"policy": len(made)})
+        found = contract_of(spec)["history"]
+        return found["layout"], found["direction"]
+
+    assert history(("a", 0), ("b", 0), ("a", 1), ("b", 1)) == ("time_major", "newest_first")
+    assert history(("a", 1), ("b", 1), ("a", 0), ("b", 0)) == ("time_major", "oldest_first")
+    assert history(("a", 1), ("a", 0), ("b", 1), ("b", 0)) == ("term_major", "oldest_first")
+    # A term of two entries, as IsaacLab lays it out, and one without a history at the end.
+    frames = (("a[x]", 1), ("a[y]", 1), ("a[x]", 0), ("a[y]", 0), ("b", 1), ("b", 0), ("c", 0))
+    assert history(*frames) == ("term_major", "oldest_first")
+
+
+def test_a_description_of_another_robot_is_refused():
+    robot = robot_spec().deployment
+    assert robot is not None
+    for change, text in (
+        ({"stiffness": (1.0, 2.0)}, r"deployment.stiffness has 2 entries, expected 3"),
+        ({"joint_names": (*JOINTS, "toe")}, r"deployment.joint_names has 4 entries, expected 3"),
+        ({"robot_joint_names": ("hip", "toe")}, r"robot_joint_names lacks ankle, knee"),
+    ):
+        odd = robot_spec(deployment=dataclasses.replace(robot, **change))
+        with pytest.raises(InputError, match=text):
+            contract_of(odd)
+
+
+def test_a_channel_may_have_an_at_in_its_name():
+    terms = [{"name": "imu@2", "history": 0}, {"name": "imu@2@1", "history": 1}]
+    assert history_pairs(terms) == [(0, 1)]
+
+
+def test_choices_are_not_named_after_joints():
+    robot = robot_spec(action=Discrete(n=4))
+    assert action_names(robot) == ["choice"]
+
+
 def test_unitree_yaml_is_safe_and_in_the_robots_order(record):
     import yaml
 
-    text = unitree_yaml(record["contract"])
+    with pytest.raises(InputError, match="histories begin with the oldest frame"):
+        unitree_yaml(record["contract"])
+    oldest_first = robot_spec(channels=frames(reversed(range(FRAMES))))
+    text = unitree_yaml(contract_of(oldest_first))
     assert "!!" not in text
     found = yaml.safe_load(text)
     assert found["joint_ids_map"] == [1, 2, 0]
@@ -133,6 +205,7 @@ def test_unitree_yaml_is_safe_and_in_the_robots_order(record):
     assert found["step_dt"] == 0.02
     assert found["actions"]["JointPositionAction"]["scale"] == [0.25, 0.5, 0.33]
     assert found["observations"]["pitch"]["history_length"] == 2
+    assert found["observations"]["use_gym_history"] is True
 
 
 def test_formats_say_what_they_lack(tmp_path):
@@ -168,6 +241,34 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
     for check in ("golden, torch", "golden, onnxruntime", "golden, C", "closed loop"):
         assert status[check] == "passed"
     assert status["the run itself"] == "passed"
+
+
+def test_an_export_that_is_stopped_leaves_nothing_behind(files, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name in ("sync_folder", "replace_file", "os.rename"):
+        with monkeypatch.context() as stopped:
+            stopped.setattr(f"supple.deploy.bundle.{name}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                write_bundle(tmp_path / "bundle", files, archive=True)
+        assert list(tmp_path.iterdir()) == []
+    write_bundle(tmp_path / "bundle", files, archive=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.zip"]
+
+
+def test_a_run_that_was_killed_while_writing_can_be_exported(run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    with (copied / "metrics.jsonl").open("a") as rows:
+        rows.write('{"step": 12')
+    for rows_file in (copied / "replay").glob("rows-*"):
+        rows_file.write_bytes(rows_file.read_bytes()[:-10])
+    out = export.export(copied, tmp_path / "bundle", archive=False)
+    assert "seeded draws" in read_bundle(out).manifest["evidence"]["golden"]["source"]
+    (copied / "versions.json").write_text("{")
+    with pytest.raises(InputError, match=r"versions\.json does not hold .* put the file aside"):
+        export.export(copied, tmp_path / "again", archive=False)
 
 
 def test_a_place_that_is_taken_is_refused(run, tmp_path, capsys):

@@ -1,25 +1,27 @@
 import io
+import json
 import shutil
 import subprocess
+import sys
 import zipfile
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from supple.deploy import c_source, onnx_file, torch_file
 from supple.deploy.checks import random_rows, runtimes_agree
 from supple.deploy.contract import action_names, contract, observation_names
+from supple.deploy.hostile import CannotRunError, refuse_foreign_code
 from supple.deploy.plain import plain_policy
 from supple.deploy.runtimes import (
     C_FLAGS,
-    CannotRunError,
     CRuntime,
     OnnxBatchRuntime,
     OnnxRuntime,
     TorchRuntime,
-    refuse_foreign_code,
 )
 from supple.errors import InputError
 from tests.deploy.small_bundles import agents, flashsac, plain_spec, ppo, robot_spec
@@ -189,6 +191,8 @@ FOREIGN = {
     "asm": ("static const", 'asm("int3"); static const'),
     "#": ("#include <math.h>", "%:include <math.h>"),
     "\\\\": ("static const", "sta\\\ntic const"),
+    # A compiler sees a comment of one line and then code, a reader of /* */ one comment.
+    "//": ("static const", "// /*\nextern int system(const char *);\n// */\nstatic const"),
 }
 
 
@@ -222,7 +226,7 @@ def test_a_torch_archive_with_pickles_or_code_is_never_loaded():
     assert pickled != weights and evil != model
     for name, content, text in (
         ("model_weights_config.json", pickled, "pickled objects"),
-        ("models/model.json", evil, "expression to evaluate"),
+        ("models/model.json", evil, "for expr_str, which no exported policy does"),
         ("sample_inputs/model.pt", b"\x80\x04.", "pickled sample inputs"),
         ("weights/weight_0", b"PK\x03\x04", "pickled tensors"),
     ):
@@ -230,3 +234,82 @@ def test_a_torch_archive_with_pickles_or_code_is_never_loaded():
             TorchRuntime(archive_with(data, name, content), 0)
     with pytest.raises(CannotRunError, match="no intact archive"):
         TorchRuntime(data[:-200], 0)
+
+
+def renamed_input(model):
+    text = json.dumps(model).replace('"obs_bd"', json.dumps("obs_bd=__import__('os').abort()"))
+    return json.loads(text)
+
+
+def other_operator(model):
+    model["graph_module"]["graph"]["nodes"][0]["target"] = "torch.serialization.os.system"
+    return model
+
+
+def operator_as_argument(model):
+    argument = model["graph_module"]["graph"]["nodes"][0]["inputs"][0]
+    argument["arg"] = {"as_operator": "torch.serialization.os.abort"}
+    return model
+
+
+def guard_of_ones_own(model):
+    model["guards_code"] = ["L['obs_BD'].size()[0] == __import__('os').abort()"]
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", [renamed_input, other_operator, operator_as_argument, guard_of_ones_own]
+)
+def test_names_that_torch_would_build_a_program_of_are_refused(change):
+    spec = plain_spec()
+    data = torch_file.torch_bytes(plain_policy(ppo(spec), spec).eval(), contract="{}")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        model = json.loads(archive.read("archive/models/model.json"))
+    changed = json.dumps(change(model)).encode()
+    with pytest.raises(CannotRunError, match="which no exported policy does"):
+        TorchRuntime(archive_with(data, "models/model.json", changed), 0)
+    more = io.BytesIO(data)
+    with zipfile.ZipFile(more, "a") as archive:
+        archive.writestr("archive/serialized_state_dict.pt", b"\x80\x04.")
+    with pytest.raises(CannotRunError, match=r"it holds serialized_state_dict\.pt"):
+        TorchRuntime(more.getvalue(), 0)
+
+
+def test_a_graph_of_other_operators_is_never_run():
+    spec = plain_spec()
+    policy = plain_policy(ppo(spec), spec)
+    model = onnx.load_model_from_string(onnx_file.onnx_bytes(policy, batch=1, metadata={}))
+    assert {node.op_type for node in model.graph.node} <= onnx_file.OPERATORS
+    model.graph.node[0].op_type = "If"
+    with pytest.raises(CannotRunError, match="the operator If, no exported one does"):
+        OnnxRuntime(model.SerializeToString(), 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filter is Linux's")
+def test_c_that_gets_through_all_the_same_cannot_touch_anything(tmp_path, monkeypatch):
+    """A word list cannot foresee every trick; what runs can only read its input and answer."""
+    spec, mark = plain_spec(), tmp_path / "touched"
+    policy = plain_policy(ppo(spec), spec)
+    source = c_source.source(policy, labels(spec)).replace(
+        "void supple_policy_reset(supple_policy_state *state) {",
+        "extern int system(const char *);\n"
+        "void supple_policy_reset(supple_policy_state *state) {"
+        f' state->last_action[0] = (float)system("touch {mark}");',
+    )
+    header = c_source.header(policy, labels(spec)).encode()
+    monkeypatch.setattr("supple.deploy.runtimes.refuse_foreign_code", lambda *_: None)
+    runtime = CRuntime(source.encode(), header, 0, sizes=(2, 2))
+    obs = np.ones((1, 5), np.float32)
+    found = runtime.replay(obs, np.array([True]))
+    runtime.close()
+    assert np.allclose(found.action, policy(torch.from_numpy(obs))[0])
+    assert not mark.exists()
+    # The same code does it where nothing holds it.
+    (tmp_path / "policy.c").write_text(source)
+    (tmp_path / "policy.h").write_bytes(header)
+    (tmp_path / "main.c").write_text(
+        '#include "policy.h"\nint main(void) { supple_policy_state s; supple_policy_reset(&s); }\n'
+    )
+    subprocess.run(["cc", "policy.c", "main.c", "-o", "free", "-lm"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "free"], check=True)
+    assert mark.exists()

@@ -1,11 +1,14 @@
 """The C++ runner against a robot that behaves, one that does not, and one that is another."""
 
+import json
+import signal
 import socket
 import subprocess
 import threading
 import time
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -13,14 +16,24 @@ import pytest
 import torch
 
 from supple.cli import main
+from supple.deploy import chain
 from supple.deploy.bundle import read_bundle
 from supple.deploy.chain import build_runner, carry_floor, drive
 from supple.deploy.export import bundle_files
 from supple.deploy.plain import plain_policy
 from supple.deploy.protocol import Kind, pack, pack_description, unpack
-from supple.deploy.robot import Channel, Orders, Weather
+from supple.deploy.robot import Body, Channel, Orders, Weather
 from supple.envs import EnvSettings, make
-from tests.deploy.small_bundles import JOINTS, TERMS, flashsac, robot_spec, trained, write
+from supple.errors import InputError, SimulatorError
+from tests.deploy.small_bundles import (
+    JOINTS,
+    TERMS,
+    flashsac,
+    robot_spec,
+    signed_again,
+    trained,
+    write,
+)
 
 
 def built(folder, agent, spec, task=""):
@@ -83,11 +96,51 @@ def test_it_refuses_what_it_does_not_know(small):
         ([str(small[1])], "--port is missing"),
         (["nowhere", "--port", "9"], "no manifest.json in nowhere"),
         ([str(small[1]), "--pace", "9"], "unknown option --pace"),
+        ([str(small[1]), "--port", "here"], "--port expects a number above 0, at most 65535"),
+        ([str(small[1]), "--port", "65536"], "at most 65535, got '65536'"),
+        ([str(small[1]), "--port", "9", "--seconds", "nan"], "got 'nan'"),
     ):
         done = subprocess.run(
             [str(small[0]), *arguments], capture_output=True, text=True, check=False
         )
         assert done.returncode == 2 and text in done.stderr
+
+
+def signed(bundle, change):
+    """The manifest with a changed contract, signed: only what it says can give it away."""
+    files = read_bundle(bundle).files
+    return signed_again(dict(files), lambda record: change(record["contract"]))["manifest.json"]
+
+
+ODD_MANIFESTS = {
+    "edited by hand": (
+        lambda bundle: (bundle / "manifest.json").read_bytes().replace(b"0.06", b"6.00"),
+        "manifest.json was edited after export",
+    ),
+    "a number that is none": (
+        lambda bundle: (bundle / "manifest.json").read_bytes().replace(b"0.06", b"NaN"),
+        "manifest.json is no JSON at byte",
+    ),
+    "a joint that nobody moves": (
+        lambda bundle: signed(bundle, lambda found: found["joints"]["robot_names"].append("neck")),
+        "the policy does not move the robot's neck",
+    ),
+    "no way to brake": (
+        lambda bundle: signed(bundle, lambda found: found["safety"]["damping"].update(gains=None)),
+        "the manifest knows no damping gains",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_MANIFESTS)
+def test_it_refuses_a_manifest_that_it_cannot_obey(kind, small, tmp_path):
+    change, text = ODD_MANIFESTS[kind]
+    changed = change(small[1])
+    assert changed != (small[1] / "manifest.json").read_bytes()
+    (tmp_path / "manifest.json").write_bytes(changed)
+    command = [str(small[0]), str(tmp_path), "--port", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and text in done.stderr
 
 
 class FakeRobot:
@@ -101,6 +154,9 @@ class FakeRobot:
         self.port = self.socket.getsockname()[1]
         self.description = {"joints": joints, "channels": channels, "control_mode": "position"}
         self.state = np.zeros(len(channels), np.float32)
+        self.first = 0  # sequence number
+        self.lag = 0.0  # [s], of states that come steadily all the same
+        self.mute = False
         self.packets = []
         self.sending = threading.Event()
         self.alive = True
@@ -108,7 +164,7 @@ class FakeRobot:
         self.thread.start()
 
     def live(self):
-        peer, sequence = None, 0
+        peer, count = None, 0
         while self.alive:
             try:
                 data, peer = self.socket.recvfrom(65507)
@@ -123,9 +179,11 @@ class FakeRobot:
                 else:
                     self.packets.append((time.monotonic(), packet))
                     continue
-            if peer and self.sending.is_set():
-                self.socket.sendto(pack(Kind.STATE, sequence, 0.0, self.state), peer)
-                sequence += 1
+            if peer and self.sending.is_set() and not self.mute:
+                sequence = (self.first + count) % 2**32
+                sent = pack(Kind.STATE, sequence, time.monotonic() - self.lag, self.state)
+                self.socket.sendto(sent, peer)
+                count += 1
 
     def close(self):
         self.alive = False
@@ -197,6 +255,57 @@ def test_a_robot_that_falls_silent_is_damped_in_time(small, robot):
     assert last == pytest.approx([gains["ankle"], gains["hip"], gains["knee"]])
 
 
+def test_states_that_come_steadily_but_late_are_damped(small, robot):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        robot.sending.wait(10)
+        time.sleep(0.5)
+        assert robot.packets[-1][1].kind is Kind.COMMAND
+        robot.lag, late = 0.5, time.monotonic()
+        assert runner.wait(20) == 1
+    damped = [moment for moment, packet in robot.packets if packet.kind is Kind.DAMP]
+    assert damped[0] > late
+    assert [p.kind for moment, p in robot.packets if moment > damped[0]] == [Kind.DAMP] * (
+        len(damped) - 1
+    )
+
+
+def test_a_counter_that_wraps_is_no_step_back(small, robot):
+    robot.first = 2**32 - 20
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "0.6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["damped"] <= 3 and found["lost_states"] <= 3
+
+
+def test_it_can_be_stopped_before_the_first_state(small, robot):
+    robot.mute = True
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        robot.sending.wait(10)
+        time.sleep(0.3)
+        runner.send_signal(signal.SIGINT)
+        out, error = runner.communicate(timeout=10)
+    assert runner.returncode == 0 and error == b""
+    assert json.loads(out)["ticks"] == 0
+
+
+def test_a_log_that_cannot_be_written_is_said_first(small, robot):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--log", "/no/where"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2 and "cannot write /no/where" in done.stderr
+    assert robot.packets == []
+
+
+def test_a_robot_that_breaks_down_is_no_success(cheetah, small):
+    options = ["--record", "/no/where"]
+    with pytest.raises(SimulatorError, match=r"the robot broke down: .*No such file"):
+        drive(*cheetah, seconds=0.3, robot_options=options)
+    with pytest.raises(InputError, match="the stand-in robot knows Gymnasium's MuJoCo tasks"):
+        drive(*small, seconds=0.3)
+
+
 def test_the_floor_is_drawn_where_the_robot_is():
     with closing(gymnasium.make("HalfCheetah-v5")) as env:
         robot: Any = env.unwrapped
@@ -206,12 +315,87 @@ def test_the_floor_is_drawn_where_the_robot_is():
             assert robot.data.geom("floor").xpos[0] == pytest.approx(expected)
 
 
+def test_a_chain_says_what_is_wrong_before_it_writes_anything(tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments, text in (
+        (["toy/lqr"], "the stand-in robot knows Gymnasium's MuJoCo tasks"),
+        ([str(tmp_path)], "holds no run"),
+        (["gym/Hopper-v5", "--seconds", "nan"], "--seconds must be a number > 0, got nan"),
+        (["gym/Hopper-v5", "--loss", "1"], "--loss must be in [0, 1), got 1.0"),
+        (["gym/Hopper-v5", "--delay", "-1"], "--delay must be a number >= 0, got -1.0"),
+        (["gym/Hopper-v5", "--seed", "-1"], "--seed must be >= 0, got -1"),
+    ):
+        assert main(["chain", *arguments, "--out", str(out)]) == 2
+        assert text in capsys.readouterr().err and not out.exists()
+
+
+def test_compilers_end_with_the_build_that_is_stopped(tmp_path, monkeypatch):
+    script = f"sleep 60 & echo $! > {tmp_path / 'pid'}; wait"
+
+    def stop(self):
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chain._run_group(["sh", "-c", script])
+    child = Path("/proc") / (tmp_path / "pid").read_text().strip()
+    for _ in range(100):
+        ended = not child.exists() or ") Z" in (child / "stat").read_text()
+        if ended:
+            break
+        time.sleep(0.02)
+    assert ended
+
+
 def test_a_chain_never_writes_over_something(tmp_path, capsys):
     assert main(["chain", "gym/HalfCheetah-v5", "--out", str(tmp_path)]) == 2
     assert "is there already: choose another --out" in capsys.readouterr().err
 
 
 # --- the stand-in robot's own parts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-v5", "Ant-v5"])
+def test_the_robot_senses_what_the_environment_observes(task):
+    # Ant also observes contact forces, which a bare simulation step does not compute.
+    with (
+        closing(gymnasium.make(task)) as env,
+        closing(Body({"origin": {"task": f"gym/{task}"}})) as body,
+    ):
+        env.reset(seed=0)
+        body.reset(0)
+        random, robot = np.random.default_rng(0), cast("Any", env.unwrapped)
+        for _ in range(30):
+            action = random.uniform(-1, 1, env.action_space.shape)
+            obs = env.step(action)[0]
+            for _ in range(robot.frame_skip):
+                body.step(action * robot.model.actuator_gear[:, 0])
+        assert np.allclose(body.sense(), obs, atol=1e-5)
+        assert np.abs(obs).max() > 0.5
+
+
+def test_a_counter_that_wraps_is_no_step_back_for_the_robot_either():
+    orders = Orders()
+    for sequence in (2**32 - 1, 0, 1):
+        orders.take(pack(Kind.COMMAND, sequence, 0.0, [float(sequence)]), 1, 1.0)
+        assert orders.sequence == sequence
+    orders.take(pack(Kind.COMMAND, 2**32 - 1, 0.0, [9.0]), 1, 1.0)
+    assert orders.sequence == 1
+
+
+def test_only_a_hello_claims_the_robot():
+    channel = Channel(0, Weather())
+    with closing(channel), closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as stranger:
+        stranger.sendto(b"anything", ("127.0.0.1", channel.port))
+        stranger.sendto(pack(Kind.COMMAND, 0, 0.0, [1.0]), ("127.0.0.1", channel.port))
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as runner:
+            time.sleep(0.05)
+            assert channel.receive() == []
+            runner.sendto(pack(Kind.HELLO, 0, 0.0, []), ("127.0.0.1", channel.port))
+            time.sleep(0.05)
+            assert len(channel.receive()) == 1
 
 
 def test_overtaken_and_foreign_packets_change_nothing():

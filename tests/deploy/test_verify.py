@@ -4,25 +4,37 @@ import json
 import stat
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import safetensors.torch
+import torch
 from onnx import numpy_helper
 
 from supple.cli import main
 from supple.deploy import checks, manifest, simulator
-from supple.deploy.bundle import read_bundle, write_zip
+from supple.deploy.bundle import read_bundle
+from supple.deploy.bundle import zipped as zipped_files
 from supple.deploy.checks import FAILED, PASSED, SKIPPED
 from supple.deploy.explain import worst_error
+from supple.deploy.export import bundle_files
 from supple.deploy.runtimes import Outputs
 from supple.deploy.simulator import compare_returns, joints_move
 from supple.deploy.verify import verify
 from supple.envs.base import Deployment
 from supple.errors import InputError
 from supple.evaluate import Evaluation
-from tests.deploy.small_bundles import TERMS, robot_files, signed_again, write
+from tests.deploy.small_bundles import (
+    TERMS,
+    plain_spec,
+    ppo,
+    robot_files,
+    signed_again,
+    trained,
+    write,
+)
 from tests.small_runs import run_whole, small_settings
 
 
@@ -211,6 +223,10 @@ PLANTED = {
         lambda files: {name: data for name, data in files.items() if name != "policy.h"},
         ["policy.h is missing"],
     ),
+    "a control period of another simulator": (
+        on_contract(lambda contract: contract["timing"].update(control_dt=0.01)),
+        ["timing.control_dt is 0.01, sim_dt * decimation 0.02"],
+    ),
     "unknown fields hidden": (
         lambda files: signed_again(files, lambda record: record["unknown"].pop()),
         ["the list of unknown fields does not fit"],
@@ -280,6 +296,12 @@ def zipped(path, members):
     return path
 
 
+def packed(name, kind):
+    member = zipfile.ZipInfo(name)
+    member.compress_type = kind
+    return member
+
+
 def link(name):
     member = zipfile.ZipInfo(name)
     member.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -296,6 +318,10 @@ HOSTILE = {
     "too many files": ([(f"f{i}", b"") for i in range(100)], "holds 100 files"),
     "no manifest": ([("a", b"")], "it has no manifest.json"),
     "no JSON": ([("manifest.json", b"{")], "manifest.json is damaged: expected JSON"),
+    "another compression": (
+        [(packed("manifest.json", zipfile.ZIP_LZMA), b"{}")],
+        "manifest.json is compressed in another way",
+    ),
     "deep JSON": ([("manifest.json", b"[" * 100_000)], "manifest.json is damaged"),
     "another format": ([("manifest.json", b"{}")], "expected format supple-bundle, got None"),
     "a manifest without groups": (
@@ -335,8 +361,8 @@ def test_a_zip_that_lies_about_sizes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kept", [10, 2000, -30])
 def test_a_zip_cut_off_is_refused(kept, files, tmp_path):
-    path = write_zip(tmp_path / "bundle", files)
-    path.write_bytes(path.read_bytes()[:kept])
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(zipped_files(files)[:kept])
     with pytest.raises(InputError, match="is no intact zip"):
         read_bundle(path)
 
@@ -358,6 +384,73 @@ def test_a_header_that_claims_to_be_huge_is_a_fault(files, tmp_path):
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(InputError, match="no bundle at"):
         read_bundle(tmp_path / "missing")
+
+
+def golden_with(**changes):
+    def plant(files):
+        tensors = safetensors.torch.load(files["golden.safetensors"])
+        tensors |= {name: change(tensors[name]) for name, change in changes.items()}
+        return signed_again({**files, "golden.safetensors": safetensors.torch.save(tensors)})
+
+    return plant
+
+
+def graphs_of_another(files):
+    spec = plain_spec()
+    other = bundle_files(trained(ppo(spec), spec, Path("elsewhere")))
+    graphs = ("policy.onnx", "policy_batch.onnx", "policy.pt2", "policy.c", "policy.h")
+    return signed_again({**files, **{name: other[name] for name in graphs}})
+
+
+ODD = {
+    "golden without axes": (
+        golden_with(observation=lambda _: torch.tensor(1.0)),
+        "golden.safetensors is damaged: observation is () of torch.float32",
+    ),
+    "golden of other axes": (
+        golden_with(memory=lambda _: torch.zeros(256)),
+        "memory is (256,) of torch.float32, expected 2 axes",
+    ),
+    "golden of another type": (
+        golden_with(observation=lambda rows: rows.double()),
+        "observation is (256, 8) of torch.float64",
+    ),
+    "golden cut short": (
+        golden_with(action=lambda rows: rows[:100].contiguous()),
+        "action is (100, 3) of torch.float32, expected 2 axes of torch.float32 and 256 rows",
+    ),
+    "golden that is not finite": (
+        golden_with(command=lambda rows: rows * float("nan")),
+        "command is not finite",
+    ),
+    "golden of another robot": (
+        golden_with(observation=lambda rows: rows[:, :5].contiguous()),
+        "onnxruntime cannot run it",
+    ),
+    "graphs of another robot": (graphs_of_another, "torch cannot run it"),
+    "terms that are numbers": (
+        on_contract(lambda contract: contract["observation"].update(terms=[1, 2])),
+        "has not the expected form",
+    ),
+    "markup and control characters": (
+        on_contract(lambda contract: contract["joints"].update(policy_names=["[/b]", "\x1b[1m"])),
+        "joints.policy_names is ['[/b]', '\\x1b[1m'] in manifest.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_bundle_gets_a_verdict(kind, files, tmp_path):
+    plant, sentence = ODD[kind]
+    assert sentence in faults(tmp_path, plant(dict(files)))
+
+
+def test_a_manifest_that_two_readers_could_read_differently_is_refused(files, tmp_path):
+    for change, text in ((b"NaN", "got NaN"), (b'0.02, "control_dt": 0.5', "control_dt twice")):
+        odd = files["manifest.json"].replace(b'"control_dt": 0.02', b'"control_dt": ' + change)
+        folder = write(tmp_path / change.hex(), {**files, "manifest.json": odd})
+        with pytest.raises(InputError, match=text):
+            read_bundle(folder)
 
 
 # --- closed loop -------------------------------------------------------------------------------

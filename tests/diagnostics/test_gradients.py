@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from supple.diagnostics import gradients
 from supple.diagnostics.gradients import (
     alignment,
     epsilon_share,
@@ -31,7 +32,9 @@ def squared(module, x_ND, y_N):
 def test_one_hot_inputs_have_orthogonal_gradients():
     view = PlainView(linear([[0.0, 0, 0, 0]]))
     residual = torch.tensor([1.0, -1, 2, 3], dtype=torch.float64)
-    found = alignment(gradient_gram(view, squared, (torch.eye(4, dtype=torch.float64), residual)))
+    found = alignment(
+        gradient_gram(view, squared, (torch.eye(4, dtype=torch.float64), residual), is_mean=True)
+    )
     assert found.mean_E == found.absolute_E == found.negative_E == 0
     assert found.rank_E * 4 == pytest.approx(4)
 
@@ -39,7 +42,9 @@ def test_one_hot_inputs_have_orthogonal_gradients():
 def test_equal_inputs_with_mixed_residuals_are_collinear():
     view = PlainView(linear([[0.0, 0]]))
     x = torch.ones(4, 2, dtype=torch.float64)
-    found = alignment(gradient_gram(view, squared, (x, torch.tensor([1.0, -1, 2, -3]).double())))
+    found = alignment(
+        gradient_gram(view, squared, (x, torch.tensor([1.0, -1, 2, -3]).double()), is_mean=True)
+    )
     assert found.absolute_E == pytest.approx(1)
     assert found.rank_E * 4 == pytest.approx(1, abs=1e-6)
     assert found.negative_E == pytest.approx(8 / 12)
@@ -48,13 +53,16 @@ def test_equal_inputs_with_mixed_residuals_are_collinear():
 def test_samples_without_a_gradient_are_left_out_and_counted():
     view = PlainView(linear([[0.0, 0]]))
     x, y = torch.eye(2).double().repeat(2, 1), torch.tensor([1.0, 0, 1, 1]).double()
-    assert alignment(gradient_gram(view, squared, (x, y))).dropped == 1
+    assert alignment(gradient_gram(view, squared, (x, y), is_mean=True)).dropped == 1
     with pytest.raises(InputError, match="two samples whose gradient is not 0"):
-        alignment(gradient_gram(view, squared, (x, 0 * y)))
+        alignment(gradient_gram(view, squared, (x, 0 * y), is_mean=True))
 
 
-def test_grams_equal_explicit_jacobians_of_a_relu_net(monkeypatch):
+@pytest.mark.parametrize("separable", [True, False], ids=["layer-wise", "by sample"])
+def test_grams_equal_explicit_jacobians_of_a_relu_net(monkeypatch, separable):
     monkeypatch.setattr("supple.diagnostics.gradients.GROUP_NUMBERS", 1)  # a group per parameter
+    if not separable:
+        monkeypatch.setattr("supple.diagnostics.gradients.SEPARABLE", ())
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
     x, y = (torch.randn(n, generator=generator(1), dtype=torch.float64) for n in ((6, 3), (6,)))
@@ -65,9 +73,9 @@ def test_grams_equal_explicit_jacobians_of_a_relu_net(monkeypatch):
         )
         rows.append(torch.cat([part.flatten() for part in found]))
     jacobian = torch.stack(rows)
-    gram = gradient_gram(PlainView(net), squared, (x, y))
+    gram = gradient_gram(PlainView(net), squared, (x, y), is_mean=True)
     torch.testing.assert_close(gram[0], jacobian @ jacobian.mT, rtol=0, atol=1e-12)
-    cross = gradient_gram(PlainView(net), squared, (x[:2], y[:2]), (x[2:], y[2:]))
+    cross = gradient_gram(PlainView(net), squared, (x[:2], y[:2]), (x[2:], y[2:]), is_mean=True)
     torch.testing.assert_close(cross[0], jacobian[:2] @ jacobian[2:].mT, rtol=0, atol=1e-12)
 
 
@@ -76,13 +84,50 @@ def test_per_sample_gradients_of_every_agent_add_up_to_its_batchs(kind):
     subject, data = subject_with_data(kind, rows=12)
     for view in subject.learning_views():
         objective = subject.objective(view.role, data.recent)
-        gram = gradient_gram(view, objective.loss, objective.rows)
+        gram = gradient_gram(view, objective.loss, objective.rows, is_mean=True)
         parameters = [part for _, part in view.parameters()]
         with torch.enable_grad():
             loss = objective.loss(view.module, *objective.rows)
         whole = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         square_E = view.flat(whole).double().square().sum(-1)
         torch.testing.assert_close(gram.mean((1, 2)), square_E, rtol=1e-3, atol=1e-9)
+
+
+@EVERY_KIND
+def test_layer_wise_grams_are_those_of_single_samples(monkeypatch, kind):
+    subject, data = subject_with_data(kind, rows=8)
+    for view in subject.learning_views():
+        objective = subject.objective(view.role, data.recent)
+        rows, others = ([part[at] for part in objective.rows] for at in (slice(5), slice(5, 8)))
+
+        def gram(view=view, loss=objective.loss, rows=rows, others=others):
+            return gradient_gram(view, loss, rows, others, is_mean=True)
+
+        found = gram()
+        with monkeypatch.context() as by_sample:
+            by_sample.setattr("supple.diagnostics.gradients.SEPARABLE", ())
+            expected = gram()
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+@EVERY_KIND
+def test_most_of_a_network_needs_no_gradient_of_single_samples(monkeypatch, kind):
+    """Else memory and time grow with samples times parameters."""
+    subject, data = subject_with_data(kind, rows=4)
+    differentiated: list[str] = []
+    real = gradients._per_sample
+
+    def record(view, scalar, names, rows):
+        differentiated.extend(names)
+        return real(view, scalar, names, rows)
+
+    monkeypatch.setattr(gradients, "_per_sample", record)
+    for view in subject.learning_views():
+        differentiated.clear()
+        objective = subject.objective(view.role, data.recent)
+        gradient_gram(view, objective.loss, objective.rows, is_mean=True)
+        assert {name.split(".")[0] for name in differentiated} <= {"net", "distilled"}  # a flow's
 
 
 def test_the_tangent_kernel_of_orthonormal_rows_has_full_rank():

@@ -47,6 +47,7 @@ def test_a_delayed_action_takes_effect_so_many_steps_later():
         assert torch.equal(step["reward"], expected)
         age[step["terminated"] | step["truncated"]] = 0
     assert env.spec.added == {"action_delay": 2}
+    assert env.spec.deployment is not None and env.spec.deployment.action_delay == 2
 
 
 def test_history_holds_the_newest_frames_and_ends_with_its_episode():

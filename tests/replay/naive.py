@@ -111,7 +111,7 @@ class Naive:
                 step_in_episode=steps[env],
                 next_obs=self.stored(step[source], env),
             )
-            steps[env] = 0 if ended else steps[env] + valid
+            steps[env] = 0 if terminated or truncated else steps[env] + valid
             new.append(row)
         self.history.append(new)
         for env, row in enumerate(new):

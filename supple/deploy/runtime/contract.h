@@ -1,6 +1,7 @@
 // What the runner takes from manifest.json, and the generated policy's proof that it belongs to it.
 #pragma once
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -9,6 +10,7 @@
 
 #include "json.h"
 #include "policy.h"
+#include "sha256.h"
 
 namespace supple {
 
@@ -16,7 +18,9 @@ struct Contract {
   std::vector<std::string> joints;        // the policy's order
   std::vector<std::string> robot_joints;  // the robot's order; the same where nothing else is known
   std::vector<std::size_t> to_robot;      // index in robot_joints of each of joints
-  std::vector<std::string> observations;  // the policy's order; "name@k" is k control steps old
+  std::vector<std::string> observations;  // the policy's order
+  std::vector<std::string> channels;      // the robot's channel for each of them
+  std::vector<std::size_t> ages;          // [control steps]
   std::string control_mode;
   double control_dt = 0;   // [s]
   double stale_after = 0;  // [s]
@@ -42,16 +46,37 @@ inline void require_equal(const std::vector<std::string>& wanted, const std::vec
                              std::to_string(wanted.size()));
 }
 
+// A joint that the policy does not move needs a command of its own, which no manifest names yet.
+inline void require_equal_sets(const std::vector<std::string>& joints,
+                               const std::vector<std::string>& robot) {
+  for (const std::string& name : joints) index_of(name, robot);
+  for (const std::string& name : robot)
+    if (std::find(joints.begin(), joints.end(), name) == joints.end())
+      throw std::runtime_error("the policy does not move the robot's " + name +
+                               ": nothing says how to hold it");
+  if (joints.size() != robot.size()) throw std::runtime_error("the manifest lists a joint twice");
+}
+
+// The manifest holds the SHA-256 of itself with the digits replaced by zeros.
+inline void require_signed(std::string text, const std::string& digest) {
+  const std::size_t at = text.find(digest);
+  if (digest.size() != 64 || at == std::string::npos || sha256(text.replace(at, 64, 64, '0')) != digest)
+    throw std::runtime_error("manifest.json was edited after export: export again");
+}
+
 inline Contract read_contract(const std::string& bundle) {
   std::ifstream file(bundle + "/manifest.json");
   if (!file) throw std::runtime_error("no manifest.json in " + bundle);
   std::stringstream text;
   text << file.rdbuf();
-  const Json manifest = JsonReader::read(text.str());
+  const Json manifest = JsonReader::read(text.str(), "manifest.json");
   if (manifest.at("format").text != "supple-bundle" || manifest.at("version").number != 1)
     throw std::runtime_error("manifest.json is not of format supple-bundle, version 1");
   if (manifest.at("contract_sha256").text != supple_policy_contract)
     throw std::runtime_error("this runner was built for another bundle: build it again");
+  require_signed(text.str(), manifest.at("sha256").text);
+  if (SUPPLE_POLICY_DISCRETE)
+    throw std::runtime_error("the policy chooses among actions: this runner drives joints");
 
   const Json& contract = manifest.at("contract");
   const Json &joints = contract.at("joints"), &safety = contract.at("safety");
@@ -60,16 +85,24 @@ inline Contract read_contract(const std::string& bundle) {
   if (found.joints.empty()) throw std::runtime_error("the manifest names no joints");
   const Json& robot = joints.at("robot_names");
   found.robot_joints = robot.known() ? robot.strings() : found.joints;
+  require_equal_sets(found.joints, found.robot_joints);
   for (const std::string& name : found.joints)
     found.to_robot.push_back(index_of(name, found.robot_joints));
-  for (const Json& term : contract.at("observation").at("terms").list)
-    found.observations.push_back(term.at("name").text);
+  for (const Json& term : contract.at("observation").at("terms").list) {
+    const std::string name = term.at("name").text;
+    const auto age = static_cast<std::size_t>(term.at("history").number);  // null: 0
+    const std::string mark = age ? "@" + std::to_string(age) : "";
+    found.observations.push_back(name);
+    found.ages.push_back(age);
+    found.channels.push_back(name.substr(0, name.size() - mark.size()));
+  }
   found.control_mode = contract.at("gains").at("control_mode").text;
   found.control_dt = contract.at("timing").at("control_dt").number;
   if (!(found.control_dt > 0)) throw std::runtime_error("the manifest knows no control_dt");
   found.stale_after = safety.at("stale_after").number;
   found.damping = safety.at("damping").at("gains").numbers();
-  found.damping.resize(found.joints.size(), 0.0);
+  if (found.damping.size() != found.joints.size())
+    throw std::runtime_error("the manifest knows no damping gains: the robot could not be braked");
   if (safety.at("command_low").kind == Json::kList) {
     found.command_low = safety.at("command_low").numbers();
     found.command_high = safety.at("command_high").numbers();

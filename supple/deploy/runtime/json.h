@@ -1,6 +1,7 @@
-// A reader of JSON, enough for manifest.json: bounded depth, whole input or an error.
+// A reader of JSON, enough for manifests and descriptions: bounded depth, whole input or an error.
 #pragma once
 
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <stdexcept>
@@ -20,7 +21,7 @@ struct Json {
   const Json& at(const std::string& key) const {
     const auto found = object.find(key);
     if (kind != kObject || found == object.end())
-      throw std::runtime_error("manifest.json has no " + key);
+      throw std::runtime_error("there is no " + key + " in it");
     return found->second;
   }
   bool known() const { return kind != kNull; }
@@ -39,8 +40,9 @@ struct Json {
 
 class JsonReader {
  public:
-  static Json read(const std::string& text) {
-    JsonReader reader(text);
+  // `what` is said where it is no JSON.
+  static Json read(const std::string& text, const std::string& what) {
+    JsonReader reader(text, what);
     Json value = reader.value(0);
     reader.blank();
     if (reader.at_ != text.size()) reader.fail();
@@ -48,10 +50,10 @@ class JsonReader {
   }
 
  private:
-  explicit JsonReader(const std::string& text) : text_(text) {}
+  JsonReader(const std::string& text, const std::string& what) : text_(text), what_(what) {}
 
   [[noreturn]] void fail() const {
-    throw std::runtime_error("manifest.json is no JSON at byte " + std::to_string(at_));
+    throw std::runtime_error(what_ + " is no JSON at byte " + std::to_string(at_));
   }
   void blank() {
     while (at_ < text_.size() && std::string(" \t\r\n").find(text_[at_]) != std::string::npos) ++at_;
@@ -109,7 +111,10 @@ class JsonReader {
       found.kind = Json::kNumber;
       char* end = nullptr;
       found.number = std::strtod(text_.c_str() + at_, &end);
-      if (end == text_.c_str() + at_) fail();
+      // strtod also takes nan, inf and hexadecimal numbers, which are no JSON.
+      const std::string plain(text_.c_str() + at_, static_cast<const char*>(end));
+      if (plain.empty() || plain.find_first_not_of("0123456789+-.eE") != std::string::npos) fail();
+      if (!std::isfinite(found.number)) fail();
       at_ = static_cast<std::size_t>(end - text_.c_str());
     }
     return found;
@@ -150,7 +155,7 @@ class JsonReader {
     return {byte(0xE0 | (point >> 12)), byte(0x80 | ((point >> 6) & 63)), byte(0x80 | (point & 63))};
   }
 
-  const std::string& text_;
+  const std::string &text_, &what_;
   std::size_t at_ = 0;
 };
 

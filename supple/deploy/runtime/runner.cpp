@@ -1,10 +1,10 @@
 // Runs a bundle's policy on a robot over UDP: holds the control rate, damps when in doubt, logs.
 //
-// The log has a line per tick; a state's age counts from the tick that first read it.
+// The log has a line per tick. A state's age counts from the robot's own clock when it sent it.
 //
 //   supple_runner BUNDLE --port P [--host 127.0.0.1] [--seconds 20] [--policy c|onnx] [--log FILE]
 //
-// Exit status: 0 the time is over, 1 the robot was lost or its state stayed bad, 2 refused.
+// Exit status: 0 the time is over or it was stopped, 1 the robot was lost or its state stayed bad, 2 refused.
 
 #include <csignal>
 #include <time.h>
@@ -12,7 +12,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <deque>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -29,6 +31,7 @@ using supple::Kind;
 
 constexpr double kHelloEvery = 0.05, kHelloFor = 10.0;  // [s]
 constexpr double kGiveUpAfter = 1.0;                    // of damping without a break [s]
+constexpr double kDrift = 1e-4;  // two clocks part by less than this [s/s]
 
 volatile std::sig_atomic_t stopped = 0;
 
@@ -62,6 +65,15 @@ struct Options {
   double seconds = 20;
 };
 
+double number(const std::string& name, const std::string& text, double most) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(value > 0 && value <= most))
+    throw std::runtime_error(name + " expects a number above 0, at most " +
+                             std::to_string(static_cast<long>(most)) + ", got '" + text + "'");
+  return value;
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   std::map<std::string, std::string> given;
@@ -71,9 +83,9 @@ Options parse(int argc, char** argv) {
                              " [--policy c|onnx] [--log FILE]");
   options.bundle = argv[1];
   for (const auto& [name, value] : given) {
-    if (name == "--port") options.port = std::stoi(value);
+    if (name == "--port") options.port = static_cast<int>(number(name, value, 65535));
     else if (name == "--host") options.host = value;
-    else if (name == "--seconds") options.seconds = std::stod(value);
+    else if (name == "--seconds") options.seconds = number(name, value, 1e9);
     else if (name == "--policy") options.policy = value;
     else if (name == "--log") options.log = value;
     else throw std::runtime_error("unknown option " + name);
@@ -92,7 +104,7 @@ std::vector<std::string> shake_hands(supple::Link& link, const Contract& contrac
     sleep_until(now() + kHelloEvery);
     while (link.receive(packet)) {
       if (packet.head.kind != static_cast<std::uint16_t>(Kind::kDescription)) continue;
-      const supple::Json robot = supple::JsonReader::read(packet.text);
+      const supple::Json robot = supple::JsonReader::read(packet.text, "the robot's description");
       supple::require_equal(contract.robot_joints, robot.at("joints").strings(), "joint",
                             "on the robot");
       if (robot.at("control_mode").text != contract.control_mode)
@@ -101,19 +113,16 @@ std::vector<std::string> shake_hands(supple::Link& link, const Contract& contrac
       return robot.at("channels").strings();
     }
   }
-  throw std::runtime_error("no robot answers");
+  throw std::runtime_error(stopped ? "stopped before a robot answered" : "no robot answers");
 }
 
 // Puts the robot's channels into the policy's order, older frames from memory.
 class Observer {
  public:
-  Observer(const Contract& contract, const std::vector<std::string>& channels) {
-    for (const std::string& name : contract.observations) {
-      const std::size_t mark = name.find('@');
-      const bool old = mark != std::string::npos;
-      ages_.push_back(old ? std::stoul(name.substr(mark + 1)) : 0);
-      places_.push_back(supple::index_of(name.substr(0, mark), channels));
-    }
+  Observer(const Contract& contract, const std::vector<std::string>& channels)
+      : ages_(contract.ages) {
+    for (const std::string& name : contract.channels)
+      places_.push_back(supple::index_of(name, channels));
     frames_ = 1 + *std::max_element(ages_.begin(), ages_.end());
   }
   void forget() { history_.clear(); }
@@ -130,6 +139,31 @@ class Observer {
   std::deque<std::vector<float>> history_;
 };
 
+// The robot's clock in our own: the quickest packet so far is taken to have come at once. What is
+// late by more than others is old, however steadily it comes.
+class RobotClock {
+ public:
+  double ours(double sent, double arrived) {
+    ahead_ = std::min(ahead_ + kDrift * (arrived - last_), arrived - sent);
+    last_ = arrived;
+    return sent + ahead_;
+  }
+
+ private:
+  double ahead_ = std::numeric_limits<double>::infinity(), last_ = 0;
+};
+
+// Brakes the robot whatever ends the run; some of these packets may get lost.
+struct Brake {
+  supple::Link& link;
+  const std::vector<float>& gains;
+  const int& ticks;
+  ~Brake() {
+    for (int i = 0; i < 3; ++i)
+      link.send(Kind::kDamp, static_cast<std::uint32_t>(ticks), now(), gains);
+  }
+};
+
 struct Statistics {
   int ticks = 0, damped = 0, stale = 0, not_finite = 0;
   std::uint32_t lost = 0;
@@ -143,6 +177,7 @@ int run(const Options& options) {
   Observer observer(contract, channels);
   const auto controller = supple::make_controller(options.policy, options.bundle);
   std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
+  if (!options.log.empty() && !log) throw std::runtime_error("cannot write " + options.log);
   if (log) std::fprintf(log, "tick,time_s,late_us,state,state_age_ms,mode,step_us\n");
 
   const std::size_t count = contract.joints.size();
@@ -152,23 +187,26 @@ int run(const Options& options) {
     gains[contract.to_robot[i]] = static_cast<float>(contract.damping[i]);
 
   Statistics found;
+  const Brake brake{link, gains, found.ticks};
+  RobotClock clock;
   supple::Packet packet;
   bool seen = false, was_damped = false;
   std::uint32_t newest = 0;
-  double arrived = 0, begin = 0, fine = 0;
-  // Drop what came during the hand-shake, but for the newest state.
   const double started = now();
+  double sent_at = 0, begin = started, fine = started;
+  // Of what came during the hand-shake only the newest state counts.
   for (double due = started; !stopped; due += contract.control_dt) {
     sleep_until(due);
     const double woke = now();
     while (link.receive(packet)) {
       if (packet.head.kind != static_cast<std::uint16_t>(Kind::kState)) continue;
       if (packet.numbers.size() != state.size()) continue;
-      if (seen && packet.head.sequence <= newest) continue;  // delayed and overtaken
+      // Delayed and overtaken; the difference of counters that may have wrapped.
+      if (seen && static_cast<std::int32_t>(packet.head.sequence - newest) <= 0) continue;
       if (seen) found.lost += packet.head.sequence - newest - 1;
       newest = packet.head.sequence;
       state = packet.numbers;
-      arrived = woke;
+      sent_at = clock.ours(packet.head.time, woke);
       if (!seen) begin = fine = woke;
       seen = true;
     }
@@ -178,8 +216,8 @@ int run(const Options& options) {
     }
     if (woke - begin >= options.seconds) break;
 
-    const double age = woke - arrived;
-    const bool stale = age > contract.stale_after, bad = !all_finite(state);
+    const double age = woke - sent_at;
+    const bool stale = !(age <= contract.stale_after), bad = !all_finite(state);
     bool damp = stale || bad;
     double taken = 0;
     if (!damp) {
@@ -220,7 +258,6 @@ int run(const Options& options) {
     if (now() - due > 2 * contract.control_dt) due = now();
   }
   const bool lost = now() - fine > kGiveUpAfter;
-  link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), now(), gains);
   if (log) std::fclose(log);
   std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"damped\": %d, \"stale\":"
               " %d, \"not_finite\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"

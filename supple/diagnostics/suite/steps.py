@@ -140,7 +140,7 @@ def per_sample(context: Context) -> Iterator[Reading]:
             require_rows("gradient alignment", len(data), PER_SAMPLE_ROWS)
             objective = subject.objective(view.role, data.spread(PER_SAMPLE_ROWS))
             found = gradients.alignment(
-                gradients.gradient_gram(view, objective.loss, objective.rows)
+                gradients.gradient_gram(view, objective.loss, objective.rows, is_mean=True)
             )
             facts: dict[str, Any] = {"metric": "grad_cos", "network": view.role}
             facts["n"] = PER_SAMPLE_ROWS - found.dropped

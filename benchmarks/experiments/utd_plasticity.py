@@ -1,0 +1,278 @@
+"""Experiment 4: which critic loses plasticity when it learns more often from the same data?
+
+HalfCheetah for 5,000 steps at width 64 and batches of 128, with 1, 8 and 32 updates per environment
+step. Everything but the critic is the same for all.
+
+=========== ===================================================================================
+scalar      squared error, no norms inside its blocks, weights not projected: the usual critic
+categorical norm-bounded, cross-entropy over 101 atoms: FlashSAC's
+flow        norm-bounded trunk, velocity field integrated in 4 steps
+=========== ===================================================================================
+
+The referee is ``fit_gap``: how much worse than untrained twins a network fits new functions, from
+every checkpoint with enough transitions to ask on; at the last one with five functions, three
+twins and labels without relation too. Beside it stand the cheap metrics that training writes
+anyway.
+
+Said before any run: a critic *loses plasticity* at a number of updates per step if the whole
+measurement of the last checkpoint has a mean over seeds of at least 0.2, the line of the report's
+rules, with the 80 % bootstrap interval of the mean above 0.1. *When* is the first checkpoint from
+which on the mean stays at 0.2. The online metrics *saw it first* if an early warning about the
+critic came at or before that checkpoint's step in most seeds, and they cried wolf if one came in
+most seeds of a critic that loses nothing.
+
+    python -m benchmarks.experiments.utd_plasticity --out runs/utd_plasticity
+    python -m benchmarks.experiments.utd_plasticity --report
+
+27 runs; about three hours of one core. Ctrl-C saves; the same command continues, and rows are
+appended for every run that is finished and measured.
+Source: the question is Lyle et al. 2023's (arXiv:2303.01486); sizes and criteria are our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments.high_utd_control import interval80
+from supple import checkpoint, compare
+from supple.bench.table import append, read
+from supple.diagnostics.alarms import Alarms
+from supple.diagnostics.context import Context
+from supple.diagnostics.isolation import isolated
+from supple.diagnostics.reading import Reading
+from supple.diagnostics.subject import subject_of
+from supple.diagnostics.suite import learning
+from supple.diagnostics.targets import Target, load_targets
+from supple.display import Display
+from supple.errors import InputError
+from supple.metrics import METRICS, read_csv
+
+ROWS = Path(__file__).parents[1] / "results" / "utd_plasticity.csv"
+COMMAND = "python -m benchmarks.experiments.utd_plasticity"
+TASK = "gym/HalfCheetah-v5"
+STEPS, EVERY = 5_000, 500
+CRITICS = {
+    "scalar": "--agent.critic scalar --agent.critic-norm none --agent.no-project-critic",
+    "categorical": "--agent.critic categorical",
+    "flow": "--agent.critic flow",
+}
+LOST, CLEARLY = 0.2, 0.1
+CHEAP = (
+    *("dormant_0.1", "dead_var", "grad_dormant_0.01", "srank", "erank", "feature_rank"),
+    *("feat_norm", "w_rms", "grad_norm", "stab_adam", "churn_q_1"),
+)
+"""Columns of training whose last value is set beside the last ``fit_gap``."""
+
+
+def jobs(out: Path, utd: int, critics: Sequence[str], seeds: Sequence[int]) -> list[compare.Job]:
+    """The runs at one number of updates per step, seed after seed."""
+    flags = (
+        *("--preset", "laptop", "--env-steps", str(STEPS), "--agent.utd", str(utd)),
+        *("--agent.min-replay", "500", "--agent.update-every", "1"),
+        *("--checkpoint.every", str(EVERY), "--log.every", "100"),
+        *("--eval.every", "1000", "--eval.episodes", "5", "--eval.no-video"),
+        # Every 250 and 1,000 environment steps, however dear: this is what is studied.
+        *("--diagnostics.tier1-period", str(250 * utd), "--diagnostics.max-overhead", "0.5"),
+        *("--diagnostics.tier2-period", str(1000 * utd)),
+        *("--compute.compile", "off" if utd == 1 else "on"),
+    )
+    variants = [f"{name}: {CRITICS[name]}" for name in critics]
+    planned = compare.plan(TASK, seeds, variants, flags, out / f"utd{utd}")
+    return sorted(planned, key=lambda job: job.seed)
+
+
+def measured(target: Target, *, whole: bool) -> Iterator[Reading]:
+    """``fit_gap`` of each network and family of targets of one checkpoint."""
+    subject = subject_of(target.agent, seed=target.settings.seed, env_steps=target.env_steps)
+    context = Context(subject=subject, data=target.data, suite="full" if whole else "standard")
+    with isolated(target.agent):
+        yield from learning.fit_gap(context)
+
+
+def first_warnings(table: Path, utd: int) -> dict[str, tuple[int, str]]:
+    """When training first warned about each network [environment steps], and what it said."""
+    columns = read_csv(table)
+    alarms, found = Alarms(), dict[str, tuple[int, str]]()
+    names = [name for name in columns if name.startswith("diag/")]
+    for at, step in enumerate(map(int, columns["step"])):
+        row = {name: value for name in names if (value := columns[name][at]) is not None}
+        for said in alarms.watch(utd * step, row):
+            network = said.removeprefix("early warning: ").split()[0]
+            found.setdefault(network, (step, said.removeprefix("early warning: ")))
+    return found
+
+
+def last_of(table: Path, network: str) -> dict[str, float | str]:
+    """The last value of every cheap metric, mean over members; empty where there is none."""
+    columns = read_csv(table)
+    found: dict[str, float | str] = dict.fromkeys(CHEAP, "")
+    for name, values in columns.items():
+        parts = name.split("/")
+        known = [value for value in values if value is not None]
+        if parts[:2] == ["diag", network] and parts[-2] == "mean" and parts[-1] in found and known:
+            found[parts[-1]] = known[-1]
+    return found
+
+
+def rows_of(job: compare.Job, utd: int) -> list[dict[str, Any]]:
+    """One row per checkpoint, network and family of targets of a finished run."""
+    table = job.folder / METRICS
+    returns, warned = job.evaluations("eval/return_mean"), first_warnings(table, utd)
+    paths = checkpoint.list_checkpoints(job.folder)
+    rows = []
+    targets, _ = load_targets(paths)
+    for target in targets:
+        last = target is targets[-1]
+        for reading in (
+            *measured(target, whole=False),
+            *(measured(target, whole=True) if last else ()),
+        ):
+            step, (warning_at, warning) = target.env_steps, warned.get(reading.network, ("", ""))
+            low, high = reading.ci95 or ("", "")
+            rows.append(
+                {
+                    "utd": utd,
+                    "critic": job.variant,
+                    "seed": job.seed,
+                    "step": step,
+                    "network": reading.network,
+                    "targets": reading.params["family"],
+                    "steps of fitting": reading.params.get("steps", ""),
+                    "fit_gap": "" if reading.value is None else round(reading.value, 4),
+                    "low": low and round(low, 4),
+                    "high": high and round(high, 4),
+                    "error": round(reading.reference.get("error", float("nan")), 4),
+                    "fresh error": round(reading.reference.get("fresh_error", float("nan")), 4),
+                    "reason": reading.reason,
+                    "return": round(returns[max(returns)], 1) if last else "",
+                    "first warning": warning_at,
+                    "warning": warning,
+                    **(last_of(table, reading.network) if last else dict.fromkeys(CHEAP, "")),
+                }
+            )
+    return rows
+
+
+def collect(planned: dict[int, list[compare.Job]]) -> None:
+    """Measure the finished runs that have no rows yet."""
+    known = {(row["utd"], row["critic"], row["seed"]) for row in read(ROWS)}
+    for utd, of_utd in planned.items():
+        for job in of_utd:
+            if job.result() and (str(utd), job.variant, str(job.seed)) not in known:
+                print(f"measuring {job.name}, UTD {utd}", flush=True)
+                append(rows_of(job, utd), ROWS, COMMAND)
+
+
+Gaps = dict[int, list[float]]
+"""By environment step, one number per seed."""
+
+
+def report() -> None:
+    """What each critic's ability to learn became, and what the cheap metrics said."""
+    gaps: dict[tuple[int, str, str, str], Gaps] = defaultdict(lambda: defaultdict(list))
+    warned: dict[tuple[int, str, str], dict[str, str]] = defaultdict(dict)
+    tracked: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in read(ROWS):
+        key = (int(row["utd"]), row["critic"], row["network"])
+        warned[key][row["seed"]] = row["first warning"]
+        if not row["fit_gap"]:
+            continue
+        whole = row["targets"] == "hash" or row["steps of fitting"] == "500"
+        kind = f"{row['targets']} whole" if whole else "smooth"
+        gaps[(*key, kind)][int(row["step"])].append(float(row["fit_gap"]))
+        if kind == "smooth whole" and row["network"] == "critic":
+            for name in CHEAP:
+                if row[name]:
+                    tracked[name].append((float(row[name]), float(row["fit_gap"])))
+    if not gaps:
+        print("nothing measured yet")
+        return
+    Display.print_rows(TASK, [line(key, gaps, warned[key]) for key in sorted(warned)])
+    ranks = [
+        {"online metric": name, "rank correlation with fit_gap": f"{spearman(pairs):.2f}"}
+        for name, pairs in tracked.items()
+        if len({value for value, _ in pairs}) > 2
+    ]
+    Display.print_rows(f"over {len(next(iter(tracked.values())))} critics, last values", ranks)
+
+
+def line(
+    key: tuple[int, str, str],
+    gaps: dict[tuple[int, str, str, str], Gaps],
+    first: dict[str, str],
+) -> dict[str, str]:
+    """One network at one number of updates per step, by what was said before."""
+    coarse, whole = gaps[(*key, "smooth")], gaps[(*key, "smooth whole")]
+    hashed = gaps[(*key, "hash whole")]
+    end = np.array(whole[max(whole)]) if whole else np.array([np.nan])
+    low, high = interval80(end)
+    lost = end.mean() >= LOST and low > CLEARLY
+    steps = sorted(coarse)
+    over = [
+        step for at, step in enumerate(steps) if all(np.mean(coarse[s]) >= LOST for s in steps[at:])
+    ]
+    when = over[0] if lost and over else None
+    early = [int(step) for step in first.values() if step]
+    most = len(early) * 2 > len(first)
+    said = f"{int(np.median(early))} ({len(early)} of {len(first)} seeds)" if early else "none"
+    if lost:
+        before = [step for step in early if when is None or step <= when]
+        said += ", first" if len(before) * 2 > len(first) else ", not first"
+    elif most:
+        said += ", cried wolf"
+    return {
+        "UTD": str(key[0]),
+        "critic": key[1],
+        "network": key[2],
+        "fit_gap, last": f"{end.mean():.2f}",
+        "80 % interval": f"{low:.2f} to {high:.2f}",
+        "unrelated labels": f"{np.mean(hashed[max(hashed)]):.2f}" if hashed else "-",
+        "loses plasticity": "yes" if lost else "no",
+        "from step": "-" if when is None else str(when),
+        "first warning": said,
+    }
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    """Rank correlation; ties in order of appearance."""
+    ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
+    return float(np.corrcoef(ranks.T)[0, 1])
+
+
+def main() -> None:
+    """Run and measure what is missing, then report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/utd_plasticity"), help="runs")
+    parser.add_argument("--utd", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--train-only", action="store_true", help="measure nothing yet")
+    parser.add_argument("--report", action="store_true", help="only say what was found")
+    options = parser.parse_args()
+    if not options.report:
+        planned = {
+            utd: jobs(options.out, utd, options.critics, options.seeds) for utd in options.utd
+        }
+        for of_utd in planned.values():
+            if compare.run_queue(of_utd, options.jobs):
+                break
+        if options.train_only:
+            return
+        collect(planned)
+    report()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(str(error)) from error

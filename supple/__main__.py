@@ -1,0 +1,7 @@
+"""``python -m supple``, also under torchrun."""
+
+import sys
+
+from supple.cli import main
+
+sys.exit(main())

@@ -1,0 +1,256 @@
+"""What ``supple compare`` says of its runs: one table, one figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from supple import scores
+from supple.curves import Curve
+from supple.display import Display
+from supple.files import replace_file
+from supple.plots import comparison_png
+
+COLUMNS = (
+    *("task", "variant", "seeds", "return IQM", "95 % interval", "return mean", "return median"),
+    *("P(better than first)", "env steps", "minutes (median)", "MFLOP per update"),
+)
+EMPTY = dict.fromkeys(COLUMNS, "-")
+ALL = "all, 0 to 1"
+"""The task of rows over several tasks, whose returns are normalised."""
+POINTS = 101
+"""Levels of a performance profile."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Runs:
+    """One variant on one task."""
+
+    task: str
+    variant: str
+    planned: int
+    returns: np.ndarray
+    """Of the last evaluation of every finished run, (R,)."""
+    curves: Sequence[Curve]
+    """Of the finished runs, or one that is a mean already."""
+    env_steps: Sequence[int] = ()
+    minutes: Sequence[float] = ()
+    mflop: float | None = None
+    """Of the matrix products in one gradient step [1e6 operations]."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Band:
+    """A curve over runs with its interval, each (P,)."""
+
+    x: np.ndarray
+    middle: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(kw_only=True, slots=True)
+class Figures:
+    """What the figure shows, by task and variant."""
+
+    over_steps: dict[str, dict[str, Band]] = field(default_factory=dict)
+    over_minutes: dict[str, dict[str, Band]] = field(default_factory=dict)
+    profiles: dict[str, Band] = field(default_factory=dict)
+    """By variant, over returns, or over normalised returns where there are several tasks."""
+    means: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Interquartile mean and its interval by variant."""
+
+
+def report(found: Sequence[Runs], out: Path) -> None:
+    """Write ``compare.csv`` and ``compare.png``, and print the table.
+
+    Args:
+        found: of every task and variant, in the order they are shown.
+        out: their folder.
+    """
+    rows = table(found)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(out / "compare.csv", text.getvalue().encode())
+    comparison_png(figures(found), out / "compare.png")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for task in tasks:
+        own = [{k: v for k, v in row.items() if k != "task"} for row in rows if row["task"] == task]
+        Display.print_rows(task, own)
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Runs]) -> list[dict[str, str]]:
+    """A row per task and variant, and per variant over all tasks where there are several."""
+    rows = []
+    for task in _tasks(found):
+        own = [runs for runs in found if runs.task == task]
+        rows += [_row(runs, own[0]) for runs in own]
+    if len(_tasks(found)) > 1:
+        whole = normalised(found)
+        for variant, own_runs in whole.items():
+            row = {"task": ALL, "variant": variant, "seeds": str(sum(map(len, own_runs)))}
+            first = whole.get(found[0].variant) if variant != found[0].variant else None
+            rows.append(EMPTY | row | _summary(own_runs, first, "{:.3f}"))
+    return rows
+
+
+def _row(runs: Runs, first: Runs) -> dict[str, str]:
+    row = EMPTY | {"task": runs.task, "variant": runs.variant}
+    if runs.planned:
+        row["seeds"] = f"{len(runs.returns)} of {runs.planned}"
+    if len(runs.returns):
+        compared = runs is not first and len(first.returns)
+        row |= _summary([runs.returns], [first.returns] if compared else None, "{:.1f}")
+    elif runs.curves:  # a published mean
+        row["return mean"] = f"{runs.curves[0].returns[-1]:.1f}"
+        if (half := runs.curves[0].half_width) is not None:
+            row["return mean"] += f" ± {half[-1]:.1f}"
+    if runs.env_steps:
+        ends = (str(min(runs.env_steps)), str(max(runs.env_steps)))
+        row["env steps"] = " to ".join(dict.fromkeys(ends))
+    if runs.minutes:
+        row["minutes (median)"] = f"{float(np.median(runs.minutes)):.1f}"
+    if runs.mflop is not None:
+        row["MFLOP per update"] = f"{runs.mflop:.1f}"
+    return row
+
+
+def _summary(
+    own: Sequence[np.ndarray], first: Sequence[np.ndarray] | None, number: str
+) -> dict[str, str]:
+    """Cells of runs by task, held against the first variant's."""
+    several = any(len(runs) > 1 for runs in own)
+    cells = {
+        "return IQM": number.format(float(scores.interquartile_mean(own))),
+        "return mean": number.format(float(scores.mean(own))),
+        "return median": number.format(float(scores.median(own))),
+    }
+    if several:
+        low, high = scores.interval95(scores.interquartile_mean, own)
+        cells["95 % interval"] = f"{number.format(low)} to {number.format(high)}"
+    if first:
+        share = f"{float(scores.improvement(own, first)):.2f}"
+        if several:
+            low, high = scores.interval95(scores.improvement, own, first)
+            share += f" ({low:.2f} to {high:.2f})"
+        cells["P(better than first)"] = share
+    return cells
+
+
+def _tasks(found: Sequence[Runs]) -> list[str]:
+    return list(dict.fromkeys(runs.task for runs in found))
+
+
+def normalised(found: Sequence[Runs]) -> dict[str, list[np.ndarray]]:
+    """Returns by variant and task, for variants with a finished run of every task.
+
+    0 is the worst first evaluation of a task, 1 the best mean at its end.
+    """
+    tasks = _tasks(found)
+    scaled: dict[str, list[np.ndarray]] = {}
+    for task in tasks:
+        own = [runs for runs in found if runs.task == task and len(runs.returns)]
+        if not own:
+            continue
+        low = min(float(np.mean([c.returns[0] for c in runs.curves])) for runs in own)
+        high = max(float(runs.returns.mean()) for runs in own)
+        for runs in own:
+            share = (runs.returns - low) / max(high - low, 1e-12)
+            scaled.setdefault(runs.variant, []).append(share)
+    return {variant: each for variant, each in scaled.items() if len(each) == len(tasks)}
+
+
+# --- the figure ------------------------------------------------------------------------------
+
+
+def figures(found: Sequence[Runs]) -> Figures:
+    """What the figure shows."""
+    shown = Figures()
+    for runs in found:
+        if not runs.curves:
+            continue
+        shown.over_steps.setdefault(runs.task, {})[runs.variant] = band(runs.curves)
+        timed = [np.isfinite(curve.seconds).any() for curve in runs.curves]
+        if all(timed):
+            of_task = shown.over_minutes.setdefault(runs.task, {})
+            of_task[runs.variant] = band(runs.curves, over_minutes=True)
+    if len(_tasks(found)) > 1:
+        whole = normalised(found)
+    else:
+        whole = {runs.variant: [runs.returns] for runs in found if len(runs.returns)}
+    if not whole:
+        return shown
+    every = np.concatenate([runs for each in whole.values() for runs in each])
+    levels = np.linspace(every.min(), every.max(), POINTS)
+    for variant, each in whole.items():
+        shown.profiles[variant] = _profile(each, levels)
+        ends = scores.interval95(scores.interquartile_mean, each)
+        shown.means[variant] = (float(scores.interquartile_mean(each)), *ends)
+    return shown
+
+
+def _profile(runs: Sequence[np.ndarray], levels: np.ndarray) -> Band:
+    random = np.random.default_rng(0)
+    many = scores.profile(scores.resampled(runs, random), levels)
+    low, high = np.percentile(many, [2.5, 97.5], axis=0)
+    return Band(x=levels, middle=scores.profile(runs, levels), low=low, high=high)
+
+
+def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
+    """Interquartile mean over runs with its interval, at the evaluations that all of them have.
+
+    Args:
+        curves: of single runs, or one that is a mean already.
+        over_minutes: the axis is the mean wall-clock of each evaluation, not its step.
+    """
+    if len(curves) == 1 and (half := curves[0].half_width) is not None:
+        own = curves[0].returns
+        return Band(x=curves[0].steps, middle=own, low=own - half, high=own + half)
+    shared = sorted(set.intersection(*(set(curve.steps.tolist()) for curve in curves)))
+    rows = [np.searchsorted(curve.steps, shared) for curve in curves]
+    returns_RP = np.array([c.returns[at] for c, at in zip(curves, rows, strict=True)])
+    axis = np.array(shared)
+    if over_minutes:
+        axis = np.mean([c.seconds[at] for c, at in zip(curves, rows, strict=True)], axis=0) / 60
+    ends = [
+        scores.interval95(scores.interquartile_mean, [returns_RP[:, p]]) for p in range(len(shared))
+    ]
+    return Band(
+        x=axis,
+        middle=np.array([float(scores.interquartile_mean([column])) for column in returns_RP.T]),
+        low=np.array([low for low, _ in ends]),
+        high=np.array([high for _, high in ends]),
+    )
+
+
+def foreign(curves: Sequence[Curve]) -> list[Runs]:
+    """What a table can say of curves from elsewhere: the last evaluation of each."""
+    grouped: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        grouped.setdefault((curve.task, curve.variant), []).append(curve)
+    found = []
+    for (task, variant), own in grouped.items():
+        single = all(curve.half_width is None for curve in own)
+        known = [c.seconds[-1] / 60 for c in own if np.isfinite(c.seconds[-1])]
+        found.append(
+            Runs(
+                task=task,
+                variant=variant,
+                planned=len(own) if single else 0,
+                returns=np.array([c.returns[-1] for c in own] if single else []),
+                curves=own,
+                env_steps=[int(c.steps[-1]) for c in own],
+                minutes=known,
+            )
+        )
+    return found

@@ -1,0 +1,154 @@
+"""Learning curves: of runs in folders, and of other libraries and papers in CSV files.
+
+A CSV file holds one row per evaluation, or per mean over seeds. Its columns may be called
+
+========= ==========================================================================
+task      task, env, env_id; without it the rows belong to the only task compared
+variant   variant, method, algorithm; without it the file's name
+seed      seed
+step      env_steps, step, steps, global_step: environment steps
+return    return, mean, return_mean, reward, episodic_return, eval/return_mean
+deviation std, over ``n_seeds`` seeds: the row is then a mean over them
+seconds   seconds, time, wall_time, time/seconds: wall-clock since the start
+========= ==========================================================================
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from supple.errors import InputError
+from supple.intervals import half_width95
+from supple.metrics import METRICS, read_csv
+
+NAMES: Mapping[str, Sequence[str]] = {
+    "task": ("task", "env", "env_id"),
+    "variant": ("variant", "method", "algorithm"),
+    "seed": ("seed",),
+    "step": ("env_steps", "step", "steps", "global_step"),
+    "return": ("return", "mean", "return_mean", "reward", "episodic_return", "eval/return_mean"),
+    "std": ("std",),
+    "runs": ("n_seeds",),
+    "seconds": ("seconds", "time", "wall_time", "time/seconds"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The evaluations of one run, or of a mean over runs."""
+
+    task: str
+    variant: str
+    steps: np.ndarray
+    """Environment steps, ascending, (P,)."""
+    returns: np.ndarray
+    """(P,)."""
+    seconds: np.ndarray
+    """Wall-clock since the start, NaN where nobody wrote it, (P,)."""
+    half_width: np.ndarray | None = None
+    """Of a mean's 95 % interval, (P,); None for a single run."""
+
+
+def of_run(folder: Path, task: str, variant: str) -> Curve:
+    """The evaluations of a run.
+
+    Raises:
+        InputError: its ``metrics.csv`` is not one of ours.
+    """
+    columns = read_csv(folder / METRICS)
+    missing: list[float | None] = [None] * len(columns["step"])
+    found = np.array(
+        [
+            columns["step"],
+            columns.get("eval/return_mean", missing),
+            columns.get("time/seconds", missing),
+        ],
+        dtype=np.float64,
+    )
+    steps, returns, seconds = found[:, ~np.isnan(found[1])]
+    return Curve(task=task, variant=variant, steps=steps, returns=returns, seconds=seconds)
+
+
+def read_curves(path: Path, tasks: Sequence[str]) -> list[Curve]:
+    """The curves that a CSV file has of some tasks.
+
+    Args:
+        path: the file; its columns are described above.
+        tasks: as ``supple train`` takes them; ``HalfCheetah-v5`` in the file is taken for
+            ``gym/HalfCheetah-v5``.
+
+    Raises:
+        InputError: unreadable, a column is missing, a value is no number, or no row is of a task.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or ())
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    place = {
+        meaning: next((name for name in names if name in header), "")
+        for meaning, names in NAMES.items()
+    }
+    for needed in ("step", "return"):
+        if not place[needed]:
+            raise InputError(
+                f"{path} needs a column called {' or '.join(NAMES[needed])}, got"
+                f" {', '.join(header) or 'no header'}"
+            )
+    if not place["task"] and len(tasks) > 1:
+        raise InputError(f"{path} needs a column called task: {len(tasks)} tasks are compared")
+    grouped: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
+    seen = set()
+    for number, row in enumerate(rows, start=2):
+        if not row[place["return"]]:  # a metric row without an evaluation
+            continue
+        named = row[place["task"]] if place["task"] else tasks[0]
+        seen.add(named)
+        task = next((each for each in tasks if each == named or each.endswith(f"/{named}")), None)
+        if task is None:
+            continue
+        variant = row[place["variant"]] if place["variant"] else path.stem
+        key = (task, variant, row[place["seed"]] if place["seed"] else "")
+        grouped[key].append(_numbers(row, place, f"{path}, line {number}"))
+    if not grouped:
+        raise InputError(
+            f"{path} has no row of {', '.join(tasks)}; it has {', '.join(sorted(seen)) or 'none'}"
+        )
+    return [_curve(task, variant, found) for (task, variant, _), found in grouped.items()]
+
+
+def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> dict[str, float]:
+    found = {}
+    for meaning in ("step", "return", "std", "runs", "seconds"):
+        text = row[place[meaning]] if place[meaning] else ""
+        try:
+            found[meaning] = float(text) if text else float("nan")
+        except ValueError:
+            raise InputError(f"{where}: {place[meaning]} must be a number, got {text}") from None
+    return found
+
+
+def _curve(task: str, variant: str, rows: Sequence[Mapping[str, float]]) -> Curve:
+    rows = sorted(rows, key=lambda row: row["step"])
+    steps, returns, seconds = (
+        np.array([row[name] for row in rows]) for name in ("step", "return", "seconds")
+    )
+    half_width = None
+    if not any(np.isnan(row["runs"]) or np.isnan(row["std"]) for row in rows):
+        half_width = np.array([half_width95(row["std"], int(row["runs"])) for row in rows])
+    return Curve(
+        task=task,
+        variant=variant,
+        steps=steps,
+        returns=returns,
+        seconds=seconds,
+        half_width=half_width,
+    )

@@ -1,0 +1,130 @@
+"""What the table and the figure of ``supple compare`` say."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from supple.comparison import Runs, band, figures, foreign, normalised, report, table
+from supple.curves import Curve
+
+
+def curve(*returns, task="t", variant="a", seconds=None, half_width=None):
+    steps = 10.0 * np.arange(1, 1 + len(returns))
+    return Curve(
+        task=task,
+        variant=variant,
+        steps=steps,
+        returns=np.array(returns, dtype=float),
+        seconds=np.array(seconds or [np.nan] * len(returns), dtype=float),
+        half_width=half_width,
+    )
+
+
+def runs(*ends, task="t", variant="a", first=0.0, planned=3):
+    return Runs(
+        task=task,
+        variant=variant,
+        planned=planned,
+        returns=np.array(ends, dtype=float),
+        curves=[curve(first, end, task=task, variant=variant) for end in ends],
+        env_steps=[100, 90][: len(ends)],
+        minutes=[1.0, 2.0][: len(ends)],
+    )
+
+
+def test_a_row_has_seeds_statistics_and_cost():
+    found = runs(1, 2)
+    found.mflop = 12.34
+    (row,) = table([found])
+    assert row == {
+        "task": "t",
+        "variant": "a",
+        "seeds": "2 of 3",
+        "return IQM": "1.5",
+        "95 % interval": "1.0 to 2.0",
+        "return mean": "1.5",
+        "return median": "1.5",
+        "P(better than first)": "-",
+        "env steps": "90 to 100",
+        "minutes (median)": "1.5",
+        "MFLOP per update": "12.3",
+    }
+
+
+def test_variants_are_held_against_the_first():
+    _, worse, same = table([runs(1, 2), runs(0, 0.5, variant="b"), runs(1, 2, variant="c")])
+    assert worse["P(better than first)"].startswith("0.00")
+    assert same["P(better than first)"].startswith("0.50")
+
+
+def test_a_variant_without_a_finished_run_has_an_empty_row():
+    first, second = table([runs(planned=2), runs(5, variant="b", planned=1)])
+    assert (first["seeds"], first["return IQM"]) == ("0 of 2", "-")
+    assert (second["return IQM"], second["95 % interval"]) == ("5.0", "-")
+    assert second["P(better than first)"] == "-"
+
+
+def test_over_tasks_zero_is_the_worst_beginning_and_one_the_best_end():
+    found = [
+        runs(10, 20, task="t", first=-5),
+        runs(5, 5, task="t", variant="b", first=0),
+        runs(1, 1, task="u"),
+        runs(3, 5, task="u", variant="b", first=2),
+        runs(7, task="t", variant="only here"),
+    ]
+    scaled = normalised(found)
+    assert list(scaled) == ["a", "b"]
+    np.testing.assert_allclose(scaled["a"][0], [0.75, 1.25])  # -5 to 15
+    np.testing.assert_allclose(scaled["b"][1], [0.75, 1.25])  # 0 to 4
+    rows = table(found)
+    assert [row["variant"] for row in rows if row["task"] == "all, 0 to 1"] == ["a", "b"]
+    assert rows[-1]["return mean"] == f"{(0.5 + 1) / 2:.3f}"
+
+
+def test_a_published_mean_is_shown_with_its_interval_and_claims_no_runs():
+    published = curve(1, 7.5, variant="paper", half_width=np.array([0.1, 2.0]))
+    (found,) = foreign([published])
+    (row,) = table([found])
+    assert (row["seeds"], row["return mean"], row["return IQM"]) == ("-", "7.5 ± 2.0", "-")
+    shown = band(found.curves)
+    assert (shown.low[1], shown.high[1]) == (5.5, 9.5)
+
+
+def test_foreign_seeds_are_runs_like_ours():
+    (found,) = foreign([curve(1, 2, seconds=[30, 60]), curve(1, 4, seconds=[30, 120])])
+    assert found.returns.tolist() == [2, 4]
+    assert found.minutes == [1, 2]
+
+
+def test_curves_are_joined_where_all_have_an_evaluation():
+    short, long = curve(1, 2), curve(3, 4, 9)
+    shown = band([short, long])
+    assert (shown.x.tolist(), shown.middle.tolist()) == ([10, 20], [2, 3])
+    assert (shown.low.tolist(), shown.high.tolist()) == ([1, 2], [3, 4])
+
+
+def test_wall_clock_is_the_mean_of_each_evaluations():
+    shown = band(
+        [curve(1, 2, seconds=[60, 120]), curve(1, 2, seconds=[120, 240])], over_minutes=True
+    )
+    assert shown.x.tolist() == [1.5, 3]
+
+
+def test_only_timed_curves_have_an_axis_of_time():
+    found = [runs(1, 2), *foreign([curve(1, 2, variant="b", seconds=[1, 2])])]
+    shown = figures(found)
+    assert list(shown.over_steps["t"]) == ["a", "b"]
+    assert list(shown.over_minutes["t"]) == ["b"]
+    assert shown.profiles["a"].middle[0] == pytest.approx(0.5)  # 1 is not above 1
+    assert shown.means["a"] == (1.5, 1.0, 2.0)
+
+
+def test_the_report_is_a_table_and_a_picture(tmp_path, capsys):
+    report([runs(1, 2), runs(3, task="u")], tmp_path)
+    assert [row["task"] for row in csv.DictReader((tmp_path / "compare.csv").open())][:2] == [
+        "t",
+        "u",
+    ]
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+    assert "return IQM" in capsys.readouterr().out

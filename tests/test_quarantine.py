@@ -1,0 +1,400 @@
+"""What a broken simulator returns reaches nothing that learns, and is named."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from supple import checkpoint
+from supple.cli import DONE, FAILED, main
+from supple.envs import EnvSettings, make
+from supple.envs.base import Box, EnvSpec, step_result
+from supple.envs.toy import Lqr
+from supple.envs.wrappers import Wrapper
+from supple.errors import SimulatorError
+from supple.quarantine import Quarantine
+from supple.region import Compute
+from supple.replay import Replay, ReplaySettings
+from supple.stillness import StillWatch
+from tests.small_runs import flags, run_whole, small_settings
+
+NAN, INF = math.nan, math.inf
+PLAN: dict[int, dict[str, tuple[int, float]]] = {}
+"""Vector step to what goes wrong there: field to environment and number."""
+
+
+class Planted(Wrapper):
+    """The regulator, with faults where the plan has them."""
+
+    def __init__(self, num_envs, device):
+        env = Lqr(num_envs, device)
+        super().__init__(env, env.spec)
+        self.steps = 0
+
+    def step(self, action):
+        step = self.env.step(action)
+        self.steps += 1
+        for field, (env, value) in PLAN.get(self.steps, {}).items():
+            if env < self.spec.num_envs:  # an evaluation has fewer
+                step[tuple(field.split("/")) if "/" in field else field][env] = value
+        return step
+
+
+@pytest.fixture
+def plan():
+    yield PLAN
+    PLAN.clear()
+
+
+def spec_of(num_envs=3, device="cpu"):
+    return EnvSpec(
+        task_id="fake/sim",
+        num_envs=num_envs,
+        observation={"policy": 2, "critic": 1},
+        action=Box(low=(-1.0,), high=(1.0,)),
+        device=torch.device(device),
+    )
+
+
+def a_step(num_envs=3, **changes):
+    obs = {"policy": torch.ones(num_envs, 2), "critic": torch.ones(num_envs, 1)}
+    fields = {
+        "observation": obs,
+        "reward": torch.ones(num_envs),
+        "terminated": torch.zeros(num_envs, dtype=torch.bool),
+        "truncated": torch.zeros(num_envs, dtype=torch.bool),
+        "final_observation": {name: value.clone() for name, value in obs.items()},
+    }
+    return step_result(**{**fields, **changes}).to_dict()
+
+
+def watch(on_bad="quarantine", *, host=True, reward_limit=1e8):
+    made = Quarantine(spec_of(), on_bad=on_bad, reward_limit=reward_limit, compute=Compute())
+    made._host = host  # False takes the path of a GPU
+    return made
+
+
+ACTION = torch.zeros(3, 1)
+HOST = pytest.mark.parametrize("host", [True, False], ids=["host", "device"])
+
+
+@HOST
+def test_a_good_step_comes_back_as_it_was(host):
+    quarantine, step = watch(host=host), a_step()
+    action, found = quarantine.admit(ACTION, step)
+    assert torch.equal(action, ACTION)
+    for name in ("reward", "valid", "terminated", "truncated"):
+        assert torch.equal(found[name], step[name])
+    assert torch.equal(found["observation"]["policy"], step["observation"]["policy"])
+    assert (found is step) == host, "a CPU makes no copy"
+    assert quarantine.report() == ({}, [])
+
+
+@HOST
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e16])
+@pytest.mark.parametrize("field", ["policy", "critic"])
+def test_a_bad_observation_costs_its_row_and_the_row_acted_on_from_it(host, field, value):
+    quarantine, step = watch(host=host), a_step()
+    step["observation"][field][1, 0] = value
+    _, found = quarantine.admit(ACTION, step)
+    assert found["valid"].tolist() == [True, False, True]
+    assert found["observation"]["policy"].tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert found["observation"]["critic"].tolist() == [[1], [0], [1]]
+    _, after = quarantine.admit(ACTION, a_step())
+    assert after["valid"].tolist() == [True, False, True]
+    assert after["observation"]["policy"].tolist() == [[1, 1]] * 3
+    assert quarantine.admit(ACTION, a_step())[1]["valid"].all()
+    row, news = quarantine.report()
+    assert row == {"env/quarantined_rows": 2.0}
+    assert len(news) == 1
+    assert news[0].startswith(
+        "quarantined 2 of 9 rows: NaN or infinity in"
+        f" observation/{field} at vector step 1, environment 1;"
+    )
+
+
+@HOST
+@pytest.mark.parametrize("value", [NAN, INF, 2e8, -2e8])
+def test_a_bad_reward_costs_one_row(host, value):
+    quarantine, step = watch(host=host), a_step()
+    step["reward"][2] = value
+    _, found = quarantine.admit(ACTION, step)
+    assert found["valid"].tolist() == [True, True, False]
+    assert found["reward"].tolist() == [1, 1, 0]
+    assert quarantine.admit(ACTION, a_step())[1]["valid"].all()
+    assert "a size beyond 1e+08 in reward" in quarantine.report()[1][0]
+
+
+@HOST
+def test_a_bad_action_is_the_policys_and_named(host):
+    quarantine = watch(host=host)
+    action, found = quarantine.admit(torch.tensor([[0.5], [NAN], [0.5]]), a_step())
+    assert action.tolist() == [[0.5], [0.0], [0.5]]
+    assert found["valid"].tolist() == [True, False, True]
+    assert "in action at vector step 1, environment 1" in quarantine.report()[1][0]
+
+
+@HOST
+def test_a_final_observation_counts_only_where_an_episode_ended(host):
+    quarantine = watch(host=host)
+    final = {"policy": torch.full((3, 2), NAN), "critic": torch.full((3, 1), NAN)}
+    _, found = quarantine.admit(ACTION, a_step(final_observation=final))
+    assert found["valid"].all()
+    ended = torch.tensor([False, True, False])
+    step = a_step(final_observation=final, terminated=ended)
+    assert quarantine.admit(ACTION, step)[1]["valid"].tolist() == [True, False, True]
+    assert "final_observation/policy, final_observation/critic" in quarantine.report()[1][0]
+
+
+@HOST
+def test_a_bridge_row_is_not_counted_but_its_observation_is_acted_on(host):
+    quarantine = watch(host=host)
+    step = a_step(valid=torch.tensor([True, False, True]))
+    step["reward"][1] = NAN
+    step["observation"]["policy"][1] = NAN
+    _, found = quarantine.admit(ACTION, step)
+    assert torch.isfinite(found["reward"]).all() or not found["valid"][1]
+    assert not found["observation"]["policy"][1].any()
+    assert not quarantine.admit(ACTION, a_step())[1]["valid"][1]
+    assert quarantine.report()[0] == {"env/quarantined_rows": 1.0}
+
+
+def test_the_observation_of_a_reset_is_looked_at_too():
+    quarantine = watch()
+    obs = {"policy": torch.tensor([[0.0, 1], [NAN, 1], [0, 1]]), "critic": torch.ones(3, 1)}
+    assert torch.isfinite(quarantine.first(obs)["policy"]).all()
+    assert quarantine.admit(ACTION, a_step())[1]["valid"].tolist() == [True, False, True]
+
+
+@HOST
+def test_fail_ends_at_the_first_bad_row_and_names_it(host):
+    quarantine, step = watch("fail", host=host), a_step()
+    quarantine.admit(ACTION, a_step())
+    quarantine.judge()
+    step["observation"]["critic"][2] = INF
+    quarantine.admit(ACTION, step)
+    expected = (
+        "fake/sim returned NaN or infinity in observation/critic at vector step 2, environment 2"
+    )
+    with pytest.raises(SimulatorError, match=expected):
+        quarantine.judge()
+
+
+@HOST
+def test_a_simulator_of_which_most_rows_are_bad_ends_the_run(host):
+    quarantine = watch(host=host)
+    step = a_step()
+    step["reward"][:2] = NAN
+    with pytest.raises(SimulatorError, match=r"668 of 1,002 rows were bad, NaN.*2 environments"):
+        for _ in range(400):
+            quarantine.admit(ACTION, step)
+            quarantine.judge()
+    one_of_three = watch(host=host)
+    step["reward"][0] = 1.0
+    for _ in range(400):
+        one_of_three.admit(ACTION, step)
+        one_of_three.judge()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("reward", torch.ones(3, 1), r"reward is torch\.float32 \(3, 1\), expected.*\(3,\)"),
+        ("reward", torch.ones(3, dtype=torch.float64), r"reward is torch\.float64"),
+        ("terminated", torch.zeros(3), r"terminated is torch\.float32 .* expected torch\.bool"),
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_refused_by_name(name, value, text):
+    with pytest.raises(SimulatorError, match=text):
+        watch().admit(ACTION, {**a_step(), name: value})
+
+
+def test_exploding_rewards_are_said_once():
+    quarantine = watch()
+    for size in (1.0, 2.0):
+        quarantine.admit(ACTION, a_step(reward=torch.full((3,), size)))
+        assert quarantine.report()[1] == []
+    quarantine.admit(ACTION, a_step(reward=torch.full((3,), 1e5)))
+    assert quarantine.report()[1][0].startswith(
+        "rewards exploded: their root mean square was 1e+05 since the last metric row, at most 2"
+    )
+
+
+def test_frozen_environments_and_dead_channels_are_named_once():
+    spec = spec_of(num_envs=4)
+    replay = Replay(spec, ReplaySettings(capacity=4 * 300))
+    random = torch.Generator().manual_seed(0)
+    obs = {"policy": torch.zeros(4, 2), "critic": torch.zeros(4, 1)}
+    for _ in range(280):
+        after = {"policy": torch.randn(4, 2, generator=random), "critic": torch.zeros(4, 1)}
+        after["policy"][3] = 7.0
+        step = a_step(4, observation=after, final_observation=after)
+        replay.add(obs, torch.zeros(4, 1), step)
+        obs = after
+    still = StillWatch()
+    channel, frozen = sorted(still.news(replay))[::-1][:2][::-1]
+    assert channel.startswith("channels of observation/critic 0 did not change over the newest 256")
+    assert frozen.startswith("observation/policy of environments 3 did not change")
+    assert still.news(replay) == []
+
+
+# --- whole runs ------------------------------------------------------------------------------
+
+
+def test_a_run_without_faults_has_no_trace_of_the_watch(agent, tmp_path):
+    run = run_whole(small_settings("toy/lqr", tmp_path / "run", env_steps=100, agent=agent))
+    assert "quarantined" not in (run.folder / "metrics.csv").read_text()
+
+
+def test_planted_faults_reach_no_statistic_and_no_sampled_row(agent, plan, tmp_path, capsys):
+    plan |= {
+        30: {"observation/policy": (1, NAN)},
+        45: {"reward": (1, INF)},
+        60: {"reward": (1, 1e30)},
+        75: {"observation/policy": (1, 1e20)},
+    }
+    settings = small_settings(f"{__name__}:Planted", tmp_path / "run", env_steps=400, agent=agent)
+    settings.checkpoint.every = 100
+    run = run_whole(settings)
+    assert run.complete
+    lost = 6  # one row for a reward, two for an observation
+    assert f'"env/quarantined_rows": {lost}.0' in (run.folder / "metrics.jsonl").read_text()
+    found, _ = checkpoint.newest_intact(run.folder)
+    for where, leaf in leaves(found.state):
+        assert bool(torch.isfinite(leaf).all()), where
+        assert leaf.abs().max() < 1e6 or "generators" in where or "random" in where, where
+    assert "quarantined 1 of" in capsys.readouterr().out
+
+
+def leaves(node, where="state"):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{where}.{key}")
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield from leaves(value, f"{where}[{number}]")
+    elif isinstance(node, torch.Tensor) and node.is_floating_point() and node.numel():
+        yield where, node
+
+
+def test_no_window_crosses_a_quarantined_row(plan):
+    """Rows 0..9 of one environment; the reward of row 5 is bad, so 3-step windows end before it."""
+    plan[6] = {"reward": (0, NAN)}
+    env = Planted(1, torch.device("cpu"))
+    quarantine = Quarantine(env.spec, on_bad="quarantine", reward_limit=1e8, compute=Compute())
+    replay = Replay(env.spec, ReplaySettings(capacity=12))
+    obs = env.reset(0)["observation"].to_dict()
+    action = torch.zeros(1, env.spec.action.size)
+    for _ in range(10):
+        action, step = quarantine.admit(action, env.step(action).to_dict())
+        replay.add(obs, action, step)
+        obs = step["observation"]
+    drawn = replay.draw(500, generator=torch.Generator().manual_seed(0), n_step=3)
+    assert set(drawn.start.tolist()) == {0, 1, 2, 6, 7}
+    one = replay.draw(500, generator=torch.Generator().manual_seed(0), n_step=1)
+    assert set(one.start.tolist()) == {0, 1, 2, 3, 4, 6, 7, 8, 9}
+
+
+def test_a_bad_end_still_ends_the_episode_in_every_sum():
+    from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
+    from supple.episodes import EpisodeStatistics
+
+    ended, good = torch.tensor([True]), torch.tensor([False])
+    episodes = EpisodeStatistics(1, torch.device("cpu"))
+    scaler = RewardScaler(
+        1,
+        gamma=1.0,
+        value_max=5.0,
+        settings=RewardScalerSettings(),
+        device=torch.device("cpu"),
+    )
+    for reward, end, valid in ((3.0, good, ~good), (0.0, ended, good), (5.0, ended, ~good)):
+        episodes.observe(torch.tensor([reward]), end, valid)
+        scaler.observe(torch.tensor([reward]), end, valid)
+    assert episodes.report() == {
+        "train/episodes": 1.0,
+        "train/return_mean": 5.0,
+        "train/length_mean": 1.0,
+    }
+    assert scaler.state_dict()["peak"].item() == 5.0, "not 8: the sum was forgotten"
+
+
+def test_fail_ends_a_run_with_one_line_and_its_checkpoint_intact(plan, tmp_path, capsys):
+    plan[150] = {"observation/policy": (1, NAN)}
+    folder = tmp_path / "run"
+    arguments = ["train", f"{__name__}:Planted", *flags(), "--env-steps", "800"]
+    own = ["--checkpoint.every", "100", "--eval.every", "1000", "--run-dir", str(folder)]
+    assert main([*arguments, *own, "--env.on-bad", "fail"]) == FAILED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "NaN or infinity in observation/policy at vector step 150, environment 1" in error
+    assert checkpoint.newest_intact(folder)[0].header["env_steps"] == 200
+    assert main(["train", *arguments[1:], *own[:-1], str(tmp_path / "other")]) == DONE
+
+
+def test_an_evaluation_without_numbers_costs_a_run_its_result_only(tmp_path, monkeypatch, capsys):
+    from supple.errors import NotFiniteError
+
+    def refuse(*_, **__):
+        raise NotFiniteError("a return is not finite")
+
+    monkeypatch.setattr("supple.run.evaluate", refuse)
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
+    assert run_whole(settings).complete
+    assert "no evaluation at 100 env steps: a return is not finite" in capsys.readouterr().out
+    settings = small_settings("toy/lqr", tmp_path / "strict", env_steps=100)
+    settings.env.on_bad = "fail"
+    with pytest.raises(NotFiniteError):
+        run_whole(settings)
+
+
+@pytest.mark.parametrize("how", ["hangs", "dies"])
+def test_a_worker_process_that_hangs_or_dies_is_named(how):
+    settings = EnvSettings(num_envs=2, vectorization="async", patience=1.0)
+    env = make(f"{__name__}:{how.capitalize()}", settings)
+    expected = {
+        "hangs": r"no answer within --env\.patience 1 s from the worker of environment 0, 1",
+        "dies": "a worker process died",
+    }
+    try:
+        with pytest.raises(SimulatorError, match=expected[how]):
+            for _ in range(3):
+                env.step(torch.zeros(2, 1))
+    finally:
+        env.close()
+
+
+def _gym_env(trouble):
+    import gymnasium
+
+    class Troubled(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
+        steps = 0
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            if self.steps > 2:  # the first is a look at what an environment tells
+                trouble()
+            return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    return Troubled()
+
+
+def Hangs():  # noqa: N802
+    """An environment whose third step never returns."""
+    import time
+
+    return _gym_env(lambda: time.sleep(3600))
+
+
+def Dies():  # noqa: N802
+    """An environment whose third step ends its process."""
+    import os
+
+    return _gym_env(lambda: os._exit(1))
