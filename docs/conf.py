@@ -23,7 +23,7 @@ project = "supple"
 copyright = "the authors of supple, Apache-2.0"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "data", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"supple {__version__}"
 html_show_sourcelink = False
@@ -41,7 +41,7 @@ ELSEWHERE = re.compile(
     r"|torch|torchrl|typing)\..*|Tensor|TensorDict|(dict|tuple)\[.*"
 )
 """What signatures name and other projects document."""
-ALIASES = {"Confidence", "Interval", "Kind", "Level", "Memory", "Product", "Suite", "Velocity"}
+ALIASES = {"Confidence", "Interval", "Kind", "Level", "Memory", "P", "Product", "Suite", "Velocity"}
 """Our own names for longer types, which have no page."""
 BAR = re.compile(r"(?<![`\\])\|(?=[^|`]+\|)|(?<=\w)\|(?!`)")
 STAR = re.compile(r"(?<=[(, ])\*(?=\w)(?!\w+\*)")

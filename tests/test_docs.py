@@ -148,8 +148,10 @@ def shell_lines():
     found = []
     for kind in ("bash", ""):
         for page, body in blocks(kind):
+            if body.startswith("#!"):
+                continue
             for line in body.replace("\\\n", " ").splitlines():
-                if line.split()[:1] in (["make"], ["supple"]) or (kind and line):
+                if line.split()[:1] in (["make"], ["supple"], ["torchrun"]) or (kind and line):
                     words = shlex.split(line, comments=True)
                     found.append(pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}"))
     return found
@@ -188,6 +190,9 @@ def check_line(words):
     program, *rest = words
     if program == "supple":
         read_flags(rest)
+    elif program == "torchrun":
+        if "supple" in rest:  # the second machine's line is cut short
+            read_flags(rest[rest.index("supple") + 1 :])
     elif program == "make":
         rules = re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         targets = [word for word in rest if "=" not in word]
@@ -227,6 +232,16 @@ def test_commands_in_the_docs_take_their_flags(words):
 def test_a_misspelt_command_is_seen(line):
     with pytest.raises((InputError, AssertionError)):
         check_line(shlex.split(line))
+
+
+def test_scripts_in_the_docs_are_bash():
+    scripts = [body for _, body in blocks("bash") if body.startswith("#!")]
+    assert scripts
+    for body in scripts:
+        done = subprocess.run(
+            ["bash", "-n"], input=body, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_python_block_is_run_somewhere():
