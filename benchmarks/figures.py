@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -49,7 +49,7 @@ def rows(name: str, **wanted: str) -> list[Row]:
         LookupError: there is none.
     """
     with (RESULTS / f"{name}.csv").open(newline="") as file:
-        every = list(csv.DictReader(file))
+        every: list[Row] = list(csv.DictReader(file))
     found = [
         row for row in every if all(row[key].startswith(value) for key, value in wanted.items())
     ]
@@ -296,7 +296,11 @@ FIGURES: Mapping[str, Callable[[], Figure]] = {
 
 def draw(name: str) -> str:
     """A figure as SVG, its text as text."""
-    settings = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(settings):
         picture = io.StringIO()
         FIGURES[name]().savefig(picture, format="svg", metadata={"Date": None})
