@@ -70,7 +70,7 @@ def join(device: torch.device) -> World:
     if found.size == 1 or _world.size > 1:
         return _world
     # Here, because torch is also built without it.
-    from torch.distributed.distributed_c10d import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
