@@ -250,7 +250,7 @@ class Run:
             )
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
-        self._segments.write_ahead(self._steps_until_save() // self.env.spec.num_envs)
+        self._segments.write_ahead(self._vector_steps_until_save())
         if self.env.spec.device.type == "cpu":
             self._synchronise()
         self._obs = step["observation"]
@@ -300,9 +300,10 @@ class Run:
     def _save_every(self) -> int:
         return max(self.settings.checkpoint.every or self.settings.env_steps // 10, 1)
 
-    def _steps_until_save(self) -> int:
+    def _vector_steps_until_save(self) -> int:
         every = self._save_every()
-        return every - self.env_steps % every
+        at_once = self.env.spec.num_envs * self._world.size
+        return (every - self.env_steps % every) // at_once
 
     def _due(self, every: int) -> bool:
         return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
