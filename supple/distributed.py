@@ -70,6 +70,7 @@ def join(device: torch.device) -> World:
     if found.size == 1 or _world.size > 1:
         return _world
     # Here, because torch is also built without it.
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -77,7 +78,7 @@ def join(device: torch.device) -> World:
     try:
         # The meeting is short and the work long: two limits, so the store is made here.
         store, _, _ = next(iter(rendezvous("env://", timeout=MEETING)))
-        store = dist.PrefixStore(f"supple/{attempt()}", store)
+        store = PrefixStore(f"supple/{attempt()}", store)
         dist.init_process_group(
             backend, store=store, rank=found.rank, world_size=found.size, timeout=PATIENCE
         )
