@@ -61,12 +61,14 @@ def test_lqr_comes_close_to_the_riccati_optimum():
         return evaluate(agent.greedy, Lqr(50, CPU), episodes=50, seed=3).return_mean
 
     optimum = Lqr.optimal_episode_return()
-    gaps = []
-    for seed in (1, 2, 3):  # seed 1 is still on its way in most variants of the arithmetic
+    gaps: list[float] = []
+    for seed in (2, 3, 1):  # seed 1 is still on its way in most variants of the arithmetic
+        if sum(gap < 0.02 for gap in gaps) == 2:  # two of three, whatever the third would be
+            break
         untrained = mean_return(learn(Lqr(8, CPU), steps=1, seed=seed))
         trained = mean_return(learn(Lqr(8, CPU), steps=4000, seed=seed, gamma=0.95, n_step=3))
         gaps.append((optimum - trained) / (optimum - untrained))
-    assert sorted(gaps)[1] < 0.02, gaps
+    assert sum(gap < 0.02 for gap in gaps) == 2, gaps
 
 
 def learn_on_policy(env, *, steps, seed, **changes):

@@ -46,7 +46,7 @@ from tests.small_runs import (
 )
 def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(agent, task, changes, overlap, tmp_path):
     def settings(folder):
-        made = small_settings(task, folder, env_steps=2 * 500, agent=agent, **changes)
+        made = small_settings(task, folder, env_steps=2 * 300, agent=agent, **changes)
         made.overlap = overlap
         return made
 
@@ -59,7 +59,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(agent, task, changes, 
     finish(launch.resumed_run(parts))
 
     rows = deterministic_rows(whole)
-    assert len(rows["step"]) == -(-500 // changes.get("rollout_steps", 2 if agent == "ppo" else 1))
+    assert len(rows["step"]) == -(-300 // changes.get("rollout_steps", 2 if agent == "ppo" else 1))
     assert rows == deterministic_rows(parts)
     (first, state), (second, other) = newest_state(whole), newest_state(parts)
     assert_same(state, other)

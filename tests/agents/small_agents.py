@@ -215,9 +215,9 @@ def spy_on_steps(agent, before_each=lambda name, gradients: None):
             assert numbers[name] == list(range(first, first + len(rates[name])))
             begin(rate, number)
 
-        def step(gradients):
+        def step(gradients, **options):
             before_each(name, gradients)
-            original(gradients)
+            original(gradients, **options)
 
         optimizer.begin, optimizer.step = beginning, step
 

@@ -67,7 +67,7 @@ SIZES = [
     SMALL,
     SMALL | {"members": 1, "rows": 1, "samples": 1, "steps": 1},
     SMALL | {"members": 5, "rows": 63, "samples": 1, "steps": 1},
-    SMALL | {"rows": 33, "samples": 8, "steps": 1, "depth": 4},
+    SMALL | {"rows": 17, "samples": 8, "steps": 1, "depth": 4},
     SMALL | {"width": 48, "shared": False},
     SMALL | {"width": 256, "depth": 4, "rows": 9},
     SMALL | {"width": 512, "rows": 7, "steps": 2},
@@ -86,6 +86,8 @@ def interpreted():
 def test_the_kernels_agree_with_the_definition(interpreted, form, points, sizes):
     if form is SCALAR and points:
         pytest.skip("the scalar encoding needs no table")
+    if form is not SCALAR and not points and sizes["width"] > 64:
+        pytest.skip("slow to interpret; without the table width makes no difference of its own")
     check(form, sizes, device=CPU, points=points)
 
 

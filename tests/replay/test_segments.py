@@ -338,9 +338,9 @@ def damage_emptied(path):
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (damage_truncated, r"is damaged: expected \d+ bytes with SHA-256 \w{12}, got \d+ with"),
+        (damage_truncated, r"is damaged: expected \d+ bytes, got \d+"),
         (damage_flipped, "is damaged: expected"),
-        (damage_emptied, "is damaged: expected .* got 0 with"),
+        (damage_emptied, "is damaged: expected .* got 0"),
         (os.unlink, "is missing: the replay rows of this checkpoint are incomplete"),
     ],
 )
