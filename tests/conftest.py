@@ -62,6 +62,12 @@ def reason_to_skip(tier, marker, config):
     return None
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests begin first, so that no process is left alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item):
     for tier in TIERS:
         for marker in item.iter_markers(tier):
