@@ -21,6 +21,15 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def one_thread():
+    """A forked child has only the thread that forked: it must not wait for others'."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def traced_graphs(monkeypatch):
     """Graphs in the order they would be compiled; they run as they were traced."""
     graphs = []

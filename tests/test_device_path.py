@@ -25,12 +25,10 @@ from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
 from supple.rng import Generators
 from tests.agents.small_agents import (
-    generator,
-    random_batch,
-    random_noise,
     small_agent,
     small_settings,
     small_spec,
+    step_inputs,
 )
 
 CUDA = torch.device("cuda", 0)
@@ -272,15 +270,7 @@ def run_on_fake_gpu(graph, inputs):
 def test_gradient_steps_stay_on_the_device(step, critic, precision):
     agent = small_agent(critic=critic, bc_alpha=1.0)
     agent.compute.precision = precision
-    batch, noise = random_batch(agent, generator(1)), random_noise(generator(2))[0]
-    draws, rows = agent.critic.draws, len(batch.action_BA)
-    inputs: tuple[torch.Tensor, ...]
-    if step == "_update_actor":
-        inputs = (batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, noise)
-        inputs += (torch.rand(rows, draws.value),)
-    else:
-        inputs = (*batch, torch.ones(()), noise)
-        inputs += (torch.rand(rows, draws.value + draws.target + draws.loss),)
+    inputs = step_inputs(agent, step)
     function = getattr(agent, step)
     simpler = get_decompositions([aten.native_batch_norm, aten.native_batch_norm_backward])
     graph = make_fx(lambda *values: function(*values), decomposition_table=simpler)(*inputs)  # type: ignore[arg-type]

@@ -24,13 +24,7 @@ STEPS, EVERY = 160, 16
 RANK_STATE = {"flashsac": FlashSAC.rank_state, "ppo": PPO.rank_state}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A child has only the thread that forked: it must not wait for others'."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def command(folder, agent="ppo", steps=STEPS, *more):

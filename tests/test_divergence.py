@@ -24,6 +24,7 @@ from tests.agents.small_agents import (
     small_agent,
     small_spec,
     snapshot,
+    step_inputs,
 )
 from tests.small_runs import finish, flags, run_whole, small_settings
 
@@ -117,15 +118,7 @@ def test_flashsac_leaves_a_bad_minibatch_out():
 def test_a_traced_step_leaves_it_out_by_selection(step, critic):
     """What is compiled, run on a minibatch that is bad."""
     agent = small_agent(critic=critic)
-    batch, noise = random_batch(agent, generator(1)), random_noise(generator(2))[0]
-    draws, rows = agent.critic.draws, len(batch.action_BA)
-    inputs: tuple[torch.Tensor, ...]
-    if step == "_update_actor":
-        inputs = (batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, noise)
-        inputs += (torch.rand(rows, draws.value),)
-    else:
-        inputs = (*batch, torch.ones(()), noise)
-        inputs += (torch.rand(rows, draws.value + draws.target + draws.loss),)
+    inputs = step_inputs(agent, step)
     function = getattr(agent, step)
     graph = make_fx(lambda *values: function(*values))(*inputs)
     before = snapshot(agent)

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from supple import checkpoint, launch
 from tests.small_runs import (
@@ -30,13 +29,7 @@ PATIENCE = 60.0
 """A child that lives longer hangs [s]."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A child has only the thread that forked: it must not wait for others'."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(agent, folder):

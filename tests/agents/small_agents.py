@@ -200,6 +200,17 @@ def spy_on_forwards(agent):
     return calls
 
 
+def step_inputs(agent, step):
+    """What ``_update_actor`` or ``_update_critic`` of FlashSAC takes, random."""
+    batch, noise = random_batch(agent, generator(1)), random_noise(generator(2))[0]
+    draws, rows = agent.critic.draws, len(batch.action_BA)
+    if step == "_update_actor":
+        uniform = torch.rand(rows, draws.value)
+        return (batch.actor_obs_2BD, batch.critic_obs_2BD, batch.action_BA, noise, uniform)
+    uniform = torch.rand(rows, draws.value + draws.target + draws.loss)
+    return (*batch, torch.ones(()), noise, uniform)
+
+
 def spy_on_steps(agent, before_each=lambda name, gradients: None):
     """Call ``before_each`` before every optimiser step; records the rates used."""
     rates: dict[str, list[float]] = {name: [] for name in agent._optimizers}

@@ -23,12 +23,7 @@ CRITICS = ("categorical", "scalar", "flow", "flow_official")
 SIZES = (2, 4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- FlashSAC ---------------------------------------------------------------------------------
