@@ -75,7 +75,9 @@ class Divergence:
             DivergedError: going back did not help, or there is nothing to go back to.
         """
         skips = self._agent.skips
-        skips.catch(lambda: copy.deepcopy(self._agent.state_dict()))
+        in_a_row = skips.longest()
+        if in_a_row:
+            skips.catch(lambda: copy.deepcopy(self._agent.state_dict()))
         news = []
         caught, skips.caught = skips.caught, None
         if caught is not None and skips.skipped() >= 2 * self._told:
@@ -86,8 +88,8 @@ class Divergence:
                 f"a gradient step was not finite and was left out, {self._told} so far: {found}"
                 + (f"; to repeat it: supple doctor --nan-dump {where}" if where else "")
             )
-        if skips.longest() >= self._settings.patience:
-            news.append(self._roll_back(skips.longest()))
+        if in_a_row >= self._settings.patience:
+            news.append(self._roll_back(in_a_row))
         return news
 
     def keep(self, bad_row: Mapping[str, Tensor], said: str, env_steps: int) -> str:
