@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,15 +195,14 @@ def figures(found: Sequence[Runs]) -> Figures:
     levels = np.linspace(every.min(), every.max(), POINTS)
     for variant, each in whole.items():
         shown.profiles[variant] = _profile(each, levels)
-        ends = scores.interval95(scores.interquartile_mean, each)
-        shown.means[variant] = (float(scores.interquartile_mean(each)), *ends)
+        low, high = scores.interval95(scores.interquartile_mean, each)
+        middle = scores.interquartile_mean(each)
+        shown.means[variant] = (float(middle), float(low), float(high))
     return shown
 
 
 def _profile(runs: Sequence[np.ndarray], levels: np.ndarray) -> Band:
-    random = np.random.default_rng(0)
-    many = scores.profile(scores.resampled(runs, random), levels)
-    low, high = np.percentile(many, [2.5, 97.5], axis=0)
+    low, high = scores.interval95(partial(scores.profile, levels=levels), runs)
     return Band(x=levels, middle=scores.profile(runs, levels), low=low, high=high)
 
 

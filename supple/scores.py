@@ -8,6 +8,7 @@ from that task's only. Source: Agarwal et al. 2021, arXiv:2108.13264, and their
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def resampled(scores: Scores, random: np.random.Generator) -> list[np.ndarray]:
     return [random.choice(runs, (RESAMPLES, len(runs))) for runs in scores]
 
 
-def interval95(statistic: Callable[..., np.ndarray], *groups: Scores) -> tuple[float, float]:
+def interval95(statistic: Callable[..., np.ndarray], *groups: Scores) -> tuple[Any, Any]:
     """95 % percentile interval of a statistic under the stratified bootstrap; the same every time.
 
     Args:
@@ -65,8 +66,9 @@ def interval95(statistic: Callable[..., np.ndarray], *groups: Scores) -> tuple[f
         groups: of different algorithms, resampled apart.
 
     Returns:
-        Both ends; the value itself twice if no task has two runs.
+        Both ends, of the statistic's shape; the value itself twice if no task has two runs.
     """
     random = np.random.default_rng(0)
-    low, high = np.percentile(statistic(*(resampled(each, random) for each in groups)), [2.5, 97.5])
-    return float(low), float(high)
+    values = statistic(*(resampled(each, random) for each in groups))
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    return low, high
