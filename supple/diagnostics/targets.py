@@ -8,7 +8,6 @@ looked at on the same transitions.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
+from supple.signed_json import sha256
 
 SPACED = 7
 """Checkpoints between the first and the last that a run's report looks at."""
@@ -170,7 +170,7 @@ def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> 
         spec=spec,
         agent=agent,
         env_steps=env_steps,
-        digest=hashlib.sha256((place.path / MANIFEST).read_bytes()).hexdigest(),
+        digest=sha256((place.path / MANIFEST).read_bytes()),
     )
     target.data = _own_data(target, found)
     return target

@@ -12,7 +12,6 @@ one. Where rows come faster than the disk takes them (a GPU's), the rest is writ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from supple.checkpoint import plain_name
 from supple.errors import InputError
 from supple.files import replace_file
 from supple.replay.buffer import Replay
+from supple.signed_json import sha256
 
 SEGMENTS_PER_RING = 64
 """How finely a ring is cut, at least; the newest segment is what each save writes again."""
@@ -161,7 +161,7 @@ class Segments:
     ) -> dict[str, Any]:
         """Bring a segment to the disk; returns its entry in a manifest."""
         data = serialise(dict(tensors))
-        digest = _digest(data)
+        digest = sha256(data)
         # The content is part of the name: another line of training, begun at an older checkpoint,
         # never writes over the rows of this one.
         name = f"rows-{number:06d}-{digest[:16]}.safetensors"
@@ -210,10 +210,6 @@ class Segments:
         return steps % self._replay.num_rows
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Check that a manifest's files are there and unchanged, without loading them.
 
@@ -232,8 +228,8 @@ def _read(folder: Path, entry: Mapping[str, Any]) -> bytes:
     if size != entry["bytes"]:  # before a file of any size is read
         raise InputError(f"{path} is damaged: expected {entry['bytes']} bytes, got {size}")
     data = path.read_bytes()
-    if _digest(data) != entry["sha256"]:
+    if sha256(data) != entry["sha256"]:
         raise InputError(
-            f"{path} is damaged: expected SHA-256 {entry['sha256'][:12]}, got {_digest(data)[:12]}"
+            f"{path} is damaged: expected SHA-256 {entry['sha256'][:12]}, got {sha256(data)[:12]}"
         )
     return data
