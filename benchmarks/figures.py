@@ -7,7 +7,6 @@ writes ``docs/_static/*.svg``. The same rows give the same files: no date, no ra
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from supple.agents.exploration import HeldNoise, NoiseSettings, zeta_cdf
 from supple.agents.flow_critics import FlowRange
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.ppo_settings import PPOSettings
+from supple.bench.table import read
 from supple.files import replace_file
 from supple.kernels.critic_integration import euler
 from supple.plots import COLOURS, GREY, INK
@@ -48,10 +48,10 @@ def rows(name: str, **wanted: str) -> list[Row]:
     Raises:
         LookupError: there is none.
     """
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        every: list[Row] = list(csv.DictReader(file))
-    found = [
-        row for row in every if all(row[key].startswith(value) for key, value in wanted.items())
+    found: list[Row] = [
+        row
+        for row in read(RESULTS / f"{name}.csv")
+        if all(row[key].startswith(value) for key, value in wanted.items())
     ]
     if not found:
         raise LookupError(f"{name}.csv has no row with {wanted}")

@@ -25,7 +25,7 @@ from supple.agents import FlashSAC, FlashSACSettings
 from supple.agents.adam import Adam
 from supple.agents.care import all_finite, undo_unless
 from supple.bench.table import Shape, append, filled_ring, interleaved
-from supple.envs.base import step_result
+from supple.envs.base import Step, step_result
 from supple.quarantine import Quarantine
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings, Segments
@@ -100,19 +100,25 @@ def bench_guard(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
     yield row(what, np.zeros(rounds), np.array(found["guard"]))
 
 
+def random_step(envs: int, width: int) -> Step:
+    """A vector step in which nothing ends."""
+    obs, flag = {"policy": torch.randn(envs, width)}, torch.zeros(envs, dtype=torch.bool)
+    found: Step = step_result(
+        observation=obs,
+        reward=torch.randn(envs),
+        terminated=flag,
+        truncated=flag,
+        final_observation=obs,
+    ).to_dict()
+    return found
+
+
 def bench_rows(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """What looking at a good step takes on the CPU: compare with ``bench_loop.csv``."""
     for envs, width in ((8, 17), (64, 376)):
         spec = dataclasses.replace(Shape(width, 6, 0).spec(), num_envs=envs)
         quarantine = Quarantine(spec, on_bad="quarantine", reward_limit=1e8, compute=Compute())
-        obs, flag = {"policy": torch.randn(envs, width)}, torch.zeros(envs, dtype=torch.bool)
-        step = step_result(
-            observation=obs,
-            reward=torch.randn(envs),
-            terminated=flag,
-            truncated=flag,
-            final_observation=obs,
-        ).to_dict()
+        step = random_step(envs, width)
         action = torch.rand(envs, 6)
 
         def hundred(quarantine: Any = quarantine, action: Any = action, step: Any = step) -> None:
@@ -129,15 +135,8 @@ def bench_save(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
     envs, rows = 64, 1_000_000
     shape = Shape(376, 17, 0)
     spec = dataclasses.replace(shape.spec(), num_envs=envs)
-    obs = {"policy": torch.randn(envs, 376)}
-    flag = torch.zeros(envs, dtype=torch.bool)
-    step = step_result(
-        observation=obs,
-        reward=torch.randn(envs),
-        terminated=flag,
-        truncated=flag,
-        final_observation=obs,
-    ).to_dict()
+    step = random_step(envs, 376)
+    obs = step["observation"]
     found: dict[str, tuple[float, float]] = {}
     for kind in ("at once", "ahead"):
         replay = Replay(spec, ReplaySettings(capacity=rows))

@@ -36,10 +36,10 @@ WARM_UP = 0.25
 MOST = 0.01
 """Rise in an hour, relative to the median, that is not told from none."""
 FLAGS = (
-    *("--preset", "laptop", "--eval.no-video", "--log.every", "200"),
-    *("--env-steps", "100000000", "--replay.capacity", "36000", "--agent.lr-end", "1e-3"),
+    *("--preset", "laptop", "--eval.no-video", "--env-steps", "100000000", "--log.every", "200"),
     *("--eval.every", "4000", "--eval.episodes", "2", "--checkpoint.every", "2000"),
 )
+OWN = {"flashsac": ("--replay.capacity", "36000", "--agent.lr-end", "1e-3"), "ppo": ()}
 
 
 def watch(task: str, agent: str, minutes: float, folder: Path) -> np.ndarray:
@@ -49,11 +49,7 @@ def watch(task: str, agent: str, minutes: float, folder: Path) -> np.ndarray:
         RuntimeError: the run failed.
     """
     command = [sys.executable, "-m", "supple.cli", "train", task, "--agent", agent]
-    flags = [*FLAGS, "--max-minutes", str(minutes), "--run-dir", str(folder / "run")]
-    if agent != "flashsac":
-        flags = [
-            f for f in flags if f not in ("--replay.capacity", "36000", "--agent.lr-end", "1e-3")
-        ]
+    flags = [*FLAGS, *OWN[agent], "--max-minutes", str(minutes), "--run-dir", str(folder / "run")]
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
     samples, began = [], time.monotonic()
     with (folder / "log").open("wb") as log:
@@ -135,7 +131,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", default="gym/HalfCheetah-v5")
-    parser.add_argument("--agent", default="flashsac", choices=["flashsac", "ppo"])
+    parser.add_argument("--agent", default="flashsac", choices=list(OWN))
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
