@@ -74,12 +74,10 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         made.close()
         return wrap_factory(
             lambda **options: factory(**_accepted(factory, options)),
+            settings,
             task_id=task,
-            num_envs=settings.num_envs,
-            vectorization=settings.vectorization,
             device=device,
             render=render,
-            patience=settings.patience,
         )
     raise InputError(
         f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"

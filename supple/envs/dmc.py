@@ -143,12 +143,10 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
     env = wrap_factory(
         one,
+        settings,
         task_id=task_id,
-        num_envs=settings.num_envs,
-        vectorization=settings.vectorization,
         device=device,
         render=render,
-        patience=settings.patience,
     )
     env.spec = dataclasses.replace(env.spec, channels=named_channels(one().observation_space))
     return env

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -327,35 +327,29 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
     return wrap_factory(
         one,
+        settings,
         task_id=f"gym/{name}",
-        num_envs=settings.num_envs,
-        vectorization=settings.vectorization,
         device=device,
         render=render,
-        patience=settings.patience,
     )
 
 
 def wrap_factory(
     factory: Callable[..., gymnasium.Env[Any, Any]],
+    settings: EnvSettings,
     *,
     task_id: str,
-    num_envs: int,
-    vectorization: Literal["sync", "async"],
     device: torch.device,
     render: bool,
-    patience: float = 0.0,
 ) -> GymVector:
     """A vector environment of our own, resetting within the step, from a single-env factory.
 
     Args:
         factory: builds one environment; given ``render_mode="rgb_array"`` where ``render``.
+        settings: how many, in which processes, and how long a step of those may take.
         task_id: how it is called in messages and files.
-        num_envs: how many.
-        vectorization: in this process (``sync``) or each in a process of its own (``async``).
         device: where tensors go.
         render: whether ``render()`` will be called.
-        patience: how long a step of worker processes may take [s]; 0 waits for ever.
 
     Raises:
         InputError: packages are missing, or its spaces are not supported.
@@ -364,7 +358,7 @@ def wrap_factory(
     with importing_packages(task_id), quiet_mujoco():
         probe = factory(**options)
     try:
-        facts = facts_of(probe, task_id, num_envs)
+        facts = facts_of(probe, task_id, settings.num_envs)
     finally:
         probe.close()
 
@@ -383,9 +377,11 @@ def wrap_factory(
         return ManagedEnv(env)
 
     # Nothing is copied twice: the Flattener's arrays never share the vector environment's memory.
-    kind: Any = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
-    vector = kind([build] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    return GymVector(vector, task_id=task_id, device=device, facts=facts, patience=patience)
+    kind: Any = AsyncVectorEnv if settings.vectorization == "async" else SyncVectorEnv
+    vector = kind([build] * settings.num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    return GymVector(
+        vector, task_id=task_id, device=device, facts=facts, patience=settings.patience
+    )
 
 
 def headless() -> str:

@@ -53,10 +53,8 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
     return wrap_factory(
         one,
+        settings,
         task_id=task_id,
-        num_envs=settings.num_envs,
-        vectorization=settings.vectorization,
         device=device,
         render=render,
-        patience=settings.patience,
     )

@@ -104,9 +104,8 @@ def test_humanoidbenchs_contract_is_kept():
     def build():
         return wrap_factory(
             lambda render_mode=None: FakeHumanoidBench(),
+            EnvSettings(num_envs=2, patience=0),
             task_id="humanoidbench/fake",
-            num_envs=2,
-            vectorization="sync",
             device=torch.device("cpu"),
             render=False,
         )

@@ -60,9 +60,8 @@ class FakeSuite:
 def wrapped(fails_at=None, num_envs=2):
     return wrap_factory(
         lambda render_mode=None: dmc.DmEnv(lambda: FakeSuite(fails_at), "fake", render_mode),
+        EnvSettings(num_envs=num_envs, patience=0),
         task_id="dmc/fake",
-        num_envs=num_envs,
-        vectorization="sync",
         device=torch.device("cpu"),
         render=False,
     )

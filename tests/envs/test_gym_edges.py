@@ -43,9 +43,9 @@ class Plain(gymnasium.Env[Any, Any]):
         return self.count, 1.0, end, False, {"is_success": end} if end else {}
 
 
-def wrapped(factory, **options):
-    settings = {"num_envs": 2, "vectorization": "sync", "device": CPU, "render": False}
-    return wrap_factory(factory, task_id="own", **{**settings, **options})
+def wrapped(factory, vectorization="sync"):
+    settings = EnvSettings(num_envs=2, vectorization=vectorization, patience=0)
+    return wrap_factory(factory, settings, task_id="own", device=CPU, render=False)
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
