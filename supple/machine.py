@@ -141,13 +141,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit supple runs from, ``-dirty`` when changed; empty outside a checkout."""
+    """The commit supple runs from, ``-dirty`` when changed; empty outside a checkout.
+
+    New rows of results change nothing that runs.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return ""
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(root)]
+    changes = ["status", "--porcelain", "-uno", "--", ":/", ":/!benchmarks/results"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        found, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True)
+            for command in (["rev-parse", "--short=12", "HEAD"], changes)
+        )
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return found.stdout.strip() + ("-dirty" if changed.stdout else "")

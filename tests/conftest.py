@@ -6,6 +6,8 @@ asked for, by ``-m recipe`` or ``--require recipe``.
 
 import importlib.util
 import os
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,30 @@ def traced_graphs(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.standalone_compile", compiler)
     return graphs
+
+
+@pytest.fixture
+def keep_row(request):
+    """Of a long form, append what it came to to ``benchmarks/results/trust.csv``."""
+
+    def keep(variable, attempts, **came_to):
+        if variable not in os.environ:
+            return
+        from supple.bench import table  # imports Triton, see above
+
+        row = {
+            "test": request.node.name,
+            "attempts": attempts,
+            "came to": ", ".join(f"{number} {what}" for what, number in came_to.items()),
+            "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        rows = Path(__file__).parents[1] / "benchmarks" / "results" / "trust.csv"
+        command = (
+            f"{variable}={os.environ[variable]} python -m pytest tests/{request.node.path.name}"
+        )
+        table.append([row], rows, command)
+
+    return keep
 
 
 @pytest.fixture(scope="module", params=["flashsac", "ppo"])

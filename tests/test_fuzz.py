@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -115,23 +116,46 @@ def attempt(folder):
     return "loaded"
 
 
-def fuzz(run, tmp_path, mutate):
-    """Mutate ``COUNT`` copies; how often each came to what."""
-    outside = tmp_path / "outside"
-    outside.write_text("untouched")
-    came_to = {"refused": 0, "loaded": 0}
-    for number in range(COUNT):
-        folder = tmp_path / "place" / "run"
-        shutil.copytree(run, folder)
-        what = mutate(random.Random(number), folder)
-        try:
-            came_to[attempt(folder)] += 1
-        except Exception as error:
-            pytest.fail(f"mutation {number}, {what}: {type(error).__name__}: {error}")
-        shutil.rmtree(tmp_path / "place")
-    assert outside.read_text() == "untouched"
-    assert {path.name for path in tmp_path.iterdir()} == {"outside"}
-    return came_to
+@pytest.fixture
+def fuzz(tmp_path, keep_row):
+    """``fuzz(count, mutate, judge)``: how often each of ``count`` mutations came to what.
+
+    ``mutate(random, place)`` writes into an empty folder and says what it changed and where.
+    """
+
+    def fuzzed(count, mutate, judge):
+        outside = tmp_path / "outside"
+        outside.write_text("untouched")
+        came_to: Counter[str] = Counter()
+        for number in range(count):
+            place = tmp_path / "place"
+            place.mkdir()
+            what, path = mutate(random.Random(number), place)
+            try:
+                came_to[judge(path)] += 1
+            except Exception as error:
+                pytest.fail(f"mutation {number}, {what}: {type(error).__name__}: {error}")
+            shutil.rmtree(place)
+        assert outside.read_text() == "untouched"
+        assert {path.name for path in tmp_path.iterdir()} == {"outside"}
+        keep_row("SUPPLE_FUZZ", count, **came_to)
+        return came_to
+
+    return fuzzed
+
+
+@pytest.fixture
+def fuzz_run(runs, fuzz):
+    """``fuzz_run(agent, mutate)``: every mutation on a copy of a whole run."""
+
+    def fuzzed(agent, mutate):
+        def on_a_copy(rng, place):
+            shutil.copytree(runs[agent], place / "run")
+            return mutate(rng, place / "run"), place / "run"
+
+        return fuzz(COUNT, on_a_copy, attempt)
+
+    return fuzzed
 
 
 AGENTS = pytest.mark.parametrize("agent", ["flashsac", "ppo"])
@@ -144,7 +168,7 @@ AGENTS = pytest.mark.parametrize("agent", ["flashsac", "ppo"])
         ("ppo", "checkpoint"),
     ],
 )
-def test_damaged_bytes(runs, tmp_path, agent, kind):
+def test_damaged_bytes(fuzz_run, agent, kind):
     def mutate(rng, folder):
         file = rng.choice(files(folder, kind))
         whole = (folder / file).read_bytes()
@@ -154,7 +178,7 @@ def test_damaged_bytes(runs, tmp_path, agent, kind):
         (folder / file).write_bytes(data)
         return file
 
-    came_to = fuzz(runs[agent], tmp_path, mutate)
+    came_to = fuzz_run(agent, mutate)
     if kind in ("checkpoint", "rows"):
         assert came_to["loaded"] == 0
     assert came_to["refused"] > COUNT / 4
@@ -162,7 +186,7 @@ def test_damaged_bytes(runs, tmp_path, agent, kind):
 
 @AGENTS
 @pytest.mark.parametrize("below", [("header",), ("state",), ("files",), ()], ids=str)
-def test_hostile_but_well_signed_manifests(runs, tmp_path, agent, below):
+def test_hostile_but_well_signed_manifests(fuzz_run, agent, below):
     def mutate(rng, folder):
         file = checkpoint.list_checkpoints(folder)[-1] / checkpoint.MANIFEST
         manifest = changed(rng, json.loads(file.read_text()), below)
@@ -171,18 +195,18 @@ def test_hostile_but_well_signed_manifests(runs, tmp_path, agent, below):
         file.write_bytes(sign(json.dumps(manifest)))
         return below
 
-    assert fuzz(runs[agent], tmp_path, mutate)["refused"] > COUNT / 4
+    assert fuzz_run(agent, mutate)["refused"] > COUNT / 4
 
 
 @AGENTS
 @pytest.mark.parametrize("name", ["settings.json", "spec.json"])
-def test_hostile_settings_and_facts(runs, tmp_path, agent, name):
+def test_hostile_settings_and_facts(fuzz_run, agent, name):
     def mutate(rng, folder):
         record = changed(rng, json.loads((folder / name).read_text()))
         (folder / name).write_text(json.dumps(record))
         return name
 
-    assert fuzz(runs[agent], tmp_path, mutate)["refused"] > COUNT / 4
+    assert fuzz_run(agent, mutate)["refused"] > COUNT / 4
 
 
 # --- bundles -----------------------------------------------------------------------------------
@@ -216,25 +240,6 @@ def resigned(files, **changes):
     return files | {manifest_file.NAME: manifest_file.sign(record)}
 
 
-def fuzz_bundles(tmp_path, count, mutate, judge=judged):
-    """Judge ``count`` mutated bundles; how often each came to what."""
-    outside = tmp_path / "outside"
-    outside.write_text("untouched")
-    came_to = {"refused": 0, "at fault": 0, "passed": 0}
-    for number in range(count):
-        place = tmp_path / "place"
-        place.mkdir()
-        what, path = mutate(random.Random(number), place / "bundle")
-        try:
-            came_to[judge(path)] += 1
-        except Exception as error:
-            pytest.fail(f"mutation {number}, {what}: {type(error).__name__}: {error}")
-        shutil.rmtree(place)
-    assert outside.read_text() == "untouched"
-    assert {path.name for path in tmp_path.iterdir()} == {"outside"}
-    return came_to
-
-
 def untouched(path):
     """Whether every byte is as it was written; nothing of the bundle is run."""
     try:
@@ -246,8 +251,9 @@ def untouched(path):
 
 
 @pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
-def test_damaged_bundles(bundle, tmp_path, archive):
-    def mutate(rng, path):
+def test_damaged_bundles(bundle, fuzz, archive):
+    def mutate(rng, place):
+        path = place / "bundle"
         if archive:
             zip_path(path).write_bytes(damaged(rng, zipped(bundle)))
             return "zip", zip_path(path)
@@ -258,16 +264,17 @@ def test_damaged_bundles(bundle, tmp_path, archive):
         write_bundle(path, {**bundle, name: data})
         return name, path
 
-    came_to = fuzz_bundles(tmp_path, COUNT, mutate, untouched)
+    came_to = fuzz(COUNT, mutate, untouched)
     # A zip has bytes that say nothing: times, or what lies beside its members.
     assert came_to["passed"] <= (COUNT / 4 if archive else 0)
 
 
 @pytest.mark.parametrize("below", [("contract",), ("files",), ("evidence",), ()], ids=str)
-def test_hostile_but_well_signed_bundles(bundle, tmp_path, monkeypatch, below):
+def test_hostile_but_well_signed_bundles(bundle, fuzz, monkeypatch, below):
     monkeypatch.setattr("supple.deploy.verify._start", lambda *_: [])  # takes a second each
 
-    def mutate(rng, path):
+    def mutate(rng, place):
+        path = place / "bundle"
         record = changed(rng, manifest_file.parse(bundle[manifest_file.NAME]), below)
         for name in ("format", "version", "sha256"):
             record.pop(name, None)
@@ -278,17 +285,18 @@ def test_hostile_but_well_signed_bundles(bundle, tmp_path, monkeypatch, below):
         write_bundle(path, {**bundle, manifest_file.NAME: data})
         return below, path
 
-    came_to = fuzz_bundles(tmp_path, COUNT, mutate)
+    came_to = fuzz(COUNT, mutate, judged)
     assert came_to["refused"] + came_to["at fault"] >= (0 if below else COUNT / 4)
 
 
-def test_damaged_but_well_signed_policies(bundle, tmp_path):
+def test_damaged_but_well_signed_policies(bundle, fuzz):
     """What every runtime and the golden vectors make of files that are not what they were."""
     names = [name for name in sorted(bundle) if name.startswith(("policy", "golden"))]
 
-    def mutate(rng, path):
+    def mutate(rng, place):
+        path = place / "bundle"
         name = names[rng.randrange(len(names))]
         write_bundle(path, resigned(bundle, **{name: damaged(rng, bundle[name])}))
         return name, path
 
-    fuzz_bundles(tmp_path, max(4, COUNT // 10), mutate)
+    fuzz(max(4, COUNT // 10), mutate, judged)

@@ -78,7 +78,7 @@ def in_child(action, *, kill_after):
 
 
 @pytest.mark.parametrize("agent", ["flashsac", "ppo"])
-def test_a_run_survives_every_kill(agent, tmp_path):
+def test_a_run_survives_every_kill(agent, tmp_path, keep_row):
     whole = tmp_path / "whole"
     begin = time.monotonic()
     run_whole(settings_of(agent, whole))
@@ -102,4 +102,4 @@ def test_a_run_survives_every_kill(agent, tmp_path):
         (_, state), (_, other) = newest_state(whole), newest_state(folder)
         assert_same(state, other)
         assert not list((folder / "checkpoints").glob("*.tmp*")), "something was left behind"
-    print(f"{agent}: {kills} kills of {runs} runs, all came to their end with the same bits")
+    keep_row("SUPPLE_KILLS", kills, resumed=kills, **{"runs ended with the same bits": runs})
