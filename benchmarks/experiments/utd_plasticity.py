@@ -80,7 +80,7 @@ def jobs(out: Path, utd: int, critics: Sequence[str], seeds: Sequence[int]) -> l
         # Every 250 and 1,000 environment steps, however dear: this is what is studied.
         *("--diagnostics.tier1-period", str(250 * utd), "--diagnostics.max-overhead", "0.5"),
         *("--diagnostics.tier2-period", str(1000 * utd)),
-        *("--compute.compile", "off" if utd == 1 else "on"),
+        *("--compute.compile", "on"),
     )
     variants = [f"{name}: {CRITICS[name]}" for name in critics]
     planned = compare.plan(TASK, seeds, variants, flags, out / f"utd{utd}")
