@@ -51,12 +51,13 @@ class MetricSinks:
         if self._wandb:
             self._sinks.append(self._wandb)
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Append one row; it is with the operating system when this returns.
 
         Args:
             step: environment steps.
             row: metric name to value; any subset of the names, new ones at any time.
+            replace: put it in place of the rows from ``step`` on. A kill leaves those or this one.
 
         Raises:
             ValueError: a metric is called ``step``.
@@ -66,7 +67,7 @@ class MetricSinks:
             raise ValueError("a metric row cannot hold 'step': it is the row's own column")
         values = {name: float(value) for name, value in row.items()}
         for sink in self._sinks:
-            sink.write(step, values)
+            sink.write(step, values, replace=replace)
 
     def truncate_after(self, step: int) -> None:
         """Forget rows beyond ``step`` and what a kill left half-written; for a resume.
@@ -123,7 +124,9 @@ def read_csv(path: Path) -> dict[str, list[float | None]]:
 class Sink(Protocol):
     """One destination of metric rows; the methods are those of ``MetricSinks``."""
 
-    def write(self, step: int, row: Mapping[str, float]) -> None: ...  # noqa: D102
+    def write(  # noqa: D102
+        self, step: int, row: Mapping[str, float], *, replace: bool = False
+    ) -> None: ...
 
     def truncate_after(self, step: int) -> None: ...  # noqa: D102
 
@@ -164,13 +167,19 @@ class CsvSink(_Lines):
         super().__init__(path)
         self._columns = _read_table(path)[0] if path.exists() else ["step"]
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Append a row."""
         new = [name for name in row if name not in self._columns]
-        if new or not self._path.exists():
-            self._widen(new)
-        cells = [repr(row[name]) if name in row else "" for name in self._columns[1:]]
-        self._open().write(_csv_text([[str(step), *cells]]))
+        columns = [*self._columns, *new]
+        cells = [str(step), *(repr(row[name]) if name in row else "" for name in columns[1:])]
+        if not (new or replace) and self._path.exists():
+            self._open().write(_csv_text([cells]))
+            return
+        self.close()
+        rows = _read_table(self._path)[1] if self._path.exists() else []
+        kept = [row for row in rows if int(row[0]) < step] if replace else rows
+        empty = [""] * len(new)
+        self._replace(columns, [*([*row, *empty] for row in kept), cells])
 
     def truncate_after(self, step: int) -> None:
         """Keep whole rows up to ``step``, and the columns that were known by then."""
@@ -182,12 +191,6 @@ class CsvSink(_Lines):
         known = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in kept)]
         self._replace([columns[i] for i in known], [[row[i] for i in known] for row in kept])
 
-    def _widen(self, new: Sequence[str]) -> None:
-        self.close()
-        rows = _read_table(self._path)[1] if self._path.exists() else []
-        empty = [""] * len(new)
-        self._replace([*self._columns, *new], [[*row, *empty] for row in rows])
-
     def _replace(self, columns: list[str], rows: Iterable[Sequence[str]]) -> None:
         replace_file(self._path, _csv_text([columns, *rows]).encode())
         self._columns = columns
@@ -196,18 +199,25 @@ class CsvSink(_Lines):
 class JsonlSink(_Lines):
     """``metrics.jsonl``."""
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Append a row."""
         values = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._open().write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+        if replace:
+            self._cut(step - 1, line)
+        else:
+            self._open().write(line)
 
     def truncate_after(self, step: int) -> None:
         """Keep whole rows up to ``step``."""
-        self.close()
         if self._path.exists():
-            lines = _whole_lines(self._path).splitlines(keepends=True)
-            kept = [line for line in lines if _json_step(line) <= step]
-            replace_file(self._path, "".join(kept).encode())
+            self._cut(step, "")
+
+    def _cut(self, step: int, then: str) -> None:
+        self.close()
+        lines = _whole_lines(self._path).splitlines(keepends=True) if self._path.exists() else []
+        kept = [line for line in lines if _json_step(line) <= step]
+        replace_file(self._path, "".join([*kept, then]).encode())
 
 
 class TensorBoardSink:
@@ -218,8 +228,10 @@ class TensorBoardSink:
         self._writer: Any = None
         self._purge_step: int | None = None
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Append a row; non-finite values are drawn as gaps."""
+        if replace:
+            self.truncate_after(step - 1)
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -273,7 +285,7 @@ class WandbSink:
         self._run: Any = None
         self.run_id = uuid.uuid4().hex[:12]
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Send a row."""
         if self._run is None:
             self._run = self._wandb.init(

@@ -371,7 +371,7 @@ class Run:
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._divergence.row() | self._timing()
-        self._sinks.write(self.env_steps, row)
+        self._sinks.write(self.env_steps, row, replace=written is not None)
         self.display.update({"step": self.env_steps, **row})
         if time.monotonic() - self._plotted > PLOT_SECONDS:
             self._plot()
@@ -436,9 +436,7 @@ class Run:
         if self._over and self._evaluated_at != self.env_steps:
             # Out of time, stopped or killed between the last step and the end of its evaluation.
             self.evaluate()
-            written = self._sinks.row_at(self.env_steps)
-            self._sinks.truncate_after(self.env_steps - 1)
-            self.log(self.agent.metrics, written)
+            self.log(self.agent.metrics, self._sinks.row_at(self.env_steps))
             self._saved_at = -1
         if self._saved_at != self.env_steps:
             self.save()

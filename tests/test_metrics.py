@@ -3,6 +3,7 @@ import math
 import struct
 import sys
 import types
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -122,6 +123,24 @@ def test_lines_that_lost_their_content_are_dropped(tmp_path):
     sinks.truncate_after(10)
     assert (tmp_path / "metrics.csv").read_text() == "step,a\n1,0.5\n"
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_row_takes_the_place_of_an_older_one_or_leaves_it(tmp_path, sinks, monkeypatch):
+    for step in (1, 2, 3):
+        sinks.write(step, {"a": float(step)})
+    with monkeypatch.context() as killed:
+        killed.setattr("supple.metrics.replace_file", Mock(side_effect=OSError))
+        with pytest.raises(OSError):
+            sinks.write(2, {"a": 4.0, "b": 5.0}, replace=True)
+    assert sinks.row_at(3) == {"a": 3.0}
+    sinks.write(2, {"a": 4.0, "b": 5.0}, replace=True)
+    sinks.write(3, {"b": 6.0})
+    assert read_csv(tmp_path / "metrics.csv") == {
+        "step": [1, 2, 3],
+        "a": [1, 4, None],
+        "b": [None, 5, 6],
+    }
+    assert [row["step"] for row in json_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_truncating_nothing_creates_nothing(tmp_path, sinks):
