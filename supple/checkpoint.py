@@ -46,6 +46,8 @@ CHUNK_BYTES = 256 * 2**20
 """Tensors are grouped into files of about this size [bytes]; bounds the memory of a save."""
 MOST_MANIFEST_BYTES = 256 * 2**20
 """Of a manifest: a larger one is none, and would only fill the memory [bytes]."""
+MOST_NAME_LENGTH = 255
+"""Of a file, on every file system in use [characters]."""
 
 Leaf: TypeAlias = Tensor | np.ndarray[Any, Any]
 
@@ -194,7 +196,8 @@ def plain_name(name: str) -> str:
     Raises:
         InputError: it is none.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
+    written = isinstance(name, str) and name.isascii() and name.isprintable()
+    if not written or name in ("", ".", "..") or "/" in name or len(name) > MOST_NAME_LENGTH:
         raise InputError(f"expected the plain name of a file, got {short(repr(name))}")
     return name
 

@@ -193,6 +193,8 @@ def _require_processes(folder: Path) -> None:
     for path in reversed(list_checkpoints(folder)):
         with contextlib.suppress(InputError):  # the next older one tells as well
             before = checkpoint.read_header(path).get("processes", 1)
+            if type(before) is not int or before < 1:
+                continue
             if before == size:
                 return
             command = f"-m supple resume {folder}"

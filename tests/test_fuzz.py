@@ -28,6 +28,7 @@ COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 1, 3.5, 1e308, 2**40, 2**63, 2**70, "", "x", "..", "../../outside"),
     *("/etc/passwd", "/dev/zero", "a\x00b", "step_1", "cuda", "nan", "float32", "load", "O"),
+    "\ud800",
     *([], {}, [[]], [1, 2, 3], [2**62, 4], {"$tensor": "t0", "dtype": "load", "shape": [1]}),
     *({"$float": "00"}, {"$scalar": "|O", "bytes": "00"}, {"$array": "t0", "dtype": "O"}),
     *({"$dict": [[{"a": 1}, 2]]}, {"$tuple": 3}, {"$int": "z"}, {"$what": 1}, "x" * 10_000),
@@ -127,6 +128,7 @@ def fuzz(tmp_path, keep_row):
         outside = tmp_path / "outside"
         outside.write_text("untouched")
         came_to: Counter[str] = Counter()
+        wrong = []
         for number in range(count):
             place = tmp_path / "place"
             place.mkdir()
@@ -134,8 +136,10 @@ def fuzz(tmp_path, keep_row):
             try:
                 came_to[judge(path)] += 1
             except Exception as error:
-                pytest.fail(f"mutation {number}, {what}: {type(error).__name__}: {error}")
+                said = f"{type(error).__name__}: {error}"
+                wrong.append(f"mutation {number}, {what}: {said[:300]}")
             shutil.rmtree(place)
+        assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:10])
         assert outside.read_text() == "untouched"
         assert {path.name for path in tmp_path.iterdir()} == {"outside"}
         keep_row("SUPPLE_FUZZ", count, **came_to)
