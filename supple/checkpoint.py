@@ -44,6 +44,8 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 256 * 2**20
 """Tensors are grouped into files of about this size [bytes]; bounds the memory of a save."""
+FOLDER = "checkpoints"
+"""Of a run, with a folder for each."""
 MOST_MANIFEST_BYTES = 256 * 2**20
 """Of a manifest: a larger one is none, and would only fill the memory [bytes]."""
 MOST_NAME_LENGTH = 255
@@ -112,7 +114,7 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
         "files": {},
         "state": _encode(dict(state), "state", leaves),
     }
-    folder = run_dir / "checkpoints"
+    folder = run_dir / FOLDER
     target = folder / f"step_{step}"
     temporary = folder / f".tmp-{target.name}-{os.getpid()}"
     _make_folder(temporary)
@@ -244,7 +246,7 @@ def newest_intact(run_dir: Path) -> tuple[Checkpoint, list[str]]:
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, unchecked; leftovers are not listed."""
     found: dict[int, Path] = {}
-    folder = run_dir / "checkpoints"
+    folder = run_dir / FOLDER
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = _FOLDER_NAME.fullmatch(path.name)
         if match and path.is_dir():
@@ -269,7 +271,7 @@ def abandon_after(run_dir: Path, step: int) -> None:
 
 def clean_leftovers(run_dir: Path) -> None:
     """Remove what killed saves left; folders of saves still running elsewhere are kept."""
-    folder = run_dir / "checkpoints"
+    folder = run_dir / FOLDER
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         temporary = _TEMPORARY_NAME.fullmatch(path.name)
         if temporary and not _is_other_process(int(temporary[1])):

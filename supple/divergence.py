@@ -26,7 +26,7 @@ from supple import checkpoint
 from supple.agents.base import Agent
 from supple.agents.care import CareSettings, Caught
 from supple.checkpoint import Checkpoint
-from supple.distributed import world
+from supple.distributed import from_first, world
 from supple.errors import DivergedError, InputError
 from supple.region import eagerly
 from supple.replay import Replay
@@ -118,17 +118,16 @@ class Divergence:
                 f"{what}, after {self._rollbacks} returns to a checkpoint; the last checkpoint is"
                 f" intact: {remedy}"
             )
-        if world().size > 1:  # the others' networks would stay: all end, and all can continue
-            raise DivergedError(
-                f"{what}; supple resume, or torchrun --max-restarts, continues all processes from"
-                f" the last checkpoint: {remedy}"
-            )
-        found = self._newest_finite()
-        if found is None:
+        # Averaged gradients are bad in all processes at once, so all come here together.
+        found = self._newest_finite() if world().first else None
+        name = from_first(found.path.name if found else "")
+        if not name:
             raise DivergedError(
                 f"{what}, before the first checkpoint: {remedy}; --checkpoint.every makes one"
                 " earlier"
             )
+        # Networks are in the first process's checkpoint alone.
+        found = found or checkpoint.load(self._folder.parents[1] / checkpoint.FOLDER / name)
         self._rollbacks += 1
         factor = self._settings.lr_factor
         self._agent.roll_back(found.state["agent"], rate_factor=factor)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from supple import checkpoint, launch
+from supple import checkpoint, distributed, launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.adam import Adam
 from supple.agents.care import Skips, all_finite, undo_unless
@@ -27,6 +27,7 @@ from tests.agents.small_agents import (
     step_inputs,
 )
 from tests.small_runs import finish, flags, run_whole, small_settings
+from tests.small_worlds import in_processes
 
 NAN = math.nan
 REPROJECTED = 1.2e-7
@@ -263,6 +264,20 @@ def test_many_bad_steps_in_a_row_go_back_to_the_checkpoint(agent, tmp_path, caps
     (dump / "manifest.json").write_text("{}")
     assert main(["doctor", "--nan-dump", str(dump)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_processes_go_back_together(agent, tmp_path):
+    def work():
+        at = [210] if distributed.world().rank == 1 else []
+        run = finish(poisoned(settings_of(agent, tmp_path / "run"), at))
+        assert run.complete
+        weights = torch.cat([value.detach().flatten() for value in run.agent.critic.parameters()])
+        return {"rate": torch.tensor(run.agent.rate_scale), "weights": weights}
+
+    first, other = in_processes(2, work, tmp_path)
+    assert first["rate"] == other["rate"] == 0.5
+    assert torch.isfinite(first["weights"]).all()
+    assert torch.equal(first["weights"], other["weights"])
 
 
 @pytest.mark.parametrize("at", [60, 210])
