@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import traceback
@@ -302,7 +303,12 @@ def play(arguments: list[str]) -> int:
     parser = Parser(prog="supple play", description="Film one episode of a trained policy.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     parser.add_argument(
-        "--video", type=Path, help="the .mp4 to write; default: the run's videos folder"
+        "--video",
+        type=Path,
+        help="the .mp4, .webp or .gif to write; default: an .mp4 in the run's videos folder",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=math.inf, help="film no more than this of the episode"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="of the episode's start")
     _add_device(parser)
@@ -314,9 +320,11 @@ def play(arguments: list[str]) -> int:
 
     trained = launch.load_trained(options.folder, device=options.device)
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
-    if video.suffix != ".mp4":
-        raise InputError(f"--video must end in .mp4, got {video}")
-    found = film(trained.settings, trained.greedy, video, seed=options.seed)
+    if video.suffix not in (".mp4", ".webp", ".gif"):
+        raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
+    found = film(
+        trained.settings, trained.greedy, video, seed=options.seed, max_seconds=options.seconds
+    )
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)
     return DONE
@@ -416,6 +424,13 @@ def _seed(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be >= 0, got {value}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be > 0, got {text}")
     return value
 
 

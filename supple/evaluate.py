@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from supple import machine
@@ -152,7 +153,8 @@ def record_video(
     Args:
         greedy: as in ``evaluate``.
         env: one environment made with ``render=True``.
-        path: the ``.mp4`` to write; its folder must exist.
+        path: the ``.mp4`` to write, or a moving picture in ``.webp`` or ``.gif``; its folder must
+            exist.
         seed: of the reset.
         fps: pictures per second of simulated time.
         max_seconds: film no more than this much of the episode [s]; software rendering is slow.
@@ -160,20 +162,13 @@ def record_video(
     Raises:
         InputError: the mp4 writer is not installed, or the environment cannot draw.
     """
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401 - the writer itself
-    except ImportError as error:
-        raise InputError(
-            'writing mp4 needs imageio and imageio-ffmpeg: pip install "supple[mujoco]"'
-        ) from error
+    writer = _writer(path, fps)
     try:
         env.reset(seed)
         env.render()
     except NotImplementedError as error:
         raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
-    writer: Any
-    with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
+    with writer:
         left = max_seconds * fps
 
         def film_step() -> None:
@@ -183,6 +178,51 @@ def record_video(
                 writer.append_data(np.ascontiguousarray(env.render()))
 
         return evaluate(greedy, env, episodes=1, seed=seed, on_step=film_step)
+
+
+def _writer(path: str, fps: float) -> Any:
+    """What takes pictures by ``append_data`` and makes the file when it is closed."""
+    if not path.endswith(".mp4"):
+        return MovingPicture(path, fps)
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401 - the writer itself
+    except ImportError as error:
+        raise InputError(
+            'writing mp4 needs imageio and imageio-ffmpeg: pip install "supple[mujoco]"'
+        ) from error
+    return imageio.get_writer(path, fps=fps, macro_block_size=2)
+
+
+class MovingPicture:
+    """A ``.webp`` or ``.gif`` that moves on a page, without end; half as large as what was drawn.
+
+    Args:
+        path: the file to write when the ``with`` block ends without an error.
+        fps: pictures a second.
+    """
+
+    def __init__(self, path: str, fps: float) -> None:
+        self._path, self._milliseconds = path, round(1000 / fps)
+        self._pictures: list[Image.Image] = []
+
+    def append_data(self, picture: np.ndarray[Any, Any]) -> None:
+        """Add a picture, (H, W, 3) uint8."""
+        self._pictures.append(Image.fromarray(picture).reduce(2))
+
+    def __enter__(self) -> MovingPicture:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._pictures:
+            first, *rest = self._pictures
+            first.save(
+                self._path,
+                save_all=True,
+                append_images=rest,
+                duration=self._milliseconds,
+                loop=0,
+            )
 
 
 def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = False) -> Env:
@@ -210,7 +250,7 @@ def film(
         InputError: the environment cannot draw, or ``path`` cannot be written.
     """
     if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; name an .mp4 file")
+        raise InputError(f"cannot write {path}: it is a folder; name a file in it")
     partial = path.with_name(f".partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from PIL import Image, ImageSequence
 
 from supple import checkpoint
 from supple.agents import FlashSACSettings
@@ -138,8 +139,20 @@ def test_play_writes_a_video(trained, tmp_path, capsys):
     assert main(["play", str(trained), "--video", str(video)]) == DONE
     assert capsys.readouterr().out.splitlines()[-1] == str(video)
     assert video.stat().st_size > 1000
-    assert main(["play", str(trained), "--video", str(tmp_path / "out.gif")]) == BAD_INPUT
+    assert main(["play", str(trained), "--video", str(tmp_path / "out.avi")]) == BAD_INPUT
     assert "must end in .mp4" in one_line(capsys)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_play_writes_a_moving_picture_as_long_as_asked(trained, tmp_path, suffix, capsys):
+    made = tmp_path / f"out.{suffix}"
+    assert main(["play", str(trained), "--video", str(made), "--seconds", "1"]) == DONE
+    with Image.open(made) as picture:
+        frames = sum(1 for _ in ImageSequence.Iterator(picture))
+        assert frames in (20, 30)
+        assert picture.size == (250, 250)
+    assert main(["play", str(trained), "--video", str(made), "--seconds", "0"]) == BAD_INPUT
+    assert "must be > 0, got 0" in one_line(capsys)
 
 
 def corrupted(trained, tmp_path, how):
