@@ -46,7 +46,7 @@ CHUNK_BYTES = 256 * 2**20
 """Tensors are grouped into files of about this size [bytes]; bounds the memory of a save."""
 FOLDER = "checkpoints"
 """Of a run, with a folder for each."""
-MOST_MANIFEST_BYTES = 256 * 2**20
+MOST_MANIFEST_BYTES = 32 * 2**20
 """Of a manifest: a larger one is none, and would only fill the memory [bytes]."""
 MOST_NAME_LENGTH = 255
 """Of a file, on every file system in use [characters]."""
@@ -139,6 +139,7 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(folder)
+    sync_folder(folder.parent)  # has the names of this folder and that of the replay rows
     replace_file(folder / "latest", f"{target.name}\n".encode())
     shutil.rmtree(replaced, ignore_errors=True)
     return target
@@ -184,6 +185,7 @@ def following_format(path: Path, remedy: str = "use another checkpoint") -> Iter
         RuntimeError,
         TypeError,
         ValueError,
+        SafetensorError,
         struct.error,
     ) as error:
         raise InputError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -153,10 +156,8 @@ def train(arguments: list[str]) -> int:
         raise
     from supple import launch
 
-    folder = Path(settings.run_dir)
-    if restarted() and (folder / "settings.json").exists():
-        return _train(lambda: launch.resumed_run(folder), here)
-    return _train(lambda: launch.new_run(settings), here)
+    begin = launch.begun_or_continued if may_restart() or restarted() else launch.new_run
+    return _train(lambda: begin(settings), here)
 
 
 def resume(arguments: list[str]) -> int:
@@ -182,7 +183,11 @@ def _train(begin: Callable[[], Run], here: World) -> int:
 
     status = FAILED
     try:
-        status = _see_through(begin(), here)
+        with _ends_on(signal.SIGTERM):
+            status = _see_through(begin(), here)
+    except _Terminated:  # before the run took over: what was saved is as it was
+        status = RESUMABLE
+        return _fail("stopped before the first step: start again with the same command", status)
     except SimulatorError:
         raise
     except RuntimeError:  # as sums over processes fail
@@ -193,6 +198,25 @@ def _train(begin: Callable[[], Run], here: World) -> int:
     finally:
         distributed.leave(in_peace=status in (DONE, RESUMABLE))
     return status
+
+
+class _Terminated(BaseException):
+    """A cluster's request to stop came while the run was being made."""
+
+
+@contextlib.contextmanager
+def _ends_on(request: signal.Signals) -> Iterator[None]:
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other may take signals
+        yield
+        return
+    before = signal.signal(request, end)
+    try:
+        yield
+    finally:
+        signal.signal(request, before)
 
 
 def _see_through(run: Run, here: World) -> int:

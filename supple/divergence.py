@@ -5,7 +5,7 @@ of them is repeated under a watch that finds its first bad tensor, and written d
 takes to repeat it elsewhere; many in a row take the networks back to the newest checkpoint.
 
 A dump is a folder in the format of checkpoints, ``<run>/nan/checkpoints/step_<k>``; a simulator's
-bad rows leave one, too.
+bad rows leave one in ``<run>/nan/rows``, too.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Divergence:
         if not bad_row:
             return said
         state = {"row": dict(bad_row), "steps": newest_steps(self._replay)}
-        where = self._save(self._header | {"said": said}, state, env_steps)
+        where = self._save(self._header | {"said": said}, state, env_steps, kind="rows")
         return f"{said}; the row: supple doctor --nan-dump {where}" if where else said
 
     def row(self) -> dict[str, float]:
@@ -155,13 +155,17 @@ class Divergence:
         return self._save(self._header, state, env_steps)
 
     def _save(
-        self, header: Mapping[str, Any], state: Mapping[str, Any], env_steps: int
+        self,
+        header: Mapping[str, Any],
+        state: Mapping[str, Any],
+        env_steps: int,
+        kind: str = "",
     ) -> Path | None:
         if self._dumps >= MOST_DUMPS:
             return None
         self._dumps += 1
         try:
-            return checkpoint.save(self._folder / DUMPS, env_steps, header, state)
+            return checkpoint.save(self._folder / DUMPS / kind, env_steps, header, state)
         except OSError:  # a full disk must not end what could go on
             return None
 

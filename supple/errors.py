@@ -10,9 +10,16 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
 
+MOST_CHARACTERS = 1000
+"""Of an error's line: a file made to harm may hold names without end."""
+
 
 class InputError(ValueError):
     """The request cannot be met as given: the text says expected, got, what to do. Status 2."""
+
+    def __init__(self, text: str) -> None:
+        half = MOST_CHARACTERS // 2
+        super().__init__(text if len(text) <= 2 * half else f"{text[:half]} ... {text[-half:]}")
 
 
 class SimulatorError(RuntimeError):

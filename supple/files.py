@@ -5,13 +5,35 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import weakref
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from supple.errors import InputError
 
 LOCK = ".lock"
 """Held by the process that writes a run's folder."""
+
+
+_of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def keep_from_forks(thing: Any) -> None:
+    """Close a file or a connection in processes forked from this one.
+
+    A worker may outlive the run that was killed: it would hold the run's folder, and the other
+    processes of a run would take this one for alive.
+    """
+    _of_this_process.add(thing)
+
+
+def _close_in_fork() -> None:
+    for thing in list(_of_this_process):
+        thing.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_fork)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -73,4 +95,5 @@ def claim(folder: Path) -> IO[str]:
         raise InputError(
             f"{folder} is in use by another supple process: wait for it, or choose another folder"
         ) from error
+    keep_from_forks(file)
     return file

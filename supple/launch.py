@@ -25,14 +25,14 @@ from supple.distributed import world
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
 from supple.errors import InputError
-from supple.files import claim, replace_file
+from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
-from supple.world import from_environment
+from supple.world import from_environment, restarted
 
 RUN_NAMES = (
     "spec.json",
@@ -47,6 +47,8 @@ RUN_NAMES = (
     "ranks",
 )
 """What a run writes into its folder, besides ``settings.json``."""
+MOST_RECORD_BYTES = 2**22
+"""Of ``settings.json`` and ``spec.json``: a longer one is none, and would only fill the memory."""
 
 
 def new_run(settings: Settings) -> Run:
@@ -84,6 +86,19 @@ def new_run(settings: Settings) -> Run:
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
     return run
+
+
+def begun_or_continued(settings: Settings) -> Run:
+    """What torchrun may start again after a failure: the run in its folder goes on.
+
+    Machines count restarts for themselves, so the processes agree on what this start is.
+    """
+    distributed.join(machine.resolve_device(settings.device))
+    folder = Path(settings.run_dir)
+    again = distributed.agreed([float(restarted())])[0] > 0
+    if distributed.from_first("go on" if again and (folder / "settings.json").exists() else ""):
+        return resumed_run(folder)
+    return new_run(settings)
 
 
 def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "") -> Run:
@@ -164,8 +179,10 @@ def _display(settings: Settings) -> Display:
 
 def _require_same(settings: Settings, agent: Agent) -> None:
     """Refuse processes that would not learn the same, in one line."""
+    # Each process has its own of the GPUs.
+    kind = dataclasses.replace(settings, device=torch.device(settings.device).type)
     distributed.require_same(
-        {"settings": as_text(settings), "update": str(agent.compute)},
+        {"settings": as_text(kind), "update": str(agent.compute)},
         "settings, or another way to compute,",
         "start all with one command, on machines of one kind",
     )
@@ -180,6 +197,8 @@ def own_folder(folder: Path) -> Path:
         return folder
     own = folder / "ranks" / str(world().rank)
     own.mkdir(parents=True, exist_ok=True)
+    sync_folder(own.parent)
+    sync_folder(folder)
     return own
 
 
@@ -509,9 +528,11 @@ def on_this_machine(settings: Settings, device: str = "") -> Settings:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent} holds no run: expected {path}")
+    if path.stat().st_size > MOST_RECORD_BYTES:
+        raise InputError(f"{path} is damaged: expected at most {MOST_RECORD_BYTES:,} bytes")
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     return record
 

@@ -44,13 +44,21 @@ class Quarantine:
         spec: shapes, and the name for messages.
         on_bad: ``fail`` ends the run at the first bad row, ``quarantine`` leaves such rows out.
         reward_limit: size beyond which a reward is bad [raw reward].
+        obs_dtype: observations are stored as this; what it cannot hold is bad.
         compute: how the device's part runs.
     """
 
     def __init__(
-        self, spec: EnvSpec, *, on_bad: str, reward_limit: float, compute: Compute
+        self,
+        spec: EnvSpec,
+        *,
+        on_bad: str,
+        reward_limit: float,
+        obs_dtype: torch.dtype = torch.float32,
+        compute: Compute,
     ) -> None:
         self._spec, self._on_bad, self._limit = spec, on_bad, reward_limit
+        self._farthest = min(FARTHEST, torch.finfo(obs_dtype).max)
         device, envs, groups = spec.device, spec.num_envs, tuple(spec.observation)
         self._host = device.type == "cpu"
         self._acts = isinstance(spec.action, Box)
@@ -111,7 +119,7 @@ class Quarantine:
 
     def first(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The observation of a reset, each group (N, D), bad rows 0."""
-        bad = torch.stack([_beyond(rows, FARTHEST) for rows in obs.values()]).any(0)
+        bad = torch.stack([_beyond(rows, self._farthest) for rows in obs.values()]).any(0)
         self._tensors["tainted"].copy_(bad)
         self._suspicious = self._suspicious or (self._host and bool(bad.any()))
         return {group: _zeroed(rows, bad) for group, rows in obs.items()}
@@ -145,7 +153,7 @@ class Quarantine:
 
     def _surely_good(self, values: Mapping[str, Tensor]) -> bool:
         """One product per tensor: no number is farther out than the root of the sum of squares."""
-        limit = FARTHEST**2
+        limits = {"reward": min(self._limit, FARTHEST), "action": FARTHEST}
         seen: Tensor | None = None
         for name, value in values.items():
             if value.dtype != torch.float32 or value is seen:
@@ -154,7 +162,7 @@ class Quarantine:
                 seen = value
             flat = value.reshape(-1)
             square = float(flat.dot(flat))
-            if not square <= (min(self._limit, FARTHEST) ** 2 if name == "reward" else limit):
+            if not square <= limits.get(name, self._farthest) ** 2:
                 return False
             if name == "reward":
                 self._square += square
@@ -169,10 +177,10 @@ class Quarantine:
             bad["action"] = _beyond(value["action"], FARTHEST)
         for group in groups:
             # Of a row that is no step, too: the next row acts on it.
-            bad[f"observation/{group}"] = _beyond(value[f"observation/{group}"], FARTHEST)
+            bad[f"observation/{group}"] = _beyond(value[f"observation/{group}"], self._farthest)
         made_up = torch.stack([bad[f"observation/{group}"] for group in groups]).any(0)
         for group in groups:
-            final = _beyond(value[f"final_observation/{group}"], FARTHEST)
+            final = _beyond(value[f"final_observation/{group}"], self._farthest)
             bad[f"final_observation/{group}"] = final & ended & valid
         bad_FN = torch.stack([bad[name] for name in self.fields])
         rows = bad_FN.any(0)
@@ -190,7 +198,7 @@ class Quarantine:
         own["first"].copy_(torch.minimum(own["first"], first))
         own["envs"].logical_or_(rows)
         own["tainted"].copy_(made_up)
-        reward = torch.where(bad["reward"] | ~kept & valid, 0.0, value["reward"])
+        reward = torch.where(kept, value["reward"], 0.0)
         own["square"].add_(reward.double().square().sum())
         clean = {"reward": reward, "valid": kept, "action": value["action"].clone()}
         if self._acts:
@@ -302,7 +310,7 @@ class Quarantine:
         rows = int(self._tensors["rows"])
         self._judged = self._reported = (vector_step, rows)
         self._told = rows
-        self._suspicious = self._host and rows > 0
+        self._suspicious = self._host and (rows > 0 or bool(self._tensors["tainted"].any()))
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted, and which observations are made up."""

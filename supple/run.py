@@ -41,6 +41,7 @@ from supple.metrics import MetricSinks
 from supple.quarantine import Quarantine
 from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
+from supple.replay.plan import OBS_DTYPES
 from supple.rng import derive_seed
 from supple.stillness import StillWatch
 
@@ -122,6 +123,7 @@ class Run:
             env.spec,
             on_bad=settings.env.on_bad,
             reward_limit=settings.env.reward_limit,
+            obs_dtype=OBS_DTYPES[settings.replay.obs_dtype],
             compute=agent.compute,
         )
         self._still = StillWatch()
@@ -348,13 +350,14 @@ class Run:
         """
         self._synchronise()
         self._look_after()
-        if not self._world.first:
-            for text in self._quarantine.report()[1]:
-                print(f"supple: process {self._world.rank}: {text}", file=sys.stderr)
-            return
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             self.replay.check()
+        if not self._world.first:
+            said = [str(warning.message) for warning in found]
+            for text in (*said, *self._quarantine.report()[1]):
+                print(f"supple: process {self._world.rank}: {text}", file=sys.stderr)
+            return
         for warning in found:
             self.display.notice(str(warning.message))
         device_values = dict(metrics) | self.agent.diagnostics() | self.replay.metrics()
@@ -367,7 +370,8 @@ class Run:
         quarantined, news = self._quarantine.report()
         row |= quarantined
         bad = self._quarantine.bad_row()
-        news = [self._divergence.keep(bad, said, self.env_steps) for said in news]
+        if news:  # what is said of bad rows comes last
+            news[-1] = self._divergence.keep(bad, news[-1], self.env_steps)
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._divergence.row() | self._timing()

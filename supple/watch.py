@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Protocol
 
+from supple.files import keep_from_forks
+
 JOIN_SECONDS = 60.0
 """Within which every process connects to the first [s]."""
 GRACE_SECONDS = 3.0
@@ -59,6 +61,7 @@ class Watch:
         self._peers = self._accept(store) if rank == 0 else {0: self._connect(address, store)}
         for peer in self._peers.values():
             _probe(peer)
+            keep_from_forks(peer)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 

@@ -73,7 +73,10 @@ def child(environment, work):
 
 
 def start(size, arguments, folder: Path, **more):
-    """``supple`` with these arguments in each of ``size`` processes; their output in ``folder``."""
+    """``supple`` with these arguments in each of ``size`` processes; their output in ``folder``.
+
+    ``more`` are further variables; a tuple has one value for each process.
+    """
     folder.mkdir(exist_ok=True)
     port = free_port()
 
@@ -81,8 +84,12 @@ def start(size, arguments, folder: Path, **more):
         sys.stdout = sys.stderr = (folder / f"{rank}.txt").open("w", buffering=1)
         return main(arguments[rank] if isinstance(arguments, dict) else arguments)
 
+    def own(rank):
+        return {name: v[rank] if isinstance(v, tuple) else v for name, v in more.items()}
+
     return [
-        child({**variables(rank, size, port), **more}, partial(run, rank)) for rank in range(size)
+        child({**variables(rank, size, port), **own(rank)}, partial(run, rank))
+        for rank in range(size)
     ]
 
 

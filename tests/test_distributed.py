@@ -6,18 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from supple import checkpoint, distributed
+from supple import checkpoint, distributed, launch
 from supple.agents import PPO, FlashSAC
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
 from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.world import World, from_environment
-from tests.small_runs import deterministic_rows, flags
+from tests.small_runs import deterministic_rows, flags, small_settings
 from tests.small_worlds import PATIENCE, child, free_port, in_processes, start, statuses, variables
 
 STEPS, EVERY = 160, 16
@@ -194,12 +195,23 @@ def one_line(capsys):
 def test_a_restarted_run_continues_in_its_folder(whole, agent, tmp_path):
     folder = copied(whole, tmp_path)
     again = command(folder, agent)
-    restarted = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    # Machines count for themselves: one that has only seen another one come back counts none.
+    restarted = {"TORCHELASTIC_RESTART_COUNT": ("0", "1"), "TORCHELASTIC_MAX_RESTARTS": "3"}
     assert statuses(start(2, again, tmp_path / "out", **restarted)) == [DONE, DONE]
     assert f"at {STEPS} env steps" in said(folder, 0)
     found = statuses(start(2, again, tmp_path / "out"))
     assert found[0] == BAD_INPUT
     assert "already holds a run" in said(folder, 0)
+
+
+def test_processes_may_have_gpus_of_their_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "require_same", lambda tree, *_: seen.append(tree))
+    settings = small_settings("toy/lqr", Path("run"), env_steps=100)
+    agent = launch.build(settings)[1]
+    for device in ("cuda:0", "cuda:1", "cpu"):
+        launch._require_same(replace(settings, device=device), agent)
+    assert seen[0] == seen[1] != seen[2]
 
 
 # --- refusals ---------------------------------------------------------------------------------

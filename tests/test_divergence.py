@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from supple import checkpoint, distributed, launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.adam import Adam
-from supple.agents.care import Skips, all_finite, undo_unless
+from supple.agents.care import Caught, Skips, all_finite, undo_unless
 from supple.cli import DONE, FAILED, main
 from supple.divergence import DUMPS, first_bad
 from supple.errors import DivergedError
@@ -264,6 +265,15 @@ def test_many_bad_steps_in_a_row_go_back_to_the_checkpoint(agent, tmp_path, caps
     (dump / "manifest.json").write_text("{}")
     assert main(["doctor", "--nan-dump", str(dump)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bad_row_and_a_bad_step_at_once_are_both_kept(agent, tmp_path):
+    run = run_whole(settings_of(agent, tmp_path / "run"))
+    step = run._divergence._dump(Caught((torch.ones(1),), {}), 400)
+    said = run._divergence.keep({"reward": torch.ones(1)}, "said", 400)
+    row = Path(said.rpartition(" ")[2])
+    assert checkpoint.load(step).state.keys() == {"agent", "inputs", "steps"}
+    assert checkpoint.load(row).state.keys() == {"row", "steps"}
 
 
 def test_processes_go_back_together(agent, tmp_path):

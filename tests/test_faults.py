@@ -3,12 +3,14 @@
 import errno
 import os
 import resource
+import signal
+import time
 
 import pytest
 import torch
 
 from supple import checkpoint, launch
-from supple.cli import DONE, FAILED, main
+from supple.cli import DONE, FAILED, RESUMABLE, main
 from tests.small_runs import flags
 
 STEPS = ["--env-steps", "120", "--checkpoint.every", "30", "--eval.every", "1000"]
@@ -127,3 +129,15 @@ def test_an_unforeseen_error_keeps_its_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("supple.agents.flashsac.FlashSAC.update", broken)
     assert train(tmp_path / "run", "flashsac") == FAILED
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_request_to_stop_while_the_run_is_being_made(tmp_path, monkeypatch, capsys):
+    def slow(settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(launch, "new_run", slow)
+    before = signal.getsignal(signal.SIGTERM)
+    assert train(tmp_path / "run", "ppo") == RESUMABLE
+    assert "stopped before the first step" in one_line(capsys)
+    assert signal.getsignal(signal.SIGTERM) is before

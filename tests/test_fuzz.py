@@ -4,11 +4,14 @@ A short form by default; ``make fuzz`` (SUPPLE_FUZZ=1000) mutates every kind of 
 times. Signed mutations carry the digest that a checkpoint wants, as an attacker's file would.
 """
 
+import contextlib
 import copy
 import json
 import os
 import random
+import resource
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from supple.signed_json import UNSIGNED, sha256, sign
 from tests.small_runs import run_until, small_settings
 
 COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
+SECONDS, MEMORY = 60, 2048
+"""What one mutation may take, with room for slow machines [s], and all of them [MiB]."""
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 1, 3.5, 1e308, 2**40, 2**63, 2**70, "", "x", "..", "../../outside"),
     *("/etc/passwd", "/dev/zero", "a\x00b", "step_1", "cuda", "nan", "float32", "load", "O"),
@@ -117,6 +122,26 @@ def attempt(folder):
     return "loaded"
 
 
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Nothing made to harm may keep a process busy for longer."""
+
+    def late(number, frame):
+        raise TimeoutError(f"still busy after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture
 def fuzz(tmp_path, keep_row):
     """``fuzz(count, mutate, judge)``: how often each of ``count`` mutations came to what.
@@ -134,11 +159,13 @@ def fuzz(tmp_path, keep_row):
             place.mkdir()
             what, path = mutate(random.Random(number), place)
             try:
-                came_to[judge(path)] += 1
+                with limited(SECONDS):
+                    came_to[judge(path)] += 1
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
                 wrong.append(f"mutation {number}, {what}: {said[:300]}")
             shutil.rmtree(place)
+        assert peak_mib() < MEMORY
         assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:10])
         assert outside.read_text() == "untouched"
         assert {path.name for path in tmp_path.iterdir()} == {"outside"}

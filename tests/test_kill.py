@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from supple import checkpoint, launch
+from supple.files import claim
 from tests.small_runs import (
     assert_same,
     deterministic_rows,
@@ -103,3 +104,17 @@ def test_a_run_survives_every_kill(agent, tmp_path, keep_row):
         assert_same(state, other)
         assert not list((folder / "checkpoints").glob("*.tmp*")), "something was left behind"
     keep_row("SUPPLE_KILLS", kills, resumed=kills, **{"runs ended with the same bits": runs})
+
+
+def test_a_killed_runs_folder_is_free_while_its_workers_still_live(tmp_path):
+    held = claim(tmp_path)
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(PATIENCE)
+        os._exit(0)
+    held.close()  # as a kill does
+    try:
+        claim(tmp_path).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)

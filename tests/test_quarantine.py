@@ -1,6 +1,7 @@
 """What a broken simulator returns reaches nothing that learns, and is named."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -69,13 +70,14 @@ def a_step(num_envs=3, **changes):
     return step_result(**{**fields, **changes}).to_dict()
 
 
-def watch(on_bad="quarantine", *, host=True, reward_limit=1e8):
-    made = Quarantine(spec_of(), on_bad=on_bad, reward_limit=reward_limit, compute=Compute())
+def watch(on_bad="quarantine", *, host=True, reward_limit=1e8, obs_dtype=torch.float32):
+    given = {"on_bad": on_bad, "reward_limit": reward_limit, "obs_dtype": obs_dtype}
+    made = Quarantine(spec_of(), compute=Compute(), **given)
     made._host = host  # False takes the path of a GPU
     return made
 
 
-ACTION = torch.zeros(3, 1)
+ACTION, OWNER = torch.zeros(3, 1), os.getpid()
 HOST = pytest.mark.parametrize("host", [True, False], ids=["host", "device"])
 
 
@@ -154,10 +156,30 @@ def test_a_bridge_row_is_not_counted_but_its_observation_is_acted_on(host):
     step["reward"][1] = NAN
     step["observation"]["policy"][1] = NAN
     _, found = quarantine.admit(ACTION, step)
-    assert torch.isfinite(found["reward"]).all() or not found["valid"][1]
+    assert found["reward"].tolist() == [1, 0, 1]
+    assert quarantine.report()[1] == []
     assert not found["observation"]["policy"][1].any()
     assert not quarantine.admit(ACTION, a_step())[1]["valid"][1]
     assert quarantine.report()[0] == {"env/quarantined_rows": 1.0}
+
+
+def test_a_made_up_observation_is_remembered_by_a_resumed_run():
+    quarantine, resumed = watch(), watch()
+    step = a_step(valid=torch.tensor([True, False, True]))
+    step["observation"]["policy"][1] = NAN
+    quarantine.admit(ACTION, step)
+    resumed.load_state_dict(quarantine.state_dict())
+    resumed.start_from(1)
+    assert resumed.admit(ACTION, a_step())[1]["valid"].tolist() == [True, False, True]
+
+
+@HOST
+def test_what_the_ring_cannot_hold_is_bad(host):
+    step = a_step()
+    step["observation"]["policy"][1, 0] = 1e5
+    assert watch(host=host).admit(ACTION, step)[1]["valid"].all()
+    half = watch(host=host, obs_dtype=torch.float16)
+    assert half.admit(ACTION, step)[1]["valid"].tolist() == [True, False, True]
 
 
 @HOST
@@ -283,7 +305,7 @@ def test_planted_faults_reach_no_statistic_and_no_sampled_row(agent, plan, tmp_p
         assert leaf.abs().max() < 1e6 or "generators" in where or "random" in where, where
     said = capsys.readouterr().out
     assert "quarantined 1 of" in said
-    dump = checkpoint.list_checkpoints(run.folder / "nan")[0]
+    dump = checkpoint.list_checkpoints(run.folder / "nan" / "rows")[0]
     assert f"the row: supple doctor --nan-dump {dump}" in said
     assert main(["doctor", "--nan-dump", str(dump)]) == DONE
     said = " ".join(capsys.readouterr().out.split())
@@ -389,7 +411,21 @@ def test_a_worker_process_that_hangs_or_dies_is_named(how):
         env.close()
 
 
-def _gym_env(trouble):
+def test_a_worker_process_that_hangs_in_a_reset_is_named():
+    settings = EnvSettings(num_envs=2, vectorization="async", patience=1.0)
+    with pytest.raises(SimulatorError, match=r"no answer within --env\.patience 1 s"):
+        make(f"{__name__}:HangsInReset", settings)
+
+
+def test_patience_is_that_of_a_users_own_vector_environment_too():
+    env = make(f"{__name__}:OwnWorkers", EnvSettings(num_envs=2, patience=1.0))
+    with pytest.raises(SimulatorError, match=r"no answer within --env\.patience 1 s"):
+        for _ in range(4):
+            env.step(torch.zeros(2, 1))
+    env.close()
+
+
+def _gym_env(trouble, at_reset=lambda: None):
     import gymnasium
 
     class Troubled(gymnasium.Env):
@@ -399,6 +435,7 @@ def _gym_env(trouble):
 
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
+            at_reset()
             return np.zeros(2, np.float32), {}
 
         def step(self, action):
@@ -419,6 +456,21 @@ def Hangs():  # noqa: N802
 
 def Dies():  # noqa: N802
     """An environment whose third step ends its process."""
-    import os
 
     return _gym_env(lambda: os._exit(1))
+
+
+def HangsInReset():  # noqa: N802
+    """An environment whose reset in a worker process never returns."""
+    import time
+
+    return _gym_env(lambda: None, lambda: time.sleep(3600 * (os.getpid() != OWNER)))
+
+
+def OwnWorkers():  # noqa: N802
+    """A vector environment of the user's own, which hangs."""
+    import gymnasium
+
+    made = gymnasium.vector.AsyncVectorEnv([Hangs, Hangs])
+    made.reset()
+    return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from supple.agents.exploration import NoiseSettings
-from supple.agents.flow_settings import FlowSettings
+from supple.agents.flow_settings import MOST_LAYERS, FlowSettings
 from supple.agents.remedies import RemedySettings
 from supple.agents.reward_scaling import RewardScalerSettings
 from supple.errors import InputError, require_rules, require_values
@@ -98,9 +98,9 @@ class FlashSACSettings:
             ("replay_age_decay", self.replay_age_decay >= 0, ">= 0"),
             ("replay_age_floor", 0 < self.replay_age_floor <= 1, "in (0, 1]"),
             ("actor_hidden", self.actor_hidden >= 1, ">= 1"),
-            ("actor_blocks", self.actor_blocks >= 0, ">= 0"),
+            ("actor_blocks", 0 <= self.actor_blocks <= MOST_LAYERS, f"in [0, {MOST_LAYERS}]"),
             ("critic_hidden", self.critic_hidden >= 1, ">= 1"),
-            ("critic_blocks", self.critic_blocks >= 0, ">= 0"),
+            ("critic_blocks", 0 <= self.critic_blocks <= MOST_LAYERS, f"in [0, {MOST_LAYERS}]"),
             ("num_critics", self.num_critics >= 1, ">= 1"),
             ("next_actions", self.next_actions >= 1, ">= 1"),
             ("num_atoms", self.num_atoms >= 2, ">= 2"),

@@ -7,6 +7,9 @@ from typing import Literal
 
 from supple.errors import require_rules, require_values
 
+MOST_LAYERS = 1000
+"""More than any network in use: nobody's settings may fill the memory layer by layer."""
+
 
 @dataclass(kw_only=True, slots=True)
 class FlowSettings:
@@ -82,7 +85,7 @@ class FlowSettings:
         same = self.target_samples == self.train_samples
         rules: tuple[tuple[str, bool, str], ...] = (
             ("width", self.width >= 1, ">= 1"),
-            ("depth", self.depth >= 2, ">= 2"),
+            ("depth", 2 <= self.depth <= MOST_LAYERS, f"in [2, {MOST_LAYERS}]"),
             ("kappa", 0 < self.kappa <= 1, "in (0, 1]"),
             ("target_steps", self.target_steps >= 1, ">= 1"),
             ("read_steps", self.read_steps >= 1, ">= 1"),

@@ -148,7 +148,7 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if kind is Settings:
         name = record.get("agent_name")
-        if name not in AGENT_SETTINGS:
+        if not isinstance(name, str) or name not in AGENT_SETTINGS:
             known = ", ".join(AGENT_SETTINGS)
             raise InputError(f"{where}.agent_name: expected one of {known}, got {name!r}")
         hints["agent"] = AGENT_SETTINGS[name]
@@ -176,6 +176,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif type(value) is hint:
+    elif type(value) is hint and not (hint is int and abs(value) >= 2**63):
         return value
     raise InputError(f"{where}: expected {hint}, got {value!r}")

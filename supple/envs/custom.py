@@ -69,7 +69,8 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     from supple.envs.gym import GymVector, wrap_factory
 
     if isinstance(made, gymnasium.vector.VectorEnv):
-        return _as_asked(GymVector(made, task_id=task, device=device), task, accepted, device)
+        vector = GymVector(made, task_id=task, device=device, patience=settings.patience)
+        return _as_asked(vector, task, accepted, device)
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(

@@ -7,11 +7,12 @@ into that: where an environment resets on the *next* step, that step becomes a b
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -83,8 +84,13 @@ class GymVector(Env):
         self._closed = False
 
     def reset(self, seed: int | None = None) -> TensorDict:
-        """Start every environment afresh; with ``seed``, each with a seed of its own."""
-        obs, _ = self._env.reset(seed=None if seed is None else self._seeds(seed))
+        """Start every environment afresh; with ``seed``, each with a seed of its own.
+
+        Raises:
+            SimulatorError: a worker process died or hangs.
+        """
+        with self._workers("a reset"):
+            obs = self._reset(seed=None if seed is None else self._seeds(seed))
         self._bridge = np.zeros(self.spec.num_envs, dtype=bool)
         return reset_result(self._tensors(self._flat(obs)), self.spec.num_envs)
 
@@ -97,21 +103,8 @@ class GymVector(Env):
             InputError: ``action`` has another shape.
             SimulatorError: a worker process died or hangs, or no final observation came.
         """
-        try:
+        with self._workers("a step"):
             obs, reward, terminated, truncated, info = self._advance(self._physical(action))
-        except TimeoutError as error:
-            late = [row for row, pipe in enumerate(self._env.parent_pipes) if not pipe.poll()]
-            self._abandon()
-            raise SimulatorError(
-                f"{self.spec.task_id}: no answer within --env.patience {self._patience:g} s from"
-                f" the worker of environment {', '.join(map(str, late))}: it hangs, or needs longer"
-            ) from error
-        except _WORKER_GONE as error:
-            self._abandon()
-            raise SimulatorError(
-                f"{self.spec.task_id}: a worker process died during a step; it may have run out of"
-                " memory: lower --env.num-envs, or look for its error above"
-            ) from error
         now = final = self._flat(obs)
         reward = np.array(reward, dtype=np.float32)
         terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
@@ -127,8 +120,8 @@ class GymVector(Env):
             if self._mode is AutoresetMode.SAME_STEP:
                 final = self._patched(now, info, done)
             elif self._mode is AutoresetMode.DISABLED:
-                obs, _ = self._env.reset(options={"reset_mask": done})
-                now = self._flat(obs)
+                with self._workers("a reset"):
+                    now = self._flat(self._reset(options={"reset_mask": done}))
         observation = self._tensors(now)
         return step_result(
             observation=observation,
@@ -140,19 +133,42 @@ class GymVector(Env):
             success=success,
         )
 
-    def _advance(self, action: Any) -> Any:
-        """What the vector environment's ``step`` gives.
+    @contextlib.contextmanager
+    def _workers(self, during: str) -> Iterator[None]:
+        """A block that asks worker processes something.
 
         Raises:
-            TimeoutError: worker processes took longer than the patience.
+            SimulatorError: one has died, or took longer than the patience.
         """
-        if not self._patience or not isinstance(self._env, AsyncVectorEnv):
+        try:
+            yield
+        except multiprocessing.TimeoutError as error:
+            late = [row for row, pipe in enumerate(self._env.parent_pipes) if not pipe.poll()]
+            self._abandon()
+            raise SimulatorError(
+                f"{self.spec.task_id}: no answer within --env.patience {self._patience:g} s from"
+                f" the worker of environment {', '.join(map(str, late))}: it hangs, or needs longer"
+            ) from error
+        except _WORKER_GONE as error:
+            self._abandon()
+            raise SimulatorError(
+                f"{self.spec.task_id}: a worker process died during {during}; it may have run out"
+                " of memory: lower --env.num-envs, or look for its error above"
+            ) from error
+
+    def _reset(self, **options: Any) -> Any:
+        """The observations that the vector environment's ``reset`` gives."""
+        if not isinstance(self._env, AsyncVectorEnv):
+            return self._env.reset(**options)[0]
+        self._env.reset_async(**options)
+        return self._env.reset_wait(timeout=self._patience or None)[0]
+
+    def _advance(self, action: Any) -> Any:
+        """What the vector environment's ``step`` gives."""
+        if not isinstance(self._env, AsyncVectorEnv):
             return self._env.step(action)
         self._env.step_async(action)
-        try:
-            return self._env.step_wait(timeout=self._patience)
-        except multiprocessing.TimeoutError as error:  # no TimeoutError by birth
-            raise TimeoutError from error
+        return self._env.step_wait(timeout=self._patience or None)
 
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
@@ -177,7 +193,8 @@ class GymVector(Env):
         """Every environment's complete state."""
         if not self.spec.exact_resume:
             return super().state_dict()
-        envs = list(self._env.call("get_state"))
+        with self._workers("saving"):
+            envs = list(self._env.call("get_state"))
         return {"envs": envs, "tells_success": self._tells_success}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,8 +212,9 @@ class GymVector(Env):
                 f"{self.spec.task_id}: the saved state holds {saved} environments, expected"
                 f" {self.spec.num_envs}: build it with num_envs={saved}"
             )
-        self._env.reset()  # allocates what stepping needs; its content is replaced next
-        self._env.set_attr("restored_state", list(state["envs"]))
+        with self._workers("a reset"):
+            self._reset()  # allocates what stepping needs; its content is replaced next
+            self._env.set_attr("restored_state", list(state["envs"]))
         self._tells_success = state["tells_success"]
 
     def close(self) -> None:

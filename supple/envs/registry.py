@@ -31,6 +31,8 @@ ADAPTERS: dict[str, str] = {
     "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
+MOST_ENVS = 2**20
+"""At once: nobody's settings may fill the memory one by one."""
 UNPROVED: dict[str, str] = {
     "isaaclab": "never run against it: its configurations and a stand-in only",
     "playground": "steps its cartpole; conformance and training are unproved",
@@ -79,7 +81,7 @@ class EnvSettings:
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
         rules = (
-            ("num_envs", self.num_envs >= 1, ">= 1"),
+            ("num_envs", 1 <= self.num_envs <= MOST_ENVS, f"in [1, {MOST_ENVS}]"),
             ("history", self.history >= 1, ">= 1"),
             ("obs_noise", self.obs_noise >= 0, ">= 0"),
             ("declared_noise", self.declared_noise >= 0, ">= 0"),

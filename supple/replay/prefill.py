@@ -19,6 +19,7 @@ from torch import Tensor
 from supple.envs.base import Box
 from supple.errors import InputError
 from supple.replay.buffer import Replay
+from supple.replay.plan import OBS_DTYPES
 
 
 @torch.no_grad()
@@ -123,6 +124,10 @@ def _read(replay: Replay, path: Path) -> Mapping[str, Tensor]:
             raise InputError(
                 f"{path}: {key} expected shape {(length, *shape)}, got {tuple(data[key].shape)}"
             )
-        if not bool(torch.isfinite(data[key]).all()):
-            raise InputError(f"{path}: {key} holds NaN or infinity")
+        observed = key.startswith(("observation/", "next_observation/"))
+        stored = data[key].to(OBS_DTYPES[replay.settings.obs_dtype]) if observed else data[key]
+        if not bool(torch.isfinite(stored).all()):
+            raise InputError(
+                f"{path}: {key} holds NaN or infinity, or what {stored.dtype} cannot hold"
+            )
     return {key: data[key].to(replay.device) for key in shapes}
