@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except Exception as error:  # the one place that reports what nobody foresaw
-        if _ran_out_of_memory(error):
+        if ran_out_of_memory(error):
             return _fail(
                 "out of memory; the last checkpoint is intact: lower --env.num-envs,"
                 " --replay.capacity or --agent.batch-size, or end what else runs here",
@@ -92,10 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{type(error).__name__}: {error}", FAILED)
 
 
-def _ran_out_of_memory(error: Exception) -> bool:
+def ran_out_of_memory(error: Exception) -> bool:
     """Python's own error, CUDA's, or what torch's allocator for the CPU says."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "DefaultCPUAllocator" in str(error)
+    said = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+    return named or any(text in str(error) for text in said)
 
 
 def _fail(error: object, status: int) -> int:

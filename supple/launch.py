@@ -32,6 +32,7 @@ from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
 from supple.run import REPLAY_FOLDER, RESULT, Run
+from supple.signed_json import short
 from supple.world import from_environment, restarted
 
 RUN_NAMES = (
@@ -515,7 +516,7 @@ def on_this_machine(settings: Settings, device: str = "") -> Settings:
     except InputError:
         if device:
             raise
-        print(f"supple: no {settings.device} here, using the CPU", file=sys.stderr)
+        print(f"supple: no {short(settings.device)} here, using the CPU", file=sys.stderr)
         found = torch.device("cpu")
     compute, replay = settings.compute, settings.replay
     if found.type != "cuda":  # leave out what only CUDA can do
