@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables
 
-writes them into the pages of ``docs/``, between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+writes them into the README and the pages of ``docs/``, between ``<!-- table: NAME -->`` and
+``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ def grid(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def _said(table: Sequence[Row], column: str) -> str:
+    return "; ".join(dict.fromkeys(row[column] for row in table if row.get(column)))
+
+
 def source(name: str, table: Sequence[Row], note: str = "") -> str:
     """Where the numbers come from: file, machine, threads, versions, commit, command."""
-
-    def said(column: str) -> str:
-        return "; ".join(dict.fromkeys(row[column] for row in table if row.get(column)))
-
     commands = dict.fromkeys(re.sub(r" --seed \d+", " --seed K", r["command"]) for r in table)
     shown = ", ".join(f"`{command}`" for command in [*commands][:2])
-    threads = f", threads: {said('threads')}" if said("threads") else ""
+    threads = f", threads: {_said(table, 'threads')}" if _said(table, "threads") else ""
     lines = [
-        f"Rows: `benchmarks/results/{name}.csv`, commit {said('commit')}, {said('date')}.",
-        f"Machine: {said('machine')}{threads}; {said('versions')}.",
+        f"Rows: `benchmarks/results/{name}.csv`, commit {_said(table, 'commit')},"
+        f" {_said(table, 'date')}.",
+        f"Machine: {_said(table, 'machine')}{threads}; {_said(table, 'versions')}.",
         f"Command: {shown}{', and the like' * (len(commands) > 2)}.",
     ]
     return "\n".join([*lines, *([note] if note else [])])
@@ -55,6 +57,80 @@ def spread(values: np.ndarray) -> str:
     """Mean and half of its 95 % interval, by Student's t."""
     half = half_width95(float(values.std(ddof=1)), len(values))
     return f"{values.mean():.1f} ± {half:.1f}"
+
+
+def front() -> str:
+    """The README's: what is fast here, beside what others take."""
+    reached, trained = _seconds_to_return()
+    runs = last(rows("ppo_curves", task="gym/HalfCheetah-v4", commit="e843ddd"))
+    minutes = numbers("seconds", runs).mean() / 60
+    update = rows("bench_update", commit="fd77e83", obs="376", batch="2048")
+    sampled = rows("bench_ppo", commit="0a27c8d", obs="17")
+    stepped = rows("bench_envs", task="Humanoid", **{"num envs": "64"})
+    deployed = rows("deploy_latency", commit="6a378e3")
+    bf16, official = (
+        _of(update, f"{name} bfloat16", "p50 ms") for name in ("supple compiled", "official eager")
+    )
+    body = [
+        (
+            "seconds to a return of 3000 on HalfCheetah-v5, three seeds",
+            "; ".join(reached["supple, `laptop`"]),
+            f"Stable-Baselines3 SAC: {'; '.join(reached['Stable-Baselines3 SAC'])}",
+        ),
+        (
+            f"PPO's return on HalfCheetah-v4 after 1 M steps, {minutes:.0f} minutes",
+            f"{numbers('return_mean', runs).mean():.0f}",
+            f"published: {PUBLISHED_PPO['HalfCheetah']}",
+        ),
+        (
+            "PPO's samples a second, 17x6",
+            f"{_of(sampled, 'supple compiled float32', 'samples per second'):,.0f}",
+            f"Stable-Baselines3: {_of(sampled, 'Stable-Baselines3', 'samples per second'):,.0f};"
+            f" rsl_rl: {_of(sampled, 'rsl_rl', 'samples per second'):,.0f}",
+        ),
+        (
+            "FlashSAC's gradient step, networks of the paper, 376x17, batch 2048",
+            f"{bf16:.0f} ms",
+            f"published code: {_of(update, 'official eager float32', 'p50 ms'):.0f} ms;"
+            f" with oneDNN's bf16 switch: {official:.0f} ms",
+        ),
+        (
+            "environment steps a second, 64 Humanoids, two threads",
+            f"{_of(stepped, 'supple mujoco', 'steps per second'):.0f}",
+            f"envpool: {_of(stepped, 'envpool', 'steps per second'):.0f};"
+            f" SyncVectorEnv: {_of(stepped, 'SyncVectorEnv', 'steps per second'):.0f}",
+        ),
+        (
+            "a step of the exported policy, 17x6",
+            f"{float(deployed[0]['p50 us']):.0f} us in C",
+            f"onnxruntime: {_of(deployed, 'onnxruntime', 'p50 us'):.0f} us;"
+            f" torch: {_of(deployed, 'torch', 'p50 us'):.0f} us",
+        ),
+    ]
+    used = {
+        "time_to_return": trained,
+        "ppo_curves": runs,
+        "bench_ppo": sampled,
+        "bench_update": update,
+        "bench_envs": stepped,
+        "deploy_latency": deployed,
+    }
+    lines = [
+        (*line, f"[{_said(table, 'commit')}](benchmarks/results/{name}.csv)")
+        for line, (name, table) in zip(body, used.items(), strict=True)
+    ]
+    every = [row for table in used.values() for row in table]
+    machines, versions = (
+        [*dict.fromkeys(row[c] for row in every)] for c in ("machine", "versions")
+    )
+    where = f"Machines: {'. '.join(machines)}. Versions: {'. '.join(versions)}."
+    return f"{grid(('', 'supple', 'beside it', 'rows of commit'), lines)}\n\n{where}"
+
+
+def _of(table: Sequence[Row], variant: str, column: str) -> float:
+    names = ("variant", "runtime")
+    (row,) = [row for row in table if variant in (row.get(name) for name in names)]
+    return float(row[column])
 
 
 def critics() -> str:
@@ -101,18 +177,25 @@ def policy_evaluation() -> str:
     return f"{grid(('', *names.values()), body)}\n\n{source('policy_evaluation', used, note)}"
 
 
-def time_to_return() -> str:
-    """Seconds to a return of 3000, by seed."""
+def _seconds_to_return() -> tuple[dict[str, list[str]], list[Row]]:
+    """Of each learner, what each seed took to a return of 3000; and the rows that say so."""
     learners = {
         "supple, `laptop`": ("supple", "5840009"),
         "Stable-Baselines3 SAC": ("stable-baselines3 SAC", "d7c2adf"),
         "Stable-Baselines3 PPO": ("stable-baselines3 PPO", "d7c2adf"),
     }
-    body, used = [], []
+    found, used = {}, []
     for name, (learner, commit) in learners.items():
         table = rows("time_to_return", task="HalfCheetah-v5", learner=learner, commit=commit)
         used += table
-        body.append((name, *(_reached(own, 3000.0) for own in by("seed", table).values())))
+        found[name] = [_reached(own, 3000.0) for own in by("seed", table).values()]
+    return found, used
+
+
+def time_to_return() -> str:
+    """Seconds to a return of 3000, by seed."""
+    found, used = _seconds_to_return()
+    body = [(name, *taken) for name, taken in found.items()]
     head = ("learner", "seed 0", "seed 1", "seed 2")
     return f"{grid(head, body)}\n\n{source('time_to_return', used)}"
 
@@ -142,6 +225,49 @@ def ppo() -> str:
     head = ("task, preset", "return of three seeds", "published", "minutes")
     note = "Published: PPO at 1 M steps in FlashSAC's paper (arXiv:2604.04539), mean of five seeds."
     return f"{grid(head, body)}\n\n{source('ppo_curves', used, note)}"
+
+
+def ppo_speed() -> str:
+    """Samples a second of PPO's iteration, beside others."""
+    names = ("supple compiled float32", "supple eager float32", "Stable-Baselines3", "rsl_rl")
+    table = rows("bench_ppo", commit="0a27c8d")
+    body = []
+    for size in SIZES:
+        own = [row for row in table if row["obs"] == size.split("x")[0]]
+        body.append((size, *(f"{_of(own, name, 'samples per second'):,.0f}" for name in names)))
+    note = "64 environments that cost nothing, rollouts of 32, 5 passes of 4 minibatches."
+    head = ("observation x action", *names)
+    return f"{grid(head, body)}\n\n{source('bench_ppo', table, note)}"
+
+
+def replay() -> str:
+    """Millions of sampled transitions a second, beside others."""
+    names = {
+        "supple compiled float32": "supple float32",
+        "supple compiled bfloat16": "supple, bfloat16 storage",
+        "torchrl TensorDict, multi-step": "torchrl, multi-step",
+        "Stable-Baselines3 n-step": "Stable-Baselines3, n-step",
+        "index_select float32": "bare `index_select`",
+    }
+    table = rows("bench_replay")
+    body = []
+    for size in SIZES:
+        own = [row for row in table if row["obs"] == size.split("x")[0]]
+        each = [f"{_of(own, name, 'per second') / 1e6:.2f} M" for name in names]
+        body.append((size, *each))
+    note = "Three-step windows, batch 2048."
+    head = ("observation x action", *names.values())
+    return f"{grid(head, body)}\n\n{source('bench_replay', table, note)}"
+
+
+def envs() -> str:
+    """How many times as fast as others complete steps of ``mujoco/`` are."""
+    table, body = rows("bench_envs"), []
+    for other in ("SyncVectorEnv", "envpool"):
+        own = [row for row in table if row["variant"] == other]
+        body.append((f"over {other}", *(row["ours over it"] for row in own)))
+    head = ("", *(f"{row['task']}, {row['num envs']}" for row in own))
+    return f"{grid(head, body)}\n\n{source('bench_envs', table)}"
 
 
 def update() -> str:
@@ -200,10 +326,14 @@ def rules() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
+    "front": front,
     "critics": critics,
     "policy_evaluation": policy_evaluation,
     "time_to_return": time_to_return,
     "ppo": ppo,
+    "ppo_speed": ppo_speed,
+    "replay": replay,
+    "envs": envs,
     "update": update,
     "latency": latency,
     "parity": parity,
@@ -223,7 +353,7 @@ def filled(page: str) -> str:
 
 def pages() -> list[Path]:
     """Those with a table."""
-    every = sorted((ROOT / "docs").rglob("*.md"))
+    every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [page for page in every if PLACE.search(page.read_text())]
 
 

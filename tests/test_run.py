@@ -1,9 +1,11 @@
 """The edges of a run: its end, its folder, its schedule."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from supple import launch
+from supple import launch, train
 from supple.agents import FlashSAC
 from supple.errors import InputError
 from supple.files import claim
@@ -238,3 +240,7 @@ def test_the_last_row_keeps_its_episodes_where_the_final_evaluation_comes_late(a
     finish(launch.resumed_run(tmp_path / "run"))
     assert deterministic_rows(tmp_path / "run") == before
     assert_same(state, newest_state(tmp_path / "run")[1])  # the sets for diagnostics too
+
+
+def test_the_loop_fits_one_screen():
+    assert len(Path(train.__file__).read_text().splitlines()) <= 40

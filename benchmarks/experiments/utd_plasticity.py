@@ -100,7 +100,7 @@ def first_warnings(table: Path, utd: int) -> dict[str, tuple[int, str]]:
     columns = read_csv(table)
     alarms, found = Alarms(), dict[str, tuple[int, str]]()
     names = [name for name in columns if name.startswith("diag/")]
-    for at, step in enumerate(map(int, columns["step"])):
+    for at, step in enumerate(int(step or 0) for step in columns["step"]):
         row = {name: value for name in names if (value := columns[name][at]) is not None}
         for said in alarms.watch(utd * step, row):
             network = said.removeprefix("early warning: ").split()[0]
@@ -134,7 +134,7 @@ def rows_of(job: compare.Job, utd: int) -> list[dict[str, Any]]:
             *(measured(target, whole=True) if last else ()),
         ):
             step, (warning_at, warning) = target.env_steps, warned.get(reading.network, ("", ""))
-            low, high = reading.ci95 or ("", "")
+            low, high = (round(end, 4) for end in reading.ci95) if reading.ci95 else ("", "")
             rows.append(
                 {
                     "utd": utd,
@@ -145,8 +145,8 @@ def rows_of(job: compare.Job, utd: int) -> list[dict[str, Any]]:
                     "targets": reading.params["family"],
                     "steps of fitting": reading.params.get("steps", ""),
                     "fit_gap": "" if reading.value is None else round(reading.value, 4),
-                    "low": low and round(low, 4),
-                    "high": high and round(high, 4),
+                    "low": low,
+                    "high": high,
                     "error": round(reading.reference.get("error", float("nan")), 4),
                     "fresh error": round(reading.reference.get("fresh_error", float("nan")), 4),
                     "reason": reading.reason,
@@ -174,7 +174,17 @@ Gaps = dict[int, list[float]]
 
 
 def report() -> None:
-    """What each critic's ability to learn became, and what the cheap metrics said."""
+    """Print the two tables of ``summary``."""
+    networks, ranks = summary()
+    if not networks:
+        print("nothing measured yet")
+        return
+    Display.print_rows(TASK, networks)
+    Display.print_rows("over all critics, last values", ranks)
+
+
+def summary() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """What each network's ability to learn became; and how the cheap metrics followed it."""
     gaps: dict[tuple[int, str, str, str], Gaps] = defaultdict(lambda: defaultdict(list))
     warned: dict[tuple[int, str, str], dict[str, str]] = defaultdict(dict)
     tracked: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -190,16 +200,12 @@ def report() -> None:
             for name in CHEAP:
                 if row[name]:
                     tracked[name].append((float(row[name]), float(row["fit_gap"])))
-    if not gaps:
-        print("nothing measured yet")
-        return
-    Display.print_rows(TASK, [line(key, gaps, warned[key]) for key in sorted(warned)])
     ranks = [
         {"online metric": name, "rank correlation with fit_gap": f"{spearman(pairs):.2f}"}
         for name, pairs in tracked.items()
         if len({value for value, _ in pairs}) > 2
     ]
-    Display.print_rows(f"over {len(next(iter(tracked.values())))} critics, last values", ranks)
+    return [line(key, gaps, warned[key]) for key in sorted(warned)], ranks
 
 
 def line(
@@ -242,7 +248,7 @@ def line(
 def spearman(pairs: Sequence[tuple[float, float]]) -> float:
     """Rank correlation; ties in order of appearance."""
     ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
-    return float(np.corrcoef(ranks.T)[0, 1])
+    return float(np.corrcoef(ranks[:, 0], ranks[:, 1])[0, 1])
 
 
 def main() -> None:
