@@ -2,7 +2,7 @@
 
 A training run with frequent rows, checkpoints and evaluations is sampled every ten seconds: its
 resident memory and its open files. A line is fitted to what comes after the first quarter, in which
-compiling and the filling of the ring end.
+compiling ends, and after the ring has been filled once, whichever is later.
 
     python benchmarks/soak.py --minutes 60
 
@@ -27,23 +27,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from supple.bench.table import report
+from supple.metrics import METRICS, read_csv
 
 RESULTS = Path(__file__).parent / "results" / "soak.csv"
 EVERY = 10.0
 """Between two samples [s]."""
 WARM_UP = 0.25
-"""Share of the samples that are not fitted."""
+"""Share of the samples that are not fitted, at least."""
+RING = 36_000
+"""Environment steps until the ring is full, and nothing new is needed."""
 MOST = 0.01
 """Rise in an hour, relative to the median, that is not told from none."""
 FLAGS = (
     *("--preset", "laptop", "--eval.no-video", "--env-steps", "100000000", "--log.every", "200"),
     *("--eval.every", "4000", "--eval.episodes", "2", "--checkpoint.every", "2000"),
 )
-OWN = {"flashsac": ("--replay.capacity", "36000", "--agent.lr-end", "1e-3"), "ppo": ()}
+OWN = {"flashsac": ("--replay.capacity", str(RING), "--agent.lr-end", "1e-3"), "ppo": ()}
 
 
 def watch(task: str, agent: str, minutes: float, folder: Path) -> np.ndarray:
-    """Train, and sample the process: (S, 3) of hours, MiB and open files.
+    """Train, and sample the process: (S, 4) of hours, MiB, open files and environment steps.
 
     Raises:
         RuntimeError: the run failed.
@@ -62,7 +65,8 @@ def watch(task: str, agent: str, minutes: float, folder: Path) -> np.ndarray:
                     files = len(list((of / "fd").iterdir()))
                 except (OSError, IndexError):  # it has just ended
                     break
-                samples.append(((time.monotonic() - began) / 3600, resident, files))
+                hours = (time.monotonic() - began) / 3600
+                samples.append((hours, resident, files, steps_of(folder / "run" / METRICS)))
                 time.sleep(EVERY)
         finally:
             process.terminate()
@@ -70,6 +74,18 @@ def watch(task: str, agent: str, minutes: float, folder: Path) -> np.ndarray:
     if process.returncode:
         raise RuntimeError(f"the run ended with status {process.returncode}: {folder / 'log'}")
     return np.array(samples)
+
+
+def steps_of(table: Path) -> float:
+    """Environment steps of a run in progress."""
+    steps = read_csv(table)["step"] if table.exists() else []
+    return steps[-1] or 0.0 if steps else 0.0
+
+
+def warm_up(samples: np.ndarray) -> int:
+    """How many samples are not fitted."""
+    filled = int(np.argmax(samples[:, 3] >= RING)) if samples[-1, 3] >= RING else 0
+    return max(int(WARM_UP * len(samples)), filled)
 
 
 def line(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -87,12 +103,14 @@ def steady(values: np.ndarray, slope: float, error: float) -> bool:
 
 def row_of(task: str, agent: str, samples: np.ndarray) -> dict[str, Any]:
     """What was found, in one row."""
-    kept = samples[int(WARM_UP * len(samples)) :]
+    kept = samples[warm_up(samples) :]
     row: dict[str, Any] = {
         "task": task,
         "agent": agent,
         "minutes": f"{60 * samples[-1, 0]:.1f}",
         "samples": len(samples),
+        "fitted": len(kept),
+        "env steps": int(samples[-1, 3]),
     }
     verdicts = []
     for name, values in (("MiB", kept[:, 1]), ("files", kept[:, 2])):
@@ -120,7 +138,7 @@ def draw(samples: np.ndarray, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(name)
         axes.grid(color="#e4e6ea")
-        axes.axvline(60 * WARM_UP * samples[-1, 0], color="#8a8f98", ls=":")
+        axes.axvline(60 * samples[warm_up(samples), 0], color="#8a8f98", ls=":")
     axes.set_xlabel("minutes; the line is fitted right of the dots")
     figure.savefig(path, dpi=110)
 

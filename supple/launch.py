@@ -181,7 +181,7 @@ def _display(settings: Settings) -> Display:
 def _require_same(settings: Settings, agent: Agent) -> None:
     """Refuse processes that would not learn the same, in one line."""
     # Each process has its own of the GPUs.
-    kind = dataclasses.replace(settings, device=torch.device(settings.device).type)
+    kind = dataclasses.replace(settings, device=settings.device.partition(":")[0])
     distributed.require_same(
         {"settings": as_text(kind), "update": str(agent.compute)},
         "settings, or another way to compute,",

@@ -209,7 +209,7 @@ def test_processes_may_have_gpus_of_their_own(monkeypatch):
     monkeypatch.setattr(distributed, "require_same", lambda tree, *_: seen.append(tree))
     settings = small_settings("toy/lqr", Path("run"), env_steps=100)
     agent = launch.build(settings)[1]
-    for device in ("cuda:0", "cuda:1", "cpu"):
+    for device in ("cuda:0", "cuda:1", "auto"):
         launch._require_same(replace(settings, device=device), agent)
     assert seen[0] == seen[1] != seen[2]
 
