@@ -24,8 +24,8 @@ most seeds of a critic that loses nothing.
     python -m benchmarks.experiments.utd_plasticity --out runs/utd_plasticity
     python -m benchmarks.experiments.utd_plasticity --report
 
-27 runs; about three hours of one core. Ctrl-C saves; the same command continues, and rows are
-appended for every run that is finished and measured.
+27 runs; about six hours of one core for training, and more for measuring. Ctrl-C saves; the same
+command continues, and rows are appended for every run that is finished and measured.
 Source: the question is Lyle et al. 2023's (arXiv:2303.01486); sizes and criteria are our own.
 """
 
@@ -56,7 +56,8 @@ from supple.metrics import METRICS, read_csv
 ROWS = Path(__file__).parents[1] / "results" / "utd_plasticity.csv"
 COMMAND = "python -m benchmarks.experiments.utd_plasticity"
 TASK = "gym/HalfCheetah-v5"
-STEPS, EVERY = 5_000, 500
+STEPS, EVERY, MEASURED = 5_000, 500, 1_000
+"""Environment steps of a run, of its checkpoints, and of those that are measured."""
 CRITICS = {
     "scalar": "--agent.critic scalar --agent.critic-norm none --agent.no-project-critic",
     "categorical": "--agent.critic categorical",
@@ -124,7 +125,8 @@ def rows_of(job: compare.Job, utd: int) -> list[dict[str, Any]]:
     """One row per checkpoint, network and family of targets of a finished run."""
     table = job.folder / METRICS
     returns, warned = job.evaluations("eval/return_mean"), first_warnings(table, utd)
-    paths = checkpoint.list_checkpoints(job.folder)
+    every = checkpoint.list_checkpoints(job.folder)
+    paths = [path for path in every if checkpoint.step_of(path) % MEASURED == 0]
     rows = []
     targets, _ = load_targets(paths)
     for target in targets:
