@@ -24,6 +24,9 @@ from supple.diagnostics.subject import Moments, Subject
 from supple.diagnostics.views import ActorView, Objective, calibrate, critic_view
 from supple.errors import InputError
 
+UNDONE = 1 - 1e-6
+"""Up to here float32 has enough digits to undo tanh."""
+
 
 class FlashSACSubject(Subject):
     """``critic`` is the ensemble, ``target_critic`` its average; values are soft and scaled."""
@@ -188,9 +191,15 @@ class FlashSACSubject(Subject):
 
     @torch.no_grad()
     def entropy_cost(self, data: Transitions) -> Tensor:
-        """Of the squashed Gaussian; actions at the bounds are taken a hair inside."""
+        """Of the squashed Gaussian; at the bounds, of the likeliest draw that leads there.
+
+        A policy that pushes against a bound is sure of what it does: the bound itself would look
+        like a draw of many deviations, and its return like a great bonus.
+        """
         mean, log_std = self._actor(data.obs(self.agent.actor_groups), train=False)
-        before = torch.atanh(data.action.clamp(-1 + 1e-6, 1 - 1e-6))
+        before = torch.atanh(data.action.clamp(-UNDONE, UNDONE))
+        likeliest = torch.where(data.action > 0, before.maximum(mean), before.minimum(mean))
+        before = torch.where(data.action.abs() >= UNDONE, likeliest, before)
         noise = (before - mean) * (-log_std).exp()
         cost: Tensor = self.alpha * squashed_sample(mean, log_std, noise)[1]
         return cost

@@ -1,8 +1,11 @@
 """One interface to every agent: taps, members, losses, untrained twins."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from supple.agents.actor import squashed_sample
 from supple.diagnostics.context import Context
 from supple.diagnostics.subject import subject_of
 from supple.envs.base import Channel
@@ -112,3 +115,18 @@ def test_declared_sensor_noise_finds_its_place_in_the_input():
     subject = subject_of(agent_of("ppo"), seed=0, channels=channels)
     assert subject.channel_noise("actor") == {1: 0.2}
     assert subject_of(agent_of("ppo"), seed=0).channel_noise("actor") == {}
+
+
+def test_a_policy_that_pushes_against_a_bound_is_no_unlikely_one(monkeypatch):
+    subject, data = subject_with_data("categorical", rows=64)
+    shape = data.recent.action.shape
+    log_std = torch.full(shape, -2.0)
+    for mean, noise in ((0.3, 0.7), (-12.0, 0.0), (12.0, 0.0)):
+        before = torch.full(shape, mean) + log_std.exp() * noise
+        monkeypatch.setattr(
+            subject, "_actor", lambda *_, m=mean, **__: (torch.full(shape, m), log_std)
+        )
+        taken = replace(data.recent, action=torch.tanh(before))
+        expected = squashed_sample(torch.full(shape, mean), log_std, torch.full(shape, noise))[1]
+        found = subject.entropy_cost(taken)
+        assert torch.allclose(found, subject.alpha * expected, rtol=1e-3)
