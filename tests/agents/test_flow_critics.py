@@ -200,7 +200,7 @@ def test_reductions_differ_by_the_number_of_samples():
             {"backup": "distributional", "target_samples": 2},
             "target_samples equal to train_samples",
         ),
-        ({"depth": 1}, "depth must be >= 2, got 1"),
+        ({"depth": 1}, r"depth must be in \[2, 1000\], got 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
