@@ -1,6 +1,7 @@
 """What a broken simulator returns reaches nothing that learns, and is named."""
 
 import math
+import multiprocessing
 import os
 
 import numpy as np
@@ -77,7 +78,7 @@ def watch(on_bad="quarantine", *, host=True, reward_limit=1e8, obs_dtype=torch.f
     return made
 
 
-ACTION, OWNER = torch.zeros(3, 1), os.getpid()
+ACTION = torch.zeros(3, 1)
 HOST = pytest.mark.parametrize("host", [True, False], ids=["host", "device"])
 
 
@@ -464,7 +465,9 @@ def HangsInReset():  # noqa: N802
     """An environment whose reset in a worker process never returns."""
     import time
 
-    return _gym_env(lambda: None, lambda: time.sleep(3600 * (os.getpid() != OWNER)))
+    return _gym_env(
+        lambda: None, lambda: time.sleep(3600 * (multiprocessing.parent_process() is not None))
+    )
 
 
 def OwnWorkers():  # noqa: N802
