@@ -185,7 +185,8 @@ def _train(begin: Callable[[], Run], here: World) -> int:
     status = FAILED
     try:
         with _ends_on(signal.SIGTERM):
-            status = _see_through(begin(), here)
+            run = begin()
+        status = _see_through(run, here)
     except _Terminated:  # before the run took over: what was saved is as it was
         status = RESUMABLE
         return _fail("stopped before the first step: start again with the same command", status)
