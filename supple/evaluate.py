@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from supple import machine
@@ -162,13 +161,12 @@ def record_video(
     Raises:
         InputError: the mp4 writer is not installed, or the environment cannot draw.
     """
-    writer = _writer(path, fps)
-    try:
-        env.reset(seed)
-        env.render()
-    except NotImplementedError as error:
-        raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
-    with writer:
+    with picture_writer(path, fps) as writer:
+        try:
+            env.reset(seed)
+            env.render()
+        except NotImplementedError as error:
+            raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
         left = max_seconds * fps
 
         def film_step() -> None:
@@ -180,8 +178,12 @@ def record_video(
         return evaluate(greedy, env, episodes=1, seed=seed, on_step=film_step)
 
 
-def _writer(path: str, fps: float) -> Any:
-    """What takes pictures by ``append_data`` and makes the file when it is closed."""
+def picture_writer(path: str, fps: float) -> Any:
+    """A ``with`` block's writer, which takes pictures by ``append_data`` and makes the file.
+
+    Raises:
+        InputError: the mp4 writer is not installed.
+    """
     if not path.endswith(".mp4"):
         return MovingPicture(path, fps)
     try:
@@ -204,10 +206,12 @@ class MovingPicture:
 
     def __init__(self, path: str, fps: float) -> None:
         self._path, self._milliseconds = path, round(1000 / fps)
-        self._pictures: list[Image.Image] = []
+        self._pictures: list[Any] = []
 
     def append_data(self, picture: np.ndarray[Any, Any]) -> None:
         """Add a picture, (H, W, 3) uint8."""
+        from PIL import Image  # runs that draw nothing do without
+
         self._pictures.append(Image.fromarray(picture).reduce(2))
 
     def __enter__(self) -> MovingPicture:

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from supple.deploy.robot import WAIT_S
 from supple.envs.gym_packages import drawing, follow_robot, quiet_mujoco
 from supple.errors import InputError, SimulatorError
+from supple.evaluate import picture_writer
 
 BAD_INPUT = 2
 """Exit status of a runner or robot that refuses."""
@@ -163,10 +164,6 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
     Raises:
         InputError: no mp4 writer, or nothing to draw with.
     """
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise InputError('a video needs imageio: pip install "supple[mujoco]"') from error
     import gymnasium
 
     poses = load_file(record)
@@ -174,14 +171,13 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
     with quiet_mujoco():
         env = gymnasium.make(task.removeprefix("gym/"), render_mode="rgb_array")
-    writer: Any
     partial = video.with_name(f".partial-{video.name}")
     try:
         with quiet_mujoco():
             env.reset(seed=0)
         follow_robot(env)
         robot: Any = env.unwrapped
-        with imageio.get_writer(partial, fps=fps, macro_block_size=2) as writer, drawing(task):
+        with picture_writer(str(partial), fps) as writer, drawing(task):
             for qpos, qvel in zip(poses["qpos"], poses["qvel"], strict=True):
                 robot.set_state(qpos, qvel)
                 carry_floor(robot.model, robot.data, float(qpos[0]))
