@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -68,9 +67,9 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default="standard")
     parser.add_argument("--reports", type=Path, help="folder for the reports; default: none")
     options = parser.parse_args()
-    command = shlex.join(["python", "benchmarks/healthy.py", *sys.argv[1:]])
     for run in options.runs:
         out = None if options.reports is None else options.reports / run.name
+        command = f"python benchmarks/healthy.py runs/{run.name} --suite {options.suite}"
         append([judged(run, options.suite, out)], RESULTS, command)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,12 @@ def grid(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _said(table: Sequence[Row], column: str) -> str:
-    return "; ".join(dict.fromkeys(row[column] for row in table if row.get(column)))
+def _distinct(table: Iterable[Row], column: str) -> list[str]:
+    return [*dict.fromkeys(row[column] for row in table if row.get(column))]
+
+
+def _said(table: Iterable[Row], column: str) -> str:
+    return "; ".join(_distinct(table, column))
 
 
 def source(name: str, table: Sequence[Row], note: str = "") -> str:
@@ -71,60 +76,62 @@ def front() -> str:
     bf16, official = (
         _of(update, f"{name} bfloat16", "p50 ms") for name in ("supple compiled", "official eager")
     )
-    body = [
+    lines: list[tuple[Any, ...]] = [
         (
+            "time_to_return",
+            trained,
             "seconds to a return of 3000 on HalfCheetah-v5, three seeds",
             "; ".join(reached["supple, `laptop`"]),
             f"Stable-Baselines3 SAC: {'; '.join(reached['Stable-Baselines3 SAC'])}",
         ),
         (
+            "ppo_curves",
+            runs,
             f"PPO's return on HalfCheetah-v4 after 1 M steps, {minutes:.0f} minutes",
             f"{numbers('return_mean', runs).mean():.0f}",
             f"published: {PUBLISHED_PPO['HalfCheetah']}",
         ),
         (
+            "bench_ppo",
+            sampled,
             "PPO's samples a second, 17x6",
             f"{_of(sampled, 'supple compiled float32', 'samples per second'):,.0f}",
             f"Stable-Baselines3: {_of(sampled, 'Stable-Baselines3', 'samples per second'):,.0f};"
             f" rsl_rl: {_of(sampled, 'rsl_rl', 'samples per second'):,.0f}",
         ),
         (
+            "bench_update",
+            update,
             "FlashSAC's gradient step, networks of the paper, 376x17, batch 2048",
             f"{bf16:.0f} ms",
             f"published code: {_of(update, 'official eager float32', 'p50 ms'):.0f} ms;"
             f" with oneDNN's bf16 switch: {official:.0f} ms",
         ),
         (
+            "bench_envs",
+            stepped,
             "environment steps a second, 64 Humanoids, two threads",
             f"{_of(stepped, 'supple mujoco', 'steps per second'):.0f}",
             f"envpool: {_of(stepped, 'envpool', 'steps per second'):.0f};"
             f" SyncVectorEnv: {_of(stepped, 'SyncVectorEnv', 'steps per second'):.0f}",
         ),
         (
+            "deploy_latency",
+            deployed,
             "a step of the exported policy, 17x6",
             f"{float(deployed[0]['p50 us']):.0f} us in C",
             f"onnxruntime: {_of(deployed, 'onnxruntime', 'p50 us'):.0f} us;"
             f" torch: {_of(deployed, 'torch', 'p50 us'):.0f} us",
         ),
     ]
-    used = {
-        "time_to_return": trained,
-        "ppo_curves": runs,
-        "bench_ppo": sampled,
-        "bench_update": update,
-        "bench_envs": stepped,
-        "deploy_latency": deployed,
-    }
-    lines = [
-        (*line, f"[{_said(table, 'commit')}](benchmarks/results/{name}.csv)")
-        for line, (name, table) in zip(body, used.items(), strict=True)
+    every = [row for _, table, *_ in lines for row in table]
+    machines, versions = (". ".join(_distinct(every, c)) for c in ("machine", "versions"))
+    body = [
+        (*said, f"[{_said(table, 'commit')}](benchmarks/results/{name}.csv)")
+        for name, table, *said in lines
     ]
-    every = [row for table in used.values() for row in table]
-    machines, versions = (
-        [*dict.fromkeys(row[c] for row in every)] for c in ("machine", "versions")
-    )
-    where = f"Machines: {'. '.join(machines)}. Versions: {'. '.join(versions)}."
-    return f"{grid(('', 'supple', 'beside it', 'rows of commit'), lines)}\n\n{where}"
+    shown = grid(("", "supple", "beside it", "rows of commit"), body)
+    return f"{shown}\n\nMachines: {machines}. Versions: {versions}."
 
 
 def _of(table: Sequence[Row], variant: str, column: str) -> float:
@@ -227,17 +234,24 @@ def ppo() -> str:
     return f"{grid(head, body)}\n\n{source('ppo_curves', used, note)}"
 
 
+def _by_size(
+    table: Sequence[Row], names: Mapping[str, str], column: str, spelt: Callable[[float], str]
+) -> str:
+    """Of each size a line, of each variant a column."""
+    body = []
+    for size in SIZES:
+        own = [row for row in table if row["obs"] == size.split("x")[0]]
+        body.append((size, *(spelt(_of(own, name, column)) for name in names)))
+    return grid(("observation x action", *names.values()), body)
+
+
 def ppo_speed() -> str:
     """Samples a second of PPO's iteration, beside others."""
     names = ("supple compiled float32", "supple eager float32", "Stable-Baselines3", "rsl_rl")
     table = rows("bench_ppo", commit="0a27c8d")
-    body = []
-    for size in SIZES:
-        own = [row for row in table if row["obs"] == size.split("x")[0]]
-        body.append((size, *(f"{_of(own, name, 'samples per second'):,.0f}" for name in names)))
+    shown = _by_size(table, {n: n for n in names}, "samples per second", "{:,.0f}".format)
     note = "64 environments that cost nothing, rollouts of 32, 5 passes of 4 minibatches."
-    head = ("observation x action", *names)
-    return f"{grid(head, body)}\n\n{source('bench_ppo', table, note)}"
+    return f"{shown}\n\n{source('bench_ppo', table, note)}"
 
 
 def replay() -> str:
@@ -250,14 +264,8 @@ def replay() -> str:
         "index_select float32": "bare `index_select`",
     }
     table = rows("bench_replay")
-    body = []
-    for size in SIZES:
-        own = [row for row in table if row["obs"] == size.split("x")[0]]
-        each = [f"{_of(own, name, 'per second') / 1e6:.2f} M" for name in names]
-        body.append((size, *each))
-    note = "Three-step windows, batch 2048."
-    head = ("observation x action", *names.values())
-    return f"{grid(head, body)}\n\n{source('bench_replay', table, note)}"
+    shown = _by_size(table, names, "per second", lambda rate: f"{rate / 1e6:.2f} M")
+    return f"{shown}\n\n{source('bench_replay', table, 'Three-step windows, batch 2048.')}"
 
 
 def envs() -> str:
