@@ -108,13 +108,18 @@ def test_a_run_survives_every_kill(agent, tmp_path, keep_row):
 
 def test_a_killed_runs_folder_is_free_while_its_workers_still_live(tmp_path):
     held = claim(tmp_path)
+    lives, living = os.pipe()
     worker = os.fork()
     if worker == 0:
+        os.write(living, b"!")
         time.sleep(PATIENCE)
         os._exit(0)
-    held.close()  # as a kill does
     try:
+        os.read(lives, 1)  # the fork is done: before, the lock is in its hands too
+        held.close()  # as a kill does
         claim(tmp_path).close()
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
+        os.close(lives)
+        os.close(living)
