@@ -18,7 +18,7 @@ from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
 from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.world import World, from_environment
-from tests.small_runs import deterministic_rows, flags, small_settings
+from tests.small_runs import deterministic_rows, finish, flags, small_settings
 from tests.small_worlds import PATIENCE, child, free_port, in_processes, start, statuses, variables
 
 STEPS, EVERY = 160, 16
@@ -65,6 +65,22 @@ def test_the_first_process_alone_writes_and_speaks(whole):
     assert len(list(whole.glob("events*"))) == 1
     assert "2 environments in each of 2 processes" in said(whole, 0)
     assert said(whole, 1) == ""
+
+
+def test_what_ails_another_process_ring_is_said_by_it(tmp_path, capfd):
+    """The first judges its own rows: it knows nothing of the others'."""
+
+    def work():
+        run = launch.new_run(small_settings("toy/lqr", tmp_path / "run", env_steps=STEPS))
+        if not distributed.world().first:
+            run.replay._final_evicted.fill_(3)
+        finish(run)
+        return {}
+
+    in_processes(2, work, tmp_path)
+    said = [line for line in capfd.readouterr().err.splitlines() if "lost their final" in line]
+    assert len(said) == 1, "once, and by one process"
+    assert said[0].startswith("supple: process 1: 3 rows lost their final observation")
 
 
 def test_environment_steps_count_all_processes(whole):
