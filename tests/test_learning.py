@@ -46,7 +46,7 @@ def learn(env, *, steps, seed, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["categorical", "scalar"])
 def test_the_bandits_best_action_is_found(critic):
-    agent = learn(Bandit(8, CPU), steps=2500, seed=1, critic=critic)
+    agent = learn(Bandit(8, CPU), steps=1500, seed=1, critic=critic)
     context = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         action = agent.policy()(context)

@@ -210,13 +210,13 @@ def project_to_atoms(probability_BK: Tensor, position_BK: Tensor, value_max: flo
     spacing = 2 * value_max / (atoms - 1)
     offset_BK = (position_BK.clamp(-value_max, value_max) + value_max) / spacing
     # Rounding may lift the top end a hair above K - 1.
-    offset_BK = offset_BK.clamp_(0, atoms - 1)
+    offset_BK = offset_BK.clamp(0, atoms - 1)
     lower_BK = offset_BK.floor()
     upper_share_BK = probability_BK * (offset_BK - lower_BK)
     lower = lower_BK.nan_to_num(0).long()  # NaN has no place: its mass stays NaN, at the first
     projected = torch.zeros_like(probability_BK)
     projected.scatter_add_(1, lower, probability_BK - upper_share_BK)
-    projected.scatter_add_(1, (lower + 1).clamp_(max=atoms - 1), upper_share_BK)
+    projected.scatter_add_(1, (lower + 1).clamp(max=atoms - 1), upper_share_BK)
     return projected
 
 

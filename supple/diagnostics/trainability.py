@@ -4,20 +4,22 @@
 targets are residuals on what the network already says, so that the cost of unlearning its scale
 does not count as lost plasticity.
 
-Shapes: ``E`` members, ``N`` inputs, ``B`` batch rows, ``W`` outputs, ``J`` target functions, ``D``
-and ``H`` widths, ``F`` folds.
+Shapes: ``E`` members, ``N`` inputs, ``B`` batch rows, ``W`` outputs, ``J`` target functions, ``C``
+networks that are compared, ``T`` of them untrained, ``P`` points of a curve, ``D`` and ``H``
+widths, ``F`` folds.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from supple.agents.adam import Adam
 from supple.agents.nets import project_
@@ -30,7 +32,7 @@ HARD = 0.9
 """Error of the fresh network above which a probe says nothing."""
 FREE_SUPPORT = 0.8
 """Share of a critic's value range that targets may fill."""
-CURVE_POINTS = 10
+CURVE_POINTS, CURVE_ROWS = 10, 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,61 +84,135 @@ def room_for(output_ENW: Tensor, target_NW: Tensor, scale_W: Tensor, limit: floa
 
 
 class Fitted(NamedTuple):
-    """What became of one network on one target function."""
+    """What became of the networks on each target function."""
 
-    error_E: Tensor
+    error_JCE: Tensor
     """Mean squared error over the variance of the targets, on all inputs."""
-    curve: list[tuple[int, float]]
-    """(step, error, mean over members)."""
+    steps: list[int]
+    """Where the curve has its points."""
+    curve_JCP: Tensor
+    """Errors after those steps on some of the inputs, mean over members."""
+
+
+class _Applied(nn.Module):
+    """Lets ``functional_call`` substitute a network's tensors in any function of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
+        return function(self.network, *arguments)
+
+
+class _Copies:
+    """Copies of networks of one kind that learn side by side, as one batched network.
+
+    Every operation is started once for all K = J C copies, and the products are larger.
+
+    Args:
+        networks: C of them; they are not changed.
+        functions: J, how many copies of each.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], functions: int) -> None:
+        self._applied = _Applied(copy.deepcopy(networks[0]))
+
+        def side_by_side(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {
+                f"network.{name}": torch.stack([each[name].detach() for each in found] * functions)
+                for name in found[0]
+            }
+
+        self._weights = side_by_side([dict(each.named_parameters()) for each in networks])
+        self._statistics = side_by_side([dict(each.named_buffers()) for each in networks])
+        self.parameters = [value.requires_grad_(True) for value in self._weights.values()]
+
+    def map(self, function: Callable[..., Any], *arguments: Tensor, at_once: bool = True) -> Any:
+        """``function(network, *arguments)`` of every copy; arguments and result are (K, ...)."""
+
+        def one(tensors: dict[str, Tensor], *own: Tensor) -> Any:
+            return functional_call(self._applied, tensors, (function, *own))
+
+        mapped = torch.vmap(one, chunk_size=None if at_once else 1)
+        return mapped({**self._weights, **self._statistics}, *arguments)
+
+    def project_(self) -> None:
+        """Restore every norm of every copy, in place."""
+
+        def projected(network: nn.Module) -> Tensor:
+            project_(network)
+            return torch.zeros(())  # a mapped function must return something
+
+        self.map(projected)
 
 
 def fit(
-    view: View,
+    views: Sequence[View],
     x_ND: Tensor,
-    target_NW: Tensor,
-    scale_W: Tensor,
+    target_JNW: Tensor,
+    scale_JW: Tensor,
     probe: Probe,
     *,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Fitted:
-    """Train a copy of a network on scale * target, added to what it says now.
+    """Train copies of networks of one kind on scale * target, added to what each says now.
 
     Args:
-        view: the network; it is not changed.
+        views: the C networks; they are not changed.
         x_ND: inputs.
-        target_NW: mean 0, variance 1.
-        scale_W: c of each output.
+        target_JNW: mean 0, variance 1.
+        scale_JW: c of each output.
         probe: how.
-        generator: of batches and noise; the same numbers for every network that is compared.
+        generators: of batches and noise of each function, the same for all networks.
     """
-    learner = copy.deepcopy(view.module).requires_grad_(True)
+    view, functions, networks = views[0], len(target_JNW), len(views)
+    copies = _Copies([each.module for each in views], functions)
+
+    def of_each(value_J: Tensor) -> Tensor:
+        return value_J.repeat_interleave(networks, 0)
+
+    def outputs(x_MD: Tensor) -> Tensor:
+        # Many rows are work enough for one copy at a time.
+        found: Tensor = copies.map(lambda network: view.outputs(network, x_MD), at_once=False)
+        return found
+
+    scale_K11W = of_each(scale_JW)[:, None, None]
     with torch.no_grad():
-        first_ENW = view.outputs(learner, x_ND)
-        base = first_ENW if probe.residual else torch.zeros_like(first_ENW)
-        goal_ENW = base + scale_W * target_NW
-    adam = Adam(list(learner.parameters()))
-    curve = []
+        goal_KENW = probe.residual * outputs(x_ND) + scale_K11W * of_each(target_JNW)[:, None]
 
     @torch.no_grad()
-    def error() -> Tensor:
-        missed = (view.outputs(learner, x_ND) - goal_ENW) / scale_W
-        return missed.square().mean((1, 2))
+    def error(every: int = 1) -> Tensor:
+        missed = (outputs(x_ND[::every]) - goal_KENW[:, :, ::every]) / scale_K11W
+        found: Tensor = missed.square().mean((2, 3)).unflatten(0, (functions, networks))
+        return found
 
-    for number in range(1, probe.steps + 1):
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         shape = (probe.batch_size,)
-        rows = torch.randint(len(x_ND), shape, generator=generator, device=x_ND.device)
+        rows_B = torch.randint(len(x_ND), shape, generator=generator, device=x_ND.device)
+        return rows_B, view.fit_noise(probe.batch_size, generator)
+
+    def loss(network: nn.Module, goal_ENW: Tensor, rows_B: Tensor, noise_BR: Tensor) -> Tensor:
+        return view.fit_loss(network, x_ND[rows_B], goal_ENW[:, rows_B], noise_BR)
+
+    adam = Adam(copies.parameters)
+    steps, curve = [], []
+    for number in range(1, probe.steps + 1):
+        draws = [draw(generator) for generator in generators]
+        drawn = (of_each(torch.stack(part)) for part in zip(*draws, strict=True))
         with torch.enable_grad():
-            loss = view.fit_loss(learner, x_ND[rows], goal_ENW[:, rows], generator)
+            loss_K = copies.map(loss, goal_KENW, *drawn)
         adam.begin(probe.rate, number)
         gradients = torch.autograd.grad(
-            loss, adam.params, allow_unused=True, materialize_grads=True
+            loss_K.sum(), adam.params, allow_unused=True, materialize_grads=True
         )
         adam.step(gradients)
         if probe.project:
-            project_(learner)
+            copies.project_()
         if number % max(1, probe.steps // CURVE_POINTS) == 0:
-            curve.append((number, float(error().mean())))
-    return Fitted(error(), curve)
+            steps.append(number)
+            curve.append(error(max(1, len(x_ND) // CURVE_ROWS)).mean(-1))
+    return Fitted(error(), steps, torch.stack(curve, dim=-1))
 
 
 class Gap(NamedTuple):
@@ -149,19 +225,18 @@ class Gap(NamedTuple):
     fresh_error: float
 
 
-def fit_gap(errors_J: Sequence[float], fresh_JT: Tensor, generator: torch.Generator) -> Gap:
+def fit_gap(error_J: Tensor, fresh_JT: Tensor, generator: torch.Generator) -> Gap:
     """From the errors of a network and of untrained twins on the same target functions.
 
     Args:
-        errors_J: of the network.
+        error_J: of the network.
         fresh_JT: of each twin.
         generator: of the interval's resamples, over functions and twins.
 
     Raises:
         InputError: the twins did not learn either: the probe is too hard.
     """
-    own_J = torch.tensor(list(errors_J), dtype=torch.float64)
-    fresh_JT = fresh_JT.double()
+    own_J, fresh_JT = error_J.double(), fresh_JT.double()
     fresh = float(fresh_JT.mean())
     if fresh > HARD:
         raise InputError(

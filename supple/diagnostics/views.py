@@ -87,10 +87,14 @@ class View(ABC):
         return self.features(x_ND).after_norm
 
     def fit_loss(
-        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, noise_BR: Tensor
     ) -> Tensor:
         """The loss by which a copy learns new outputs, in training mode, 0-d."""
         return (self.outputs(module, x_BD) - goal_EBW).square().mean()
+
+    def fit_noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Uniform random numbers that ``fit_loss`` reads of each row, (B, R)."""
+        return torch.zeros(rows, 0, device=generator.device)
 
     @property
     def value_limit(self) -> float | None:
@@ -181,7 +185,7 @@ class ActorView(View):
         return mean_NA.unsqueeze(0)
 
     def fit_loss(
-        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, noise_BR: Tensor
     ) -> Tensor:
         """Squared error of the means."""
         mean_BA: Tensor = module(x_BD, train=True)[0]
@@ -211,7 +215,7 @@ class CriticView(View):
         return module.value(module(x_ND, train=False)).unsqueeze(-1)
 
     def fit_loss(
-        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, noise_BR: Tensor
     ) -> Tensor:
         """The critic's own, on the two atoms around each value where it has atoms."""
         assert isinstance(module, HeadCritic)
@@ -290,13 +294,16 @@ class FlowView(View):
         return value_EBM.mean(-1, keepdim=True)
 
     def fit_loss(
-        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, generator: torch.Generator
+        self, module: nn.Module, x_BD: Tensor, goal_EBW: Tensor, noise_BR: Tensor
     ) -> Tensor:
         """Flow matching to one end point per row and member."""
         assert isinstance(module, FlowCritic)
-        shape = (len(x_BD), module.draws.loss)
-        uniform_BR = torch.rand(shape, generator=generator, device=x_BD.device)
-        return module.loss(module(x_BD, train=True), goal_EBW, uniform_BR)
+        return module.loss(module(x_BD, train=True), goal_EBW, noise_BR)
+
+    def fit_noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Of noise and flow times."""
+        shape = (rows, self.module.draws.loss)
+        return torch.rand(shape, generator=generator, device=generator.device)
 
     @property
     def value_limit(self) -> float | None:

@@ -52,13 +52,13 @@ def test_targets_stay_within_four_fifths_of_the_value_range():
 
 
 def test_a_gap_is_the_part_of_the_fresh_networks_gain_that_is_missing():
-    found = fit_gap([0.6, 0.6], torch.tensor([[0.2, 0.2], [0.2, 0.2]]), generator(0))
+    found = fit_gap(torch.tensor([0.6, 0.6]), torch.tensor([[0.2, 0.2], [0.2, 0.2]]), generator(0))
     assert found.gap == pytest.approx(0.5)
     assert found.ci95 == pytest.approx((0.5, 0.5))
-    wide = fit_gap([0.4, 0.8], torch.tensor([[0.1, 0.3], [0.2, 0.2]]), generator(0))
+    wide = fit_gap(torch.tensor([0.4, 0.8]), torch.tensor([[0.1, 0.3], [0.2, 0.2]]), generator(0))
     assert wide.ci95[0] < 0.5 < wide.ci95[1]
     with pytest.raises(InputError, match="probe is too hard"):
-        fit_gap([0.99], torch.tensor([[0.95]]), generator(0))
+        fit_gap(torch.tensor([0.99]), torch.tensor([[0.95]]), generator(0))
 
 
 def deaden(view):
@@ -73,19 +73,16 @@ def gap_of(subject, data, role, probe, *, functions=2, twins=1):
     x_ND = subject.inputs(role, data)
     view = subject.views[role]
     fresh = [subject.fresh(number, data).views[role] for number in range(twins)]
-    errors, fresh_errors = [], []
+    targets = []
     for j in range(functions):
         twin = subject.fresh(100 + j, data).views[role]
         with torch.no_grad():
-            target = new_targets(twin.outputs(twin.module, x_ND)[0], "smooth")
-        scale = torch.full((target.shape[1],), 0.5)
-        found = [
-            float(fit(each, x_ND, target, scale, probe, generator=generator(j)).error_E.mean())
-            for each in (view, *fresh)
-        ]
-        errors.append(found[0])
-        fresh_errors.append(found[1:])
-    return fit_gap(errors, torch.tensor(fresh_errors), generator(0))
+            targets.append(new_targets(twin.outputs(twin.module, x_ND)[0], "smooth"))
+    target_JNW = torch.stack(targets)
+    scale_JW = torch.full((functions, target_JNW.shape[-1]), 0.5)
+    random = [generator(j) for j in range(functions)]
+    error_JC = fit((view, *fresh), x_ND, target_JNW, scale_JW, probe, generators=random)[0].mean(-1)
+    return fit_gap(error_JC[:, 0], error_JC[:, 1:], generator(0))
 
 
 def test_a_network_whose_units_are_all_dead_has_a_gap_of_one():
@@ -159,12 +156,37 @@ def test_targets_no_network_can_express_are_left_whole():
     view.module.weight.data.fill_(0.7)
     target_NW = new_targets(x_ND[:, 1:], "smooth")
     target_NW = target_NW - x_ND[:, :1] * (x_ND[:, :1] * target_NW).mean() / x_ND[:, :1].var()
-    probe = Probe(steps=200, batch_size=256, rate=1e-2)
-    found = fit(view, x_ND[:, :1], target_NW, torch.tensor([2.0]), probe, generator=random)
-    assert float(found.error_E) == pytest.approx(1, abs=0.03)
     reachable = new_targets(x_ND[:, :1], "smooth")
-    found = fit(view, x_ND[:, :1], reachable, torch.tensor([0.1]), probe, generator=random)
-    assert float(found.error_E) < 0.01
+    targets, scales = torch.stack((target_NW, reachable)), torch.tensor([[2.0], [0.1]])
+    probe = Probe(steps=200, batch_size=256, rate=1e-2)
+    found = fit([view], x_ND[:, :1], targets, scales, probe, generators=[random, generator(1)])
+    hopeless, easy = found.error_JCE.flatten().tolist()
+    assert hopeless == pytest.approx(1, abs=0.03)
+    assert easy < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "role"), [("categorical", "critic"), ("flow", "critic"), ("ppo", "actor")]
+)
+def test_networks_side_by_side_learn_what_each_learns_alone(kind, role):
+    subject, data = subject_with_data(kind)
+    x_ND = subject.inputs(role, data.recent)
+    views = [subject.views[role], subject.fresh(0, data.recent).views[role]]
+    width = views[0].outputs(views[0].module, x_ND[:2]).shape[-1]
+    targets = torch.stack([new_targets(normal(len(x_ND), width, seed=j), "smooth") for j in (0, 1)])
+    scales = torch.tensor([[0.5], [0.2]]).expand(2, width)
+    probe = Probe(steps=10, batch_size=32, rate=3e-3, project=kind == "categorical")
+
+    def errors(views, functions):
+        random = [generator(j) for j in functions]
+        sizes = (targets[functions], scales[functions])
+        return fit(views, x_ND, *sizes, probe, generators=random).error_JCE
+
+    together = errors(views, [0, 1])
+    alone = [[errors([view], [j])[0, 0] for view in views] for j in (0, 1)]
+    torch.testing.assert_close(together, torch.stack([torch.stack(row) for row in alone]))
+    assert not torch.allclose(together[0], together[1])
+    assert not torch.allclose(together[:, 0], together[:, 1])
 
 
 def episodes(rows, length=8):

@@ -67,30 +67,30 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
         scale_W = scale_W.clamp_min(OF_RANGE * view.value_limit)
     with torch.no_grad():
         base_ENW = probe.residual * view.outputs(view.module, x_ND)
-    errors, fresh_errors, shrunk = [], [], 1.0
+    targets, rooms = [], []
     for j in range(size["functions"]):
         source = subject.fresh(FUNCTION + j, data).views[view.role]
         with torch.no_grad():
             target_NW = trainability.new_targets(source.outputs(source.module, x_ND)[0], family)
-        room = trainability.room_for(base_ENW, target_NW, scale_W, view.value_limit)
-        shrunk = min(shrunk, room)
-        fits = [
-            trainability.fit(
-                each, x_ND, target_NW, room * scale_W, probe, generator=context.twin_generator(j)
-            )
-            for each in (learner, *twins)
-        ]
-        found = [float(each.error_E.mean()) for each in fits]
-        errors.append(found[0])
-        fresh_errors.append(found[1:])
-        for name, each in zip(
-            ("trained", *(f"fresh{t}" for t in range(len(twins)))), fits, strict=True
-        ):
+        rooms.append(trainability.room_for(base_ENW, target_NW, scale_W, view.value_limit))
+        targets.append(target_NW)
+    found = trainability.fit(
+        (learner, *twins),
+        x_ND,
+        torch.stack(targets),
+        torch.stack([room * scale_W for room in rooms]),
+        probe,
+        generators=[context.twin_generator(j) for j in range(size["functions"])],
+    )
+    names = ("trained", *(f"fresh{number}" for number in range(size["twins"])))
+    for j, curves in enumerate(found.curve_JCP.tolist()):
+        for name, curve in zip(names, curves, strict=True):
             context.arrays[f"{view.role}/all/{name}/fit_curve_{family}_{j}"] = torch.tensor(
-                each.curve
+                list(zip(found.steps, curve, strict=True))
             )
+    error_JC, shrunk = found.error_JCE.mean(-1).cpu(), min(rooms)
     random = torch.Generator().manual_seed(subject.seed)
-    verdict = trainability.fit_gap(errors, torch.tensor(fresh_errors), random)
+    verdict = trainability.fit_gap(error_JC[:, 0], error_JC[:, 1:], random)
     reasons = ["coarse"] if coarse else []
     if shrunk < 1:
         reasons.append(f"targets shrunk to {shrunk:.2f} of their size to fit the value range")
