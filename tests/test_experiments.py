@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import high_utd_control, maze, policy_evaluation
+from benchmarks.experiments import high_utd_control, improvements, maze, policy_evaluation
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple.bench.table import read
 from supple.envs.check import check_env
@@ -204,3 +204,22 @@ def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
         assert [(row["critic"], row["step"]) for row in rows] == [
             (critic, step) for critic in ("scalar", "zero") for step in ("20", "40")
         ]
+
+
+def test_a_switch_helps_only_where_its_interval_says_so():
+    ends = {"default": (50, 60, 70), "better": (110, 120, 130), "like it": (40, 60, 80)}
+    rows = [
+        {"regime": "few", "task": task, "variant": variant, "seed": str(seed), "return": str(value)}
+        for task in improvements.REGIMES["few"][0]
+        for variant, values in ends.items()
+        for seed, end in enumerate(values)
+        for value in (0, end / 2, end)
+    ]
+    first, better, same = improvements.summary(rows)
+    assert first["final return"] == "0.50"
+    assert first["verdict, final return"] == "-"
+    assert better["final return"] == "1.00"
+    assert better["verdict, final return"] == better["verdict, over the run"] == "helps"
+    assert same["difference, final return"][0] == "-"
+    assert same["verdict, final return"] == "no difference"
+    assert {line["seeds"] for line in (first, better, same)} == {"3"}
