@@ -278,6 +278,37 @@ def envs() -> str:
     return f"{grid(head, body)}\n\n{source('bench_envs', table)}"
 
 
+def process_speed() -> str:
+    """What a gradient step of several processes costs; of each kind of run the newest row."""
+    newest = {(row["agent"], row["processes"]): row for row in rows("process_speed")}
+    columns = {
+        "agent": "agent",
+        "processes": "processes",
+        "joined minibatch": "joined minibatch",
+        "cpu ms/gradient step": "CPU ms per gradient step",
+        "env steps/s, a core each": "env steps/s, a core each",
+        "rows/s, a core each": "rows/s, a core each",
+        "wall env steps/s": "env steps/s by the clock there",
+    }
+    table = [*newest.values()]
+    body = [[row[column] for column in columns] for row in table]
+    note = f"Load while measuring: {_said(table, 'load')}. One measurement each: no interval."
+    return f"{grid([*columns.values()], body)}\n\n{source('process_speed', table, note)}"
+
+
+def process_curves() -> str:
+    """Returns after equal data, by number of processes and seed."""
+    table, body = rows("process_curves"), []
+    for count, own in by("processes", table).items():
+        seeds = by("seed", own).items()
+        ends = {seed: float(run[-1]["return mean"]) for seed, run in seeds}
+        cells = (f"{value:.0f}" for value in ends.values())
+        body.append((count, *cells, f"{np.mean([*ends.values()]):.0f}"))
+    head = ("processes", *(f"seed {seed}" for seed in ends), "mean")
+    note = "Ten deterministic episodes after 20,000 environment steps of all processes."
+    return f"{grid(head, body)}\n\n{source('process_curves', table, note)}"
+
+
 def update() -> str:
     """Milliseconds per gradient step of FlashSAC, beside the official code."""
     names = {
@@ -342,6 +373,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "ppo_speed": ppo_speed,
     "replay": replay,
     "envs": envs,
+    "process_speed": process_speed,
+    "process_curves": process_curves,
     "update": update,
     "latency": latency,
     "parity": parity,

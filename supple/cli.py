@@ -245,10 +245,23 @@ def _see_through(run: Run, here: World) -> int:
 
 
 def train_settings(arguments: list[str]) -> Settings:
+    """What ``supple train`` was told, of a task that exists.
+
+    Raises:
+        InputError: as ``parsed_settings``, or an unknown task.
+    """
+    from supple.envs import check_task
+
+    settings = parsed_settings(arguments)
+    check_task(settings.task)
+    return settings
+
+
+def parsed_settings(arguments: list[str]) -> Settings:
     """Two passes: task, agent and preset choose the defaults, then every other flag is a field.
 
     Raises:
-        InputError: unknown task, agent, preset or flag, or a value that does not fit.
+        InputError: unknown agent, preset or flag, or a value that does not fit.
     """
     first = Parser(prog="supple train", add_help=False)
     first.add_argument("task", nargs="?", default="")
@@ -261,7 +274,6 @@ def train_settings(arguments: list[str]) -> Settings:
         raise InputError(f"TASK comes first: supple train TASK [flags], got {arguments[0]} first")
     from supple.configs import default_settings
     from supple.configs.flags import parse_flags
-    from supple.envs import check_task
 
     if not options.task and not wants_help:
         raise InputError(
@@ -270,9 +282,7 @@ def train_settings(arguments: list[str]) -> Settings:
     default = default_settings(
         options.task, agent=options.agent, preset=options.preset, critic=options.critic
     )
-    settings = parse_flags(default, rest)
-    check_task(options.task)
-    return settings
+    return parse_flags(default, rest)
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ by name. Naming ``supple.runners:FlashSAC`` there is all it takes, for example
 ``train Mjlab-Cartpole-Balance --agent.algorithm.class-name supple.runners:FlashSAC``. Their loop,
 logger, checkpoints and videos stay theirs. ``num_steps_per_env`` becomes ``--agent.update-every``;
 ``gamma`` is theirs; every other flag of ``supple train`` that shapes the agent or its ring is read
-from the algorithm's entry ``flags``, or the variable ``SUPPLE_FLAGS``.
+from the algorithm's entry ``flags``, or the variable ``SUPPLE_FLAGS``, ``--preset`` too.
 
 The interface has no place for the observation before a reset. Where ``extras["final_obs"]`` comes,
 it is taken; elsewhere a time-out bootstraps from the state before the last step, as rsl_rl's PPO
@@ -56,8 +56,7 @@ class FlashSAC:
             InputError: a flag is unknown or does not fit, or several GPUs are asked for.
         """
         from supple import launch
-        from supple.configs import default_settings
-        from supple.configs.flags import parse_flags
+        from supple.cli import parsed_settings
 
         own = cfg["algorithm"]
         if cfg.get("multi_gpu"):
@@ -65,7 +64,12 @@ class FlashSAC:
         groups = _resolve_groups(obs, cfg.get("obs_groups") or {})
         flags = shlex.split(own.get("flags") or os.environ.get("SUPPLE_FLAGS", ""))
         preset = "gpu" if torch.device(device).type == "cuda" else "laptop"
-        settings = parse_flags(default_settings("rsl_rl/task", preset=preset), flags)
+        settings = parsed_settings(["rsl_rl/task", "--preset", preset, *flags])
+        if settings.agent_name != "flashsac":
+            raise InputError(
+                f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
+                " leave the flag out; rsl_rl's own PPO is one already"
+            )
         settings.device = device
         settings.seed = int(cfg.get("seed", 0))
         steps = int(cfg["num_steps_per_env"])

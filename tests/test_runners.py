@@ -83,13 +83,24 @@ def test_a_time_out_bootstraps_from_the_final_observation_or_the_one_before_the_
     assert failed["terminated"].tolist() == [False, True, False]
 
 
+def with_flags(flags):
+    env, config = RslRlEnv(), copy.deepcopy(CONFIG)
+    config["algorithm"]["flags"] = flags
+    return FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+
+
+def test_flags_may_choose_preset_and_critic_as_supple_train_does():
+    agent: Any = with_flags("--preset cpu --replay.capacity 200 --agent.critic flow")._agent
+    assert agent.settings.batch_size == 512
+    assert agent.settings.critic == "flow"
+
+
 def test_unknown_flags_and_groups_are_refused():
-    env = RslRlEnv()
-    config = copy.deepcopy(CONFIG)
-    config["algorithm"]["flags"] = "--agent.gama 0.9"
     with pytest.raises(InputError, match=r"unknown flag --agent.gama; did you mean --agent.gamma"):
-        FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
-    config = copy.deepcopy(CONFIG)
+        with_flags("--agent.gama 0.9")
+    with pytest.raises(InputError, match=r"learns with flashsac, got --agent ppo"):
+        with_flags("--agent ppo")
+    env, config = RslRlEnv(), copy.deepcopy(CONFIG)
     config["obs_groups"] = {"actor": ["camera"]}
     with pytest.raises(InputError, match=r"obs_groups names camera .* observes policy"):
         FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
