@@ -301,21 +301,27 @@ class Replay:
 
         # A reused slot takes the final observation from its former row, which is invalid then.
         former = self._final_owner[slot]
-        words = self._records.view(-1)
-        own_slot = former.clamp_min(0) * records.WORDS + records.FINAL_SLOT
-        loses = ended & (former >= 0) & (words.index_select(0, own_slot) == slot)
-        touched = torch.where(loses, former, cells) * records.WORDS + records.FLAGS
-        flags = words.index_select(0, touched)
-        words.index_copy_(0, touched, torch.where(loses, flags & ~records.VALID, flags))
+        loses = (
+            ended & (former >= 0) & (self._word(former.clamp_min(0), records.FINAL_SLOT) == slot)
+        )
+        touched = torch.where(loses, former, cells)
+        flags = self._word(touched, records.FLAGS)
+        self._set_word(touched, records.FLAGS, torch.where(loses, flags & ~records.VALID, flags))
         self._final_evicted.add_(loses.sum())
 
         self._final_owner.index_copy_(0, slot, torch.where(ended, cells, -1))
-        own_slot = cells * records.WORDS + records.FINAL_SLOT
-        kept = words.index_select(0, own_slot)
-        words.index_copy_(0, own_slot, torch.where(ended, slot.int(), kept))
+        kept = self._word(cells, records.FINAL_SLOT)
+        self._set_word(cells, records.FINAL_SLOT, torch.where(ended, slot.int(), kept))
         for group, storage in self.storage.items():
             storage.index_copy_(0, self._final_start + slot, final[group].to(storage.dtype))
         self._final_head.copy_((self._final_head + rank[-1]) % table)
+
+    def _word(self, cells: Tensor, word: int) -> Tensor:
+        return self._records[cells, torch.full_like(cells, word)]
+
+    def _set_word(self, cells: Tensor, word: int, value: Tensor) -> None:
+        # Not through a column's view: compiled, that would copy the whole ring at every step.
+        self._records.index_put_((cells, torch.full_like(cells, word)), value)
 
     def _refuse(self, values: list[Tensor]) -> NoReturn:
         for (name, expected), value in zip(self._expected.items(), values, strict=True):

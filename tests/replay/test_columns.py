@@ -1,3 +1,4 @@
+import time
 import warnings
 
 import numpy as np
@@ -232,15 +233,20 @@ def test_a_discrete_action_of_box_shape_is_refused():
         ring.add(obs, torch.zeros(3, 1), step)
 
 
+def compile_it(ring):
+    ring._compute = compute = Compute(compile=True)
+    for region in (each for each in vars(ring).values() if isinstance(each, Region)):
+        region._compute, region._run = compute, None
+    return compute
+
+
 @pytest.mark.parametrize("written", [20, 23])
 def test_compiling_the_write_leaves_the_other_rows_of_a_wrapped_ring_alone(written):
     """Preparing runs the write more than once; a resumed ring is full when that happens."""
     rings = [make_ring(2, 8) for _ in range(2)]
     for ring in rings:
         feed(Stream(seed=0, spec=ring.spec, end=0.2), written, ring)
-    rings[1]._compute = compute = Compute(compile=True)
-    for region in (each for each in vars(rings[1]).values() if isinstance(each, Region)):
-        region._compute, region._run = compute, None
+    compute = compile_it(rings[1])
     last = Stream(seed=1, spec=rings[0].spec, end=0.2).step()
     for ring in rings:
         ring.add(*last)
@@ -252,3 +258,20 @@ def test_compiling_the_write_leaves_the_other_rows_of_a_wrapped_ring_alone(writt
         torch.testing.assert_close(
             compiled.storage[group], plain.storage[group], rtol=0, atol=0, equal_nan=True
         )
+
+
+def test_a_compiled_write_takes_no_longer_in_a_large_ring():
+    """A write through a view of a column compiles to a copy of the whole ring."""
+    seconds = []
+    for rows in (1_000, 1_000_000):
+        ring = make_ring(1, rows)
+        compute = compile_it(ring)
+        step = Stream(seed=0, spec=ring.spec).step()
+        taken = []
+        for _ in range(50):
+            begin = time.perf_counter()
+            ring.add(*step)
+            taken.append(time.perf_counter() - begin)
+        assert compute.compile, "compilation failed"
+        seconds.append(min(taken))
+    assert seconds[1] < 5 * seconds[0]
