@@ -9,6 +9,7 @@ writes them into the README and the pages of ``docs/``, between ``<!-- table: NA
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,42 @@ def process_curves() -> str:
     return f"{grid(head, body)}\n\n{source('process_curves', table, note)}"
 
 
+def trust() -> str:
+    """Kills that were resumed, and what became of damaged and hostile files."""
+    table = rows("trust")
+    kills = [row for row in table if "kill" in row["test"]]
+    files = [row for row in table if row not in kills]
+    body = [
+        (f"kill -9 of {row['test'].split('[')[1][:-1]}", row["attempts"], row["came to"])
+        for row in kills
+    ]
+    ends: Counter[str] = Counter()
+    for row in files:
+        for part in row["came to"].split(", "):
+            count, _, end = part.partition(" ")
+            ends[end] += int(count)
+    attempts = sum(int(row["attempts"]) for row in files)
+    said = ", ".join(f"{count} {end}" for end, count in ends.most_common())
+    body.append((f"damaged or hostile files of {len(files)} kinds", f"{attempts}", said))
+    most = max(int(row["peak MiB"]) for row in files)
+    note = (
+        f"The process held at most {most} MiB, torch included; nothing else was raised or written."
+    )
+    return f"{grid(('what', 'attempts', 'came to'), body)}\n\n{source('trust', table, note)}"
+
+
+def soak() -> str:
+    """What memory and open files do in an hour of training."""
+    table = rows("soak")[-1:]
+    (row,) = table
+    body = [
+        (name, row[column], f"{row[f'{column} an hour']} ± {row[f'± {column} an hour']}")
+        for name, column in (("resident memory [MiB]", "MiB"), ("open files", "files"))
+    ]
+    note = f"{row['minutes']} minutes, {row['env steps']} environment steps; ± one standard error."
+    return f"{grid(('', 'median', 'rise an hour'), body)}\n\n{source('soak', table, note)}"
+
+
 def update() -> str:
     """Milliseconds per gradient step of FlashSAC, beside the official code."""
     names = {
@@ -373,6 +410,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "ppo_speed": ppo_speed,
     "replay": replay,
     "envs": envs,
+    "trust": trust,
+    "soak": soak,
     "process_speed": process_speed,
     "process_curves": process_curves,
     "update": update,

@@ -36,7 +36,7 @@ def traced_graphs(monkeypatch):
     """Graphs in the order they would be compiled; they run as they were traced."""
     graphs = []
 
-    def compiler(graph, inputs, options):
+    def compiler(graph, inputs, **_):
         graphs.append(graph)
         return graph
 
