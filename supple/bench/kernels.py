@@ -24,8 +24,9 @@ from supple.kernels.critic_integration.reference import LAYER_NORM_EPS
 from supple.region import has_bfloat16
 
 INPUTS, TIMES, FIT_STEPS, VALUE_MAX = 64, 64, 200, 5.0
-LARGEST, MEAN = 2e-3, 4e-4
-"""Errors that bfloat16 products may cause, relative to the value range."""
+LIMITS = {"float32": (1e-4, 2e-5), "bfloat16": (2e-3, 4e-4)}
+"""Largest and mean error that products of a precision may cause, relative to the value range; the
+table of encoded values alone has 1e-4 in float32."""
 
 
 class Size(NamedTuple):
@@ -224,11 +225,11 @@ def check(
     errors = {}
     for name, run in variants.items():
         error = (run() - truth).abs() / extent
-        errors[name] = float(error.max()), float(error.mean())
-        if name.startswith("supple") and not (
-            errors[name][0] <= LARGEST and errors[name][1] <= MEAN
-        ):
-            raise RuntimeError(f"{name}: errors {errors[name]} of the value range, not timed")
+        errors[name] = found = float(error.max()), float(error.mean())
+        limits = LIMITS[name.split()[-1]]
+        right = all(own <= limit for own, limit in zip(found, limits, strict=True))  # never NaN
+        if name.startswith("supple") and not right:
+            raise RuntimeError(f"{name}: errors {found} of the value range, not timed")
     return errors
 
 
