@@ -9,7 +9,7 @@ writes them into the README and the pages of ``docs/``, between ``<!-- table: NA
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from supple.files import replace_file
 from supple.intervals import half_width95
 
 PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+JOINED = "--env.num-envs 2 --agent.batch-size 256"
+"""What makes one process as two with the ``laptop`` preset are together."""
 SIZES = ("17x6", "376x17", "310x37")
 
 
@@ -279,6 +281,20 @@ def envs() -> str:
     return f"{grid(head, body)}\n\n{source('bench_envs', table)}"
 
 
+def overhead() -> str:
+    """What diagnostics while training cost, by two clocks."""
+    table = rows("diagnostics_overhead")
+    table = [row for row in table if row["commit"] == table[-1]["commit"]]
+    on, off = ([row for row in table if row["diagnostics"] == kind] for kind in ("on", "off"))
+    seconds = (f"{np.median(numbers('processor seconds', own)):.1f}" for own in (on, off))
+    shares = (100 * float(np.median(numbers(name, on))) for name in ("slowdown", "accounted"))
+    body = [(*seconds, *(f"{share:.1f} %" for share in shares))]
+    head = ("processor seconds with", "without", "slowdown", "by their own clock")
+    (steps,) = {row["env steps"] for row in table}
+    note = f"Medians of {len(on)} runs each, in turn: {table[0]['task']}, {steps} steps."
+    return f"{grid(head, body)}\n\n{source('diagnostics_overhead', table, note)}"
+
+
 def process_speed() -> str:
     """What a gradient step of several processes costs; of each kind of run the newest row."""
     newest = {(row["agent"], row["processes"]): row for row in rows("process_speed")}
@@ -300,12 +316,15 @@ def process_speed() -> str:
 def process_curves() -> str:
     """Returns after equal data, by number of processes and seed."""
     table, body = rows("process_curves"), []
-    for count, own in by("processes", table).items():
-        seeds = by("seed", own).items()
-        ends = {seed: float(run[-1]["return mean"]) for seed, run in seeds}
-        cells = (f"{value:.0f}" for value in ends.values())
-        body.append((count, *cells, f"{np.mean([*ends.values()]):.0f}"))
-    head = ("processes", *(f"seed {seed}" for seed in ends), "mean")
+    kinds: dict[str, list[Row]] = defaultdict(list)
+    for row in table:
+        joined = ", with two's environments and minibatch" if JOINED in row["command"] else ""
+        kinds[f"{row['processes']}{joined}"].append(row)
+    for kind, own in kinds.items():
+        ends = {seed: float(run[-1]["return mean"]) for seed, run in by("seed", own).items()}
+        values = [ends[seed] for seed in sorted(ends)]
+        body.append((kind, *(f"{value:.0f}" for value in values), spread(np.array(values))))
+    head = ("processes", *(f"seed {seed}" for seed in sorted(ends)), "mean ± 95 % interval")
     note = "Ten deterministic episodes after 20,000 environment steps of all processes."
     return f"{grid(head, body)}\n\n{source('process_curves', table, note)}"
 
@@ -412,6 +431,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "envs": envs,
     "trust": trust,
     "soak": soak,
+    "overhead": overhead,
     "process_speed": process_speed,
     "process_curves": process_curves,
     "update": update,
