@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from supple.envs import installed
-from supple.envs.jax_sim import JaxSim
+from supple.envs.gym_packages import draw_without_display
+from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -26,11 +27,12 @@ class Brax(JaxSim):
     """A Brax environment under the contract of ``envs/base.py``."""
 
     def render(self) -> np.ndarray:
-        """A picture of environment 0, (H, W, 3) uint8."""
+        """A picture of environment 0, (480, 640, 3) uint8."""
         from brax.io import image
 
-        state = self._first_state().pipeline_state
-        return np.ascontiguousarray(image.render_array(self._env.sys, state, 480, 640))
+        robot, state = self._env.sys, self._first_state().pipeline_state
+        camera = camera_of(robot.mj_model)
+        return np.ascontiguousarray(image.render_array(robot, state, HEIGHT, WIDTH, camera))
 
 
 def status() -> str:
@@ -57,6 +59,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """
     task_id = f"brax/{name}"
     installed.require("brax", "brax", task_id)
+    draw_without_display()
     from brax import envs
 
     return Brax(

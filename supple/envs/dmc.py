@@ -6,10 +6,8 @@ dm_env would reset silently and return no reward; the vector environment resets 
 
 from __future__ import annotations
 
-import ctypes.util
 import dataclasses
 import functools
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from supple.envs import installed
 from supple.envs.base import Channel
 from supple.envs.gym import GymVector, wrap_factory
+from supple.envs.gym_packages import draw_without_display
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -162,9 +161,7 @@ def named_channels(space: Any) -> tuple[Channel, ...]:
 
 
 def _suite() -> Any:
-    # It chooses how to draw as it is imported, long before anybody asks for a picture.
-    if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    draw_without_display()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GLFW has no display; EGL or OSMesa draw
         from dm_control import suite

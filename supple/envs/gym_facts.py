@@ -34,13 +34,15 @@ _STEPS_COMPARED = 5
 def control_dt(env: gymnasium.Env[Any, Any]) -> float | None:
     """Seconds between two actions [s], where the environment says so.
 
-    MuJoCo tasks and Pendulum have ``dt``, CartPole has ``tau``.
+    MuJoCo tasks and Pendulum have ``dt``, CartPole has ``tau``, MyoSuite neither.
     """
+    robot: Any = env.unwrapped
     for name in ("dt", "tau"):
-        dt = getattr(env.unwrapped, name, None)
+        dt = getattr(robot, name, None)
         if isinstance(dt, float) and dt > 0:
             return float(dt)
-    return None
+    model, repeated = _model(robot), getattr(robot, "frame_skip", None)
+    return None if model is None or not repeated else float(model.opt.timestep) * repeated
 
 
 def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -53,6 +54,12 @@ def drawing(task_id: str) -> Iterator[None]:
             " needs pygame; MuJoCo without a display needs MUJOCO_GL=egl (libegl1) or osmesa"
             f" (libosmesa6), and MUJOCO_GL is {backend}"
         ) from error
+
+
+def draw_without_display() -> None:
+    """To be called before MuJoCo is imported: it then chooses how to draw, for good."""
+    if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def follow_robot(env: gymnasium.Env[Any, Any]) -> None:

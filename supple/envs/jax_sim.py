@@ -7,6 +7,7 @@ counted here. The step is compiled once per number of environments.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,11 @@ from torch import Tensor
 from supple.envs.base import Box, Deployment
 from supple.envs.torch_sim import Groups, Outcome, TorchSim
 from supple.rng import derive_seed
+
+HEIGHT, WIDTH = 480, 640
+"""Of pictures [pixels]."""
+_FOLLOWS = 2
+"""``mjCAMLIGHT_TRACKCOM``."""
 
 
 class JaxSim(TorchSim):
@@ -52,7 +58,7 @@ class JaxSim(TorchSim):
         self._env = env
         self._device = device
         self._carry: Any = None
-        self._reset_fn = jax.jit(jax.vmap(env.reset))
+        self._reset_fn = jax.jit(lambda keys: settled(jax.vmap(env.reset)(keys)))
         self._step_fn = jax.jit(stepping(env, physics_field, limit, action_repeat))
         size = int(env.action_size)
         super().__init__(
@@ -77,7 +83,9 @@ class JaxSim(TorchSim):
 
         keys = jax.random.split(jax.random.PRNGKey(seed % 2**31), num_envs)
         state = self._reset_fn(keys)
-        self._carry = (state, state, jax.numpy.zeros(num_envs, dtype=jax.numpy.int32))
+        carry = (state, state, jax.numpy.zeros(num_envs, dtype=jax.numpy.int32))
+        # Bound to the device, as actions from torch will bind it: another step for JAX to compile.
+        self._carry = jax.device_put(carry, next(iter(state.reward.devices())))
         return state.obs
 
     def _advance(self, action: Tensor) -> Outcome:
@@ -102,13 +110,20 @@ class JaxSim(TorchSim):
 
     @abstractmethod
     def render(self) -> Any:
-        """A picture of environment 0, (H, W, 3) uint8."""
+        """A picture of environment 0, (480, 640, 3) uint8."""
 
     def _first_state(self) -> Any:
         """Environment 0's state, for drawing."""
         import jax
 
         return jax.tree_util.tree_map(lambda leaf: leaf[0], self._carry[0])
+
+
+def camera_of(model: Any) -> str | None:
+    """The first of a MuJoCo model's cameras that follows the robot, else the first it has."""
+    following = [index for index in range(model.ncam) if model.cam_mode[index] == _FOLLOWS]
+    chosen = (following or list(range(model.ncam)))[:1]
+    return next((model.camera(index).name or None for index in chosen), None)
 
 
 def stepping(env: Any, physics_field: str, limit: int, action_repeat: int) -> Any:
@@ -129,21 +144,39 @@ def stepping(env: Any, physics_field: str, limit: int, action_repeat: int) -> An
         truncated = count >= limit
         ended = terminated | truncated
 
-        def where_ended(fresh: Any, now: Any) -> Any:
-            return jnp.where(ended.reshape(-1, *[1] * (now.ndim - 1)), fresh, now)
-
         seen = {
             "obs": state.obs,
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
         }
+        back = functools.partial(where_ended, ended)
         physics = jax.tree_util.tree_map(
-            where_ended, getattr(first, physics_field), getattr(state, physics_field)
+            back, getattr(first, physics_field), getattr(state, physics_field)
         )
-        obs = jax.tree_util.tree_map(where_ended, first.obs, state.obs)
+        obs = jax.tree_util.tree_map(back, first.obs, state.obs)
         done = jnp.zeros_like(state.done)
         restarted = state.replace(**{physics_field: physics}, obs=obs, done=done)
-        return (restarted, first, jnp.where(ended, 0, count)), seen
+        return (settled(restarted), first, jnp.where(ended, 0, count)), seen
 
     return step
+
+
+def settled(tree: Any) -> Any:
+    """The same without JAX's weak types, for which it would compile the second step again."""
+    import jax
+
+    return jax.tree_util.tree_map(
+        lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf,
+        tree,
+    )
+
+
+def where_ended(ended: Any, fresh: Any, now: Any) -> Any:
+    """Rows of ``fresh`` where ended, else of ``now``; what has no row per environment stays."""
+    import jax.numpy as jnp
+
+    # On Warp the contacts of all environments share one list, which each step makes anew.
+    if now.shape[:1] != ended.shape:
+        return now
+    return jnp.where(ended.reshape(-1, *[1] * (now.ndim - 1)), fresh, now)

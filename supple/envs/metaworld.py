@@ -1,4 +1,4 @@
-"""Meta-World 3: ``metaworld/<task>-v3``, one task with its goals drawn anew (MT1)."""
+"""Meta-World 3: ``metaworld/<task>-v3``, one task; an episode has one of its fifty goals (MT1)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TASKS = ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-close-v3")
 """Where Meta-World is not installed; it has fifty."""
+GOALS = 0
+"""Seed of a task's fifty goals: the same in every environment, process and run."""
 
 
 def status() -> str:
@@ -49,7 +51,10 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     import metaworld  # noqa: F401 - registers its ids
 
     def one(**options: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **options)
+        made: Any = gymnasium.make(
+            "Meta-World/MT1", env_name=name, seed=GOALS, disable_env_checker=True, **options
+        )
+        return Seeded(made)
 
     return wrap_factory(
         one,
@@ -58,3 +63,14 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         device=device,
         render=render,
     )
+
+
+class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Meta-World's ``reset`` leaves its seed unread, and draws the goal before it anyway."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Seed what the goal is drawn from, then start."""
+        if seed is not None:
+            robot: Any = self.unwrapped
+            robot.seed(seed)
+        return self.env.reset(seed=seed, options=options)

@@ -1,4 +1,4 @@
-"""MyoSuite: ``myosuite/<id>``, muscles in [0, 1]; success is its own ``solved`` flag."""
+"""MyoSuite: ``myosuite/<id>``, muscles; success is its own ``solved`` flag."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ TASKS = tuple(
     for kind in ("Fixed", "Random")
 )
 """The published benchmark, named where MyoSuite is not installed."""
-HEIGHT, WIDTH = 480, 640
-"""Of pictures [pixels]."""
 
 
 def status() -> str:
@@ -54,9 +52,8 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     installed.require("myosuite", "myosuite", task_id)
     import myosuite  # noqa: F401 - registers its ids
 
-    def one(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        env = gymnasium.make(name, disable_env_checker=True)
-        return Drawn(env) if render_mode else env
+    def one(**options: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(name, disable_env_checker=True, **options)
 
     return wrap_factory(
         one,
@@ -65,31 +62,3 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         device=device,
         render=render,
     )
-
-
-class Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """MyoSuite's environments know no ``rgb_array``; MuJoCo's renderer draws their model."""
-
-    render_mode = "rgb_array"
-
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self._renderer: Any = None
-
-    def render(self) -> Any:
-        """A picture, (480, 640, 3) uint8."""
-        import mujoco
-
-        robot: Any = self.unwrapped
-        model, data = robot.mj_model, robot.mj_data
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-        self._renderer.update_scene(data)
-        return self._renderer.render()
-
-    def close(self) -> None:
-        """Release the renderer too."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-        super().close()

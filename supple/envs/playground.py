@@ -7,14 +7,15 @@ named ``privileged_state`` become the critic's group; they begin with the policy
 from __future__ import annotations
 
 import functools
-import os
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from supple.envs import installed
-from supple.envs.jax_sim import JaxSim
+from supple.envs.gym_packages import draw_without_display
+from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ class Playground(JaxSim):
     """A Playground environment under the contract of ``envs/base.py``."""
 
     def render(self) -> np.ndarray:
-        """A picture of environment 0, (H, W, 3) uint8."""
-        (picture,) = self._env.render([self._first_state()])
-        return np.ascontiguousarray(picture)
+        """A picture of environment 0, (480, 640, 3) uint8."""
+        camera = camera_of(self._env.mj_model)
+        # Given a list it would draw a progress bar, too.
+        return np.ascontiguousarray(self._env.render(self._first_state(), HEIGHT, WIDTH, camera))
 
 
 def status() -> str:
@@ -47,9 +49,7 @@ def tasks() -> tuple[str, ...]:
     """Its own registry where it is installed."""
     if not installed.is_installed("mujoco_playground"):
         return TASKS
-    from mujoco_playground import registry
-
-    return tuple(sorted(registry.ALL_ENVS))
+    return tuple(sorted(_registry().ALL_ENVS))
 
 
 def exists(name: str) -> bool:
@@ -65,16 +65,13 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """
     task_id = f"playground/{name}"
     installed.require("mujoco_playground", "playground", task_id)
-    if render and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    from mujoco_playground import registry
-
+    registry = _registry()
     config: Any = registry.get_default_config(name)
     # Warp on a CPU compiles for a minute and then steps a hundred times slower than JAX.
     overrides = {"impl": "jax"} if device.type == "cpu" and "impl" in config else None
     try:
         env = registry.load(name, config=config, config_overrides=overrides)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # of git too
         raise InputError(
             f"{task_id} cannot be loaded: {' '.join(str(error).split())}; robots of locomotion and"
             " manipulation are fetched from GitHub at first use"
@@ -88,3 +85,10 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         action_repeat=int(config.action_repeat),
         device=device,
     )
+
+
+def _registry() -> Any:
+    draw_without_display()
+    from mujoco_playground import registry
+
+    return registry

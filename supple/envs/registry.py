@@ -35,10 +35,9 @@ MOST_ENVS = 2**20
 """At once: nobody's settings may fill the memory one by one."""
 UNPROVED: dict[str, str] = {
     "isaaclab": "never run against it: its configurations and a stand-in only",
-    "playground": "steps its cartpole; conformance and training are unproved",
-    "brax": "never run against it",
-    "metaworld": "never run against it",
-    "myosuite": "never run against it",
+    "playground": "conformance and its own tests passed; training is unproved",
+    "brax": "its own tests ran; conformance and training are unproved",
+    "myosuite": "its own tests ran; conformance and training are unproved",
     "maniskill": "never run against it: a stand-in only",
     "humanoidbench": "never run against it: a stand-in only",
 }

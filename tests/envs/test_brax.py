@@ -10,15 +10,51 @@ from supple.envs import EnvSettings, make
 pytestmark = pytest.mark.sim("brax")
 
 
-def test_a_fall_is_an_end_that_keeps_the_last_observation():
-    env: Any = make("brax/inverted_pendulum", EnvSettings(num_envs=2), seed=0)
-    first = env.reset(1)["observation", "policy"]
+@pytest.fixture(scope="module")
+def pendulum():
+    env: Any = make("brax/inverted_pendulum", EnvSettings(num_envs=2), seed=0, render=True)
+    yield env
+    env.close()
+
+
+def test_a_fall_is_an_end_that_keeps_the_last_observation(pendulum):
+    first = pendulum.reset(1)["observation", "policy"]
     for _ in range(200):
-        step = env.step(torch.ones(2, 1))
+        step = pendulum.step(torch.ones(2, 1))
         if step["terminated"].any():
             break
-    env.close()
     row = int(step["terminated"].nonzero()[0])
     assert not step["truncated"].any()
     assert torch.equal(step["observation", "policy"][row], first[row])
-    assert not torch.equal(step["final_observation", "policy"][row], first[row])
+    # Its pole may lean by 0.2 rad.
+    assert step["final_observation", "policy"][row, 1].abs() > 0.2
+
+
+def test_a_time_limit_that_brax_leaves_to_others_truncates(pendulum):
+    import jax
+
+    first = pendulum.reset(2)["observation", "policy"]
+    assert pendulum.spec.max_episode_steps == 1000
+    state, start, _ = pendulum._carry
+    pendulum._carry = (state, start, jax.numpy.array([999, 0], dtype=jax.numpy.int32))
+    step = pendulum.step(torch.full((2, 1), 0.1))
+    assert step["truncated"].tolist() == [True, False]
+    assert not step["terminated"].any()
+    assert torch.equal(step["observation", "policy"][0], first[0])
+    assert not torch.equal(step["final_observation", "policy"][0], first[0])
+    assert pendulum._carry[2].tolist() == [0, 1]
+
+
+def test_a_seed_fixes_the_starts_and_none_moves_on(pendulum):
+    first = pendulum.reset(5)["observation", "policy"]
+    then = pendulum.reset()["observation", "policy"]
+    assert not torch.equal(first, then)
+    assert torch.equal(pendulum.reset(5)["observation", "policy"], first)
+    assert torch.equal(pendulum.reset()["observation", "policy"], then)
+
+
+def test_a_picture_is_drawn(pendulum):
+    pendulum.reset(0)
+    picture = pendulum.render()
+    assert picture.shape == (480, 640, 3)
+    assert picture.std() > 1
