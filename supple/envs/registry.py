@@ -27,6 +27,7 @@ ADAPTERS: dict[str, str] = {
     "isaaclab": "supple.envs.isaaclab",
     "mjlab": "supple.envs.mjlab",
     "maniskill": "supple.envs.maniskill",
+    "genesis": "supple.envs.genesis",
     "playground": "supple.envs.playground",
     "brax": "supple.envs.brax",
 }
@@ -40,6 +41,7 @@ UNPROVED: dict[str, str] = {
     "metaworld": "never run against it",
     "myosuite": "never run against it",
     "maniskill": "never run against it: a stand-in only",
+    "genesis": "never run against it: a stand-in only",
     "humanoidbench": "never run against it: a stand-in only",
 }
 """Adapters without a row in ``benchmarks/results/simulators.csv``, and what is known of each."""
