@@ -142,7 +142,7 @@ def _start(gs: Any, device: torch.device, task_id: str) -> None:
     """Start Genesis, once in a process; its device holds for every scene."""
     if not gs._initialized:
         backend = gs.cuda if device.type == "cuda" else gs.cpu
-        gs.init(backend=backend, logging_level="warning")
+        gs.init(backend=backend, logging_level="error")  # its compiler warns of itself
     if gs.device.type != device.type:
         raise InputError(
             f"{task_id} on {device}: Genesis runs on {gs.device} in this process; use that device,"
