@@ -59,7 +59,7 @@ REHEARSAL ?= build/rehearsal
 rehearse:
 	$(PYTHON) docker/rehearse.py docker/Dockerfile.cpu $(REHEARSAL) $(ARGS)
 
-# One simulator for real, in an environment of its own: sim-mjlab, sim-dmc, sim-playground ...
+# One simulator for real, in an environment of its own: sim-mjlab, sim-dmc, sim-genesis ...
 SIM_VENVS ?= $(HOME)/.cache/supple/simulators
 sim-%:
 	$(PYTHON) benchmarks/simulators/venvs.py $* $(SIM_VENVS)

@@ -100,6 +100,13 @@ PROOFS = {
         flashsac="--env-steps 12000 --agent.utd 0.25",
         ppo="--env-steps 40000",
     ),
+    "genesis": Proof(
+        task="genesis/go2-walk_easy",
+        packages=("genesis-world", "quadrants"),
+        num_envs=64,
+        flashsac=BATCHED_FLASHSAC,
+        ppo=BATCHED_PPO,
+    ),
     "isaaclab": Proof(
         task="isaaclab/Isaac-Cartpole-Direct",
         packages=("isaaclab", "newton", "mujoco-warp", "warp-lang"),

@@ -53,6 +53,8 @@ RECIPES = {
     "myosuite": Recipe(
         steps=(TORCH, OWN.replace("gymnasium==1.4.0", "gymnasium>=1.2,<1.3"), "myosuite==3.0.0")
     ),
+    # Most of its 4 GB are packages for meshes, liquids and films.
+    "genesis": Recipe(steps=(TORCH, OWN, "genesis-world==1.4.5")),
     # Isaac Lab 3 pins torch 2.11 and Python 3.12.
     "isaaclab": Recipe(
         python="3.12", steps=(TORCH.replace("2.13.0", "2.11.0"), OWN, "isaaclab==3.0.0")

@@ -27,6 +27,7 @@ ADAPTERS: dict[str, str] = {
     "isaaclab": "supple.envs.isaaclab",
     "mjlab": "supple.envs.mjlab",
     "maniskill": "supple.envs.maniskill",
+    "genesis": "supple.envs.genesis",
     "playground": "supple.envs.playground",
     "brax": "supple.envs.brax",
 }
@@ -39,6 +40,7 @@ UNPROVED: dict[str, str] = {
     "brax": "its own tests ran; conformance and training are unproved",
     "myosuite": "its own tests ran; conformance and training are unproved",
     "maniskill": "never run against it: a stand-in only",
+    "genesis": "go2-walk_easy passes conformance; training, pictures and the other tasks unproved",
     "humanoidbench": "never run against it: a stand-in only",
 }
 """Adapters without a row in ``benchmarks/results/simulators.csv``, and what is known of each."""

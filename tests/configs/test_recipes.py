@@ -16,6 +16,7 @@ from supple.configs.recipes import SIMULATORS, recipes_of
         ("envpool/MyoSuite/myoHandReachFixed-v0", 0.95, 1),
         ("envpool/Hopper-v5", 0.99, 1),
         ("maniskill/PokeCube-v1", 0.9, 1),
+        ("genesis/go2-walk", 0.95, 1),
         ("myosuite/myo-reach", 0.95, 1),
         ("gym/Humanoid-v5", 0.99, 1),
         ("mujoco/Humanoid", 0.99, 1),

@@ -126,6 +126,7 @@ def test_humanoidbenchs_contract_is_kept():
         ("metaworld/reach-v3", "make sim-metaworld"),
         ("dmc/dog-run", "make sim-dmc"),
         ("mjlab/Mjlab-Cartpole-Balance", "make sim-mjlab"),
+        ("genesis/go2-walk", "make sim-genesis"),
     ],
 )
 def test_a_simulator_that_is_not_installed_says_how_to_get_it(task, how):

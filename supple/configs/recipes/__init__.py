@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from supple.configs.base import Settings
 
 Recipe = Callable[["Settings"], None]
-SIMULATORS = ("envpool", "isaaclab", "maniskill", "myosuite", "playground")
+SIMULATORS = ("envpool", "genesis", "isaaclab", "maniskill", "myosuite", "playground")
 """Those with a file here."""
 
 
