@@ -40,7 +40,7 @@ UNPROVED: dict[str, str] = {
     "brax": "its own tests ran; conformance and training are unproved",
     "myosuite": "its own tests ran; conformance and training are unproved",
     "maniskill": "never run against it: a stand-in only",
-    "genesis": "go2-walk_easy passes conformance; training, pictures and the other tasks unproved",
+    "genesis": "go2-walk_easy passes conformance and learned no walk; the other tasks never built",
     "humanoidbench": "never run against it: a stand-in only",
 }
 """Adapters without a row in ``benchmarks/results/simulators.csv``, and what is known of each."""
