@@ -38,6 +38,8 @@ class Drawdown(NamedTuple):
     bottom: int
     recovered: int | None
     """First later evaluation with 95 % of that best again; None where there was none."""
+    low: int
+    """Evaluations at the end that lie below that best by more than half the depth."""
 
 
 def drawdown(returns: Sequence[float]) -> Drawdown:
@@ -55,7 +57,9 @@ def drawdown(returns: Sequence[float]) -> Drawdown:
     enough = best - (1 - RECOVERED) * abs(best)
     later = (value_n[bottom:] >= enough).nonzero()
     recovered = bottom + int(later[0]) if len(later) else None
-    return Drawdown(float(fall_n[bottom]), peak, bottom, recovered)
+    high = (fall_n <= fall_n[bottom] / 2).nonzero()
+    low = len(value_n) - 1 - int(high[-1])
+    return Drawdown(float(fall_n[bottom]), peak, bottom, recovered, low)
 
 
 def largest_change(returns: Sequence[float], window: int) -> tuple[float, float]:
@@ -150,7 +154,7 @@ def return_readings(
     found = [reading(fall.depth, metric="ret_mdd", unit="return", reference=beyond, **facts)]
     if random_return is not None and max(returns) > random_return:
         span = max(returns) - random_return
-        share = {"noise_floor": floor / span}
+        share = {"noise_floor": floor / span, "low_evaluations": float(fall.low)}
         found.append(reading(fall.depth / span, metric="ret_mdd_share", reference=share, **facts))
         lowest = worst_after_learned(returns, random_return)
         found.append(reading(lowest, metric="ret_min_after", unit="return", **facts))

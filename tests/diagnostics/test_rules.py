@@ -163,6 +163,17 @@ def test_the_run_is_judged_at_its_end_only():
     assert "needed 4,000 steps to recover" in verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("low", "level", "said"),
+    [(1, "warn", "in the last evaluation"), (2, "bad", "and did not recover")],
+)
+def test_a_fall_in_the_last_evaluation_alone_may_yet_pass(low, level, said):
+    facts = {"noise_floor": 0.1, "low_evaluations": float(low)}
+    verdict = judged(number("ret_mdd_share", 0.8, "run", reference=facts))["V9"]
+    assert verdict.level == level
+    assert said in verdict.sentence
+
+
 def test_advice_names_only_flags_that_exist():
     flashsac = advice(FLASHSAC)
     ppo = advice(default_settings("gym/CartPole-v1", agent="ppo", preset="laptop"))

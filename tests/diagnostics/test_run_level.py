@@ -20,6 +20,8 @@ def test_the_deepest_fall_and_when_it_was_made_good():
     found = drawdown(SERIES)
     assert (found.depth, found.peak, found.bottom, found.recovered) == (7, 3, 4, 6)
     assert drawdown([0.0, 9, 2]).recovered is None
+    falls = [0.0, 9, 8, 2], [0.0, 9, 5, 4, 1], [0.0, 9, 2, 7]
+    assert [drawdown(series).low for series in falls] == [1, 2, 0]
     assert drawdown([-10.0, -5, -8, -5.2]).recovered == 3
 
 

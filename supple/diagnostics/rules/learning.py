@@ -184,14 +184,15 @@ def unsteady(evidence: Evidence) -> Verdict | None:
         (steps, steps is not None and steps.value > 2),
     )
     recover = evidence.highest("ret_recover")
-    after = (
-        f" and needed {recover.value:,.0f} steps to recover"
-        if recover is not None
-        else " and did not recover"
-    )
+    # One evaluation does not tell a fall that stays from one of those that pass.
+    just_now = fall.reading.reference.get("low_evaluations") == 1
+    if recover is not None:
+        after = f" and needed {recover.value:,.0f} steps to recover"
+    else:
+        after = " in the last evaluation" if just_now else " and did not recover"
     return Verdict(
         rule="V9",
-        level="bad" if level == "bad" and recover is None else "warn",
+        level="bad" if level == "bad" and recover is None and not just_now else "warn",
         confidence=confidence("noise_floor" in fall.reading.reference, len(supports), 0),
         target=evidence.target,
         sentence=f"The return fell by {fall.value:.0%} of the learned range{after}.",
