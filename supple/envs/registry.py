@@ -36,7 +36,6 @@ MOST_ENVS = 2**20
 UNPROVED: dict[str, str] = {
     "isaaclab": "never run against it: its configurations and a stand-in only",
     "playground": "conformance and its own tests passed; training is unproved",
-    "myosuite": "its own tests ran; conformance and training are unproved",
     "maniskill": "never run against it: a stand-in only",
     "humanoidbench": "never run against it: a stand-in only",
 }
