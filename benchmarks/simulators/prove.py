@@ -76,7 +76,9 @@ PROOFS = {
         task="playground/CartpoleBalance",
         packages=("playground", "mujoco-mjx", "mujoco", "jax", "brax"),
         num_envs=64,
-        flashsac=BATCHED_FLASHSAC,
+        # A quarter of these steps is not half an episode long, and FlashSAC then earned less than
+        # random actions, which start from an upright pole.
+        flashsac=BATCHED_FLASHSAC.replace("25600", "102400"),
         ppo=BATCHED_PPO,
     ),
     "brax": Proof(

@@ -35,7 +35,6 @@ ADAPTERS: dict[str, str] = {
 MOST_ENVS = 2**20
 """At once: nobody's settings may fill the memory one by one."""
 UNPROVED: dict[str, str] = {
-    "isaaclab": "its own tests ran on Newton; conformance and training are unproved",
     "playground": "conformance and its own tests passed; training is unproved",
     "maniskill": "never run against it: a stand-in only",
     "genesis": "go2-walk_easy passes conformance and learned no walk; the other tasks never built",
