@@ -23,7 +23,7 @@ from typing import Any
 from supple import cli, distributed, launch
 from supple.bench.table import append
 from supple.display import Display
-from supple.metrics import read_csv
+from supple.metrics import complete, read_csv
 from supple.train import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,8 +109,7 @@ def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, Any]]:
             **dict(zip(keys, values, strict=True)),
             "training command": command.replace(parent, "FOLDER"),
         }
-        for values in zip(*(columns[name] for name in names), strict=True)
-        if values[2] is not None
+        for values in complete(columns, *names)
     ]
 
 

@@ -25,7 +25,7 @@ from supple.envs.base import EnvSpec
 from supple.errors import InputError
 from supple.files import claim
 from supple.launch import read_settings
-from supple.metrics import METRICS, read_csv
+from supple.metrics import METRICS, complete, read_csv
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
@@ -57,8 +57,7 @@ class Job:
     def evaluations(self, column: str) -> dict[int, float]:
         """A metric of the evaluations so far, by environment step."""
         columns = read_csv(self.folder / METRICS)
-        pairs = zip(columns["step"], columns[column], strict=True)
-        return {int(step): v for step, v in pairs if step is not None and v is not None}
+        return {int(step): value for step, value in complete(columns, "step", column)}
 
 
 def main(arguments: Sequence[str]) -> int:

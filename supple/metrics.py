@@ -121,6 +121,13 @@ def read_csv(path: Path) -> dict[str, list[float | None]]:
     }
 
 
+def complete(columns: Mapping[str, Sequence[float | None]], *names: str) -> list[tuple[float, ...]]:
+    """The rows of ``read_csv``'s columns in which all of these have a number."""
+    blank: list[float | None] = [None] * len(columns.get("step", ()))
+    rows = zip(*(columns.get(name, blank) for name in names), strict=True)
+    return [tuple(value for value in row if value is not None) for row in rows if None not in row]
+
+
 class Sink(Protocol):
     """One destination of metric rows; the methods are those of ``MetricSinks``."""
 

@@ -27,7 +27,6 @@ Source: the question is that of arXiv:2603.04333; maze, sizes and criteria are o
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,11 +34,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments import command
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, write_prior_data
 from supple import compare
 from supple.bench.table import append, read
 from supple.display import Display
-from supple.errors import InputError
 
 ROWS = Path(__file__).parents[1] / "results" / "high_utd_control.csv"
 COMMAND = "python -m benchmarks.experiments.high_utd_control"
@@ -207,16 +206,10 @@ def report(maze: str) -> None:
 
 def main() -> None:
     """Run what is missing, or report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/high_utd"), help="folder of runs")
+    parser = command.parser(__doc__, runs="high_utd", seeds=(0, 1, 2))
     parser.add_argument("--maze", default="one_wall", choices=list(MAZES))
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--report", action="store_true", help="only say what was found")
     options = parser.parse_args()
     if not options.report:
         planned = jobs(options.out, options.maze, options.utd, options.critics, options.seeds)
@@ -230,7 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    command.start(main)

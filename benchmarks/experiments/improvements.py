@@ -23,17 +23,16 @@ run's evaluations become rows of ``benchmarks/results/improvements.csv``.
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.experiments import command
 from supple import compare, scores
 from supple.bench.table import append, read
 from supple.display import Display
-from supple.errors import InputError
 
 ROWS = Path(__file__).parents[1] / "results" / "improvements.csv"
 COMMAND = "python -m benchmarks.experiments.improvements"
@@ -155,14 +154,8 @@ def _ends(regime: str, task: str, curves: Curves) -> tuple[float, float]:
 
 def main() -> None:
     """Run what is missing, then report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/improvements"), help="runs")
+    parser = command.parser(__doc__, runs="improvements", seeds=(0, 1, 2))
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--report", action="store_true", help="only say what was found")
     options = parser.parse_args()
     if not options.report:
         for regime in options.regimes:
@@ -175,7 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    command.start(main)

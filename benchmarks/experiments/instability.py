@@ -18,7 +18,6 @@ the continuous forms are our own.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.experiments import command
 from supple import launch
 from supple.bench.table import append, read
 from supple.cli import train_settings
@@ -38,7 +38,6 @@ from supple.diagnostics.rollouts import roll
 from supple.diagnostics.states import visited
 from supple.diagnostics.targets import load_targets
 from supple.display import Display
-from supple.errors import InputError
 from supple.evaluate import make_env
 from supple.train import train
 
@@ -127,12 +126,8 @@ def report() -> None:
 
 def main() -> None:
     """Train what is missing, analyse what has no row yet, report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/instability"), help="runs")
+    parser = command.parser(__doc__, runs="instability")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--report", action="store_true", help="only say what was found")
     options = parser.parse_args()
     for name in () if options.report else options.tasks:
         train_missing(options.out / name, name)
@@ -144,7 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    command.start(main)

@@ -31,7 +31,6 @@ Source: problem and sizes are our own; the critics are those of arXiv:2509.06863
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from abc import abstractmethod
@@ -45,6 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.experiments import command
 from benchmarks.experiments.maze import GOAL, ONE_WALL, STRIDE, moved, reached, towards
 from supple import machine
 from supple.agents.adam import Adam
@@ -457,14 +457,11 @@ def verdict(final: Mapping[tuple[str, str], np.ndarray]) -> list[str]:
 
 def main() -> None:
     """Run what is missing, or report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="only say what was found")
     options = parser.parse_args()
     if options.report:
         report()

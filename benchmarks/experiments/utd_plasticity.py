@@ -31,7 +31,6 @@ Source: the question is Lyle et al. 2023's (arXiv:2303.01486); sizes and criteri
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments import command
 from benchmarks.experiments.high_utd_control import interval80
 from supple import checkpoint, compare
 from supple.bench.table import append, read
@@ -50,7 +50,6 @@ from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite import learning
 from supple.diagnostics.targets import Target, load_targets
 from supple.display import Display
-from supple.errors import InputError
 from supple.metrics import METRICS, read_csv
 
 ROWS = Path(__file__).parents[1] / "results" / "utd_plasticity.csv"
@@ -255,16 +254,10 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float:
 
 def main() -> None:
     """Run and measure what is missing, then report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/utd_plasticity"), help="runs")
+    parser = command.parser(__doc__, runs="utd_plasticity", seeds=(0, 1, 2))
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--train-only", action="store_true", help="measure nothing yet")
-    parser.add_argument("--report", action="store_true", help="only say what was found")
     options = parser.parse_args()
     if not options.report:
         planned = {
@@ -280,7 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    command.start(main)

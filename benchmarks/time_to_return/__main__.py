@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supple.bench.table import append, read
-from supple.metrics import read_csv
+from supple.metrics import METRICS, complete, read_csv
 
 RESULTS = Path(__file__).parents[1] / "results" / "wall_clock.csv"
 LEVELS = {
@@ -59,10 +59,9 @@ def ours(options: argparse.Namespace, learner: str, task: str, seed: int) -> tup
         command += ["--eval.every", str(every), "--eval.episodes", "10"]
         command += ["--max-minutes", str(options.limit / 60)]
         subprocess.run([*command, "--run-dir", f"{folder}/run"], check=True, capture_output=True)
-        columns = read_csv(Path(folder) / "run" / "metrics.csv")
+        columns = read_csv(Path(folder) / "run" / METRICS)
     names = ("time/seconds", "step", "eval/return_mean", "eval/return_std")
-    rows = zip(*(columns[name] for name in names), strict=True)
-    return [dict(zip(COLUMNS, map(float, row), strict=True)) for row in rows if None not in row], ""
+    return [dict(zip(COLUMNS, row, strict=True)) for row in complete(columns, *names)], ""
 
 
 def theirs(options: argparse.Namespace, learner: str, task: str, seed: int) -> tuple[Curve, str]:

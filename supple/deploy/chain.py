@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from supple.deploy.robot import WAIT_S
-from supple.envs.gym_packages import drawing, follow_robot, quiet_mujoco
+from supple.envs.gym_packages import draw_without_display, drawing, follow_robot, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import picture_writer
 
@@ -167,8 +167,7 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
     import gymnasium
 
     poses = load_file(record)
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    draw_without_display()
     with quiet_mujoco():
         env = gymnasium.make(task.removeprefix("gym/"), render_mode="rgb_array")
     partial = video.with_name(f".partial-{video.name}")

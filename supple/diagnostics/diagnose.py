@@ -37,7 +37,7 @@ from supple.diagnostics.targets import Target, load_targets
 from supple.envs.base import Env
 from supple.errors import InputError
 from supple.evaluate import make_env
-from supple.metrics import read_csv
+from supple.metrics import complete, read_csv
 from supple.rng import derive_seed
 
 ROLLOUT_ENVS = 10
@@ -448,13 +448,6 @@ def _complete(
     columns: Mapping[str, Sequence[float | None]], last: int, *names: str
 ) -> tuple[list[float], list[list[float]]]:
     """Rows up to a step in which all columns have a number: steps, and each column."""
-    blank: list[float | None] = [None] * len(columns.get("step", ()))
-    wanted = [columns.get(name, blank) for name in ("step", *names)]
-    rows = [
-        [float(value) for value in row if value is not None]
-        for row in zip(*wanted, strict=True)
-        if all(value is not None for value in row)
-    ]
-    kept = [row for row in rows if row[0] <= last]
-    steps, *found = [[row[k] for row in kept] for k in range(len(wanted))]
+    rows = [row for row in complete(columns, "step", *names) if row[0] <= last]
+    steps, *found = [[row[k] for row in rows] for k in range(1 + len(names))]
     return steps, found

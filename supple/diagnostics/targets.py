@@ -20,7 +20,7 @@ from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, g
 from supple.diagnostics.online import stored_sets
 from supple.envs.base import EnvSpec
 from supple.errors import InputError
-from supple.metrics import read_csv
+from supple.metrics import complete, read_csv
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
@@ -137,13 +137,7 @@ def _best_step(run: Path, steps: Sequence[int]) -> int:
     """The checkpoint nearest to the best evaluation; the last without any."""
     table = run / "metrics.csv"
     columns = read_csv(table) if table.exists() else {}
-    evaluated = [
-        (value, step)
-        for step, value in zip(
-            columns.get("step", []), columns.get("eval/return_mean", []), strict=False
-        )
-        if value is not None and step is not None
-    ]
+    evaluated = complete(columns, "eval/return_mean", "step")
     if not evaluated:
         return steps[-1]
     _, at = max(evaluated)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from supple.envs import installed
-from supple.envs.gym_packages import draw_without_display
+from supple.envs.gym_packages import prepare_drawing
 from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """
     task_id = f"brax/{name}"
     installed.require("brax", "brax", task_id)
-    draw_without_display()
+    prepare_drawing()
     from brax import envs
 
     return Brax(

@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from supple.envs import installed
 from supple.envs.base import Channel
 from supple.envs.gym import GymVector, wrap_factory
-from supple.envs.gym_packages import draw_without_display
+from supple.envs.gym_packages import prepare_drawing
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -161,7 +161,7 @@ def named_channels(space: Any) -> tuple[Channel, ...]:
 
 
 def _suite() -> Any:
-    draw_without_display()
+    prepare_drawing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GLFW has no display; EGL or OSMesa draw
         from dm_control import suite

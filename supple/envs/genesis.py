@@ -21,7 +21,7 @@ from supple.envs.genesis_go2 import Go2WalkEasy
 from supple.envs.genesis_go2_walk import Go2Walk
 from supple.envs.genesis_panda import PandaGrasp
 from supple.envs.genesis_task import Task
-from supple.envs.torch_sim import Groups, Outcome, TorchSim
+from supple.envs.torch_sim import Groups, Outcome, TorchSim, mixed
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Genesis(TorchSim):
         task.begin(ended)
         fresh = task.observe()
         # The others' noise was drawn anew with it: only the rows that were reset are taken.
-        shown = {name: torch.where(ended[:, None], fresh[name], reached[name]) for name in fresh}
+        shown = mixed(ended, fresh, reached)
         return Outcome(shown, reward, terminated, truncated, final=reached)
 
     def render(self) -> np.ndarray:

@@ -24,7 +24,13 @@ from torch import Tensor
 
 from supple.envs import gym_facts
 from supple.envs.base import Env, EnvSpec, reset_result, step_result
-from supple.envs.gym_packages import drawing, follow_robot, importing_packages, quiet_mujoco
+from supple.envs.gym_packages import (
+    draw_without_display,
+    drawing,
+    follow_robot,
+    importing_packages,
+    quiet_mujoco,
+)
 from supple.envs.gym_spaces import ActionMap, Flattener
 from supple.envs.gym_state import SUCCESS_KEYS, ManagedEnv, restores_exactly
 from supple.errors import InputError, SimulatorError
@@ -404,8 +410,7 @@ def wrap_factory(
 
 def headless() -> str:
     """The render mode of pictures; lets MuJoCo draw them without a display."""
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    draw_without_display()
     return "rgb_array"
 
 

@@ -57,9 +57,15 @@ def drawing(task_id: str) -> Iterator[None]:
 
 
 def draw_without_display() -> None:
-    """To be called before MuJoCo is imported: it then chooses how to draw, for good."""
-    if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
+    """Before MuJoCo is imported: let it draw where there is no display and nobody chose."""
+    if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def prepare_drawing() -> None:
+    """The same for packages that load the chosen library as they are imported, if it is there."""
+    if not {"DISPLAY", "MUJOCO_GL"} & os.environ.keys() and ctypes.util.find_library("EGL"):
+        draw_without_display()
 
 
 def follow_robot(env: gymnasium.Env[Any, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from supple.envs import installed, managers
 from supple.envs.base import Deployment
-from supple.envs.torch_sim import Groups, Outcome, TorchSim, unbounded
+from supple.envs.gym_packages import draw_without_display
+from supple.envs.torch_sim import Groups, Outcome, TorchSim, mixed, unbounded
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -89,7 +89,7 @@ class Mjlab(TorchSim):
         reward = reward.clone()
         fresh, _ = self._env.reset(env_ids=rows)
         # The others' noise was drawn anew with it: only the rows that were reset are taken.
-        return Outcome(_mixed(ended, fresh, reached), reward, terminated, truncated, final=reached)
+        return Outcome(mixed(ended, fresh, reached), reward, terminated, truncated, final=reached)
 
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
@@ -107,13 +107,6 @@ class Mjlab(TorchSim):
         env, self._env = self._env, None
         if env is not None:
             env.close()
-
-
-def _mixed(rows: Tensor, chosen: Any, others: Any) -> Any:
-    """``chosen`` in these rows, ``others`` elsewhere; nested groups alike."""
-    if isinstance(chosen, Tensor):
-        return torch.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, others)
-    return {name: _mixed(rows, part, others[name]) for name, part in chosen.items()}
 
 
 def _joints(env: Any) -> tuple[str, ...]:
@@ -193,8 +186,8 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         InputError: mjlab is not installed.
     """
     installed.require("mjlab", "mjlab", f"mjlab/{name}")
-    if render and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    if render:
+        draw_without_display()
     import mjlab.tasks  # noqa: F401 - fills the registry
     from mjlab.envs import ManagerBasedRlEnv
     from mjlab.tasks.registry import load_env_cfg

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from supple.envs import installed
-from supple.envs.gym_packages import draw_without_display
+from supple.envs.gym_packages import prepare_drawing
 from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
 from supple.errors import InputError
 
@@ -88,7 +88,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
 
 def _registry() -> Any:
-    draw_without_display()
+    prepare_drawing()
     from mujoco_playground import registry
 
     return registry

@@ -86,9 +86,9 @@ class TorchSim(Env):
         terminated, truncated = _flag(outcome.terminated), _flag(outcome.truncated)
         final = observation
         if outcome.final is not None:
-            ended = (terminated | truncated).unsqueeze(-1)
+            ended = terminated | truncated
             given = self._groups(outcome.final)
-            final = {name: torch.where(ended, given[name], observation[name]) for name in given}
+            final = mixed(ended, given, observation)
         return step_result(
             observation=observation,
             reward=outcome.reward.to(torch.float32, copy=True).reshape(-1),
@@ -102,6 +102,13 @@ class TorchSim(Env):
 
 def _flag(value: Tensor) -> Tensor:
     return value.to(torch.bool, copy=True).reshape(-1)
+
+
+def mixed(rows: Tensor, chosen: Any, others: Any) -> Any:
+    """``chosen`` in these rows, (N,) bool, ``others`` elsewhere; nested groups alike."""
+    if isinstance(chosen, Tensor):
+        return torch.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, others)
+    return {name: mixed(rows, part, others[name]) for name, part in chosen.items()}
 
 
 class Groups:

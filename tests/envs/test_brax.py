@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from supple.envs import EnvSettings, make
+from tests.envs.real import assert_seed_fixes_the_starts
 
 pytestmark = pytest.mark.sim("brax")
 
@@ -46,11 +47,7 @@ def test_a_time_limit_that_brax_leaves_to_others_truncates(pendulum):
 
 
 def test_a_seed_fixes_the_starts_and_none_moves_on(pendulum):
-    first = pendulum.reset(5)["observation", "policy"]
-    then = pendulum.reset()["observation", "policy"]
-    assert not torch.equal(first, then)
-    assert torch.equal(pendulum.reset(5)["observation", "policy"], first)
-    assert torch.equal(pendulum.reset()["observation", "policy"], then)
+    assert_seed_fixes_the_starts(pendulum)
 
 
 def test_a_picture_is_drawn(pendulum):

@@ -16,6 +16,7 @@ from supple.envs.genesis_panda import HOME, STRIDE, PandaGrasp
 from supple.envs.genesis_task import from_euler, heading, inverse, rotated
 from supple.errors import InputError
 from tests.envs.fake_genesis import made
+from tests.envs.real import rests_within_limits
 
 ALL = torch.ones(3, dtype=torch.bool)
 
@@ -262,15 +263,7 @@ def test_a_go2_stands_and_its_deployment_block_is_the_models(easy):
     assert step["observation", "policy"][:, 3:6] == pytest.approx([0, 0, -1] * 3, abs=0.1)
     assert found.position_limit_low[0] == pytest.approx(-1.0472)
     assert found.effort_limit[:2] == pytest.approx((23.7, 23.7))
-    assert all(
-        low < rest < high
-        for low, rest, high in zip(
-            found.position_limit_low,
-            found.default_position,
-            found.position_limit_high,
-            strict=True,
-        )
-    )
+    assert rests_within_limits(found)
     assert found.sim_dt * found.decimation == pytest.approx(easy.spec.control_dt)
 
 

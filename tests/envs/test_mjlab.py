@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from supple.envs import EnvSettings, make
+from tests.envs.real import rests_within_limits
 
 pytestmark = pytest.mark.sim("mjlab")
 CARTPOLE = "mjlab/Mjlab-Cartpole-Balance"
@@ -27,15 +28,7 @@ def test_a_robots_deployment_block_is_read_from_its_managers_and_model(go1):
     assert all(kp > 0 for kp in found.stiffness)
     assert all(kd > 0 for kd in found.damping)
     assert found.action_offset == found.default_position
-    assert all(
-        low < rest < high
-        for low, rest, high in zip(
-            found.position_limit_low,
-            found.default_position,
-            found.position_limit_high,
-            strict=True,
-        )
-    )
+    assert rests_within_limits(found)
     assert found.sim_dt * found.decimation == pytest.approx(go1.spec.control_dt)
 
 

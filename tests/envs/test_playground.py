@@ -8,6 +8,7 @@ import torch
 from supple.envs import EnvSettings, make, playground
 from supple.envs.jax_sim import where_ended
 from supple.errors import InputError
+from tests.envs.real import assert_seed_fixes_the_starts
 
 pytestmark = pytest.mark.sim("mujoco_playground")
 
@@ -35,11 +36,7 @@ def test_a_time_limit_keeps_the_last_observation_and_goes_back_to_the_slots_firs
 
 
 def test_a_seed_fixes_the_starts_and_none_moves_on(cartpole):
-    first = cartpole.reset(5)["observation", "policy"]
-    then = cartpole.reset()["observation", "policy"]
-    assert not torch.equal(first, then)
-    assert torch.equal(cartpole.reset(5)["observation", "policy"], first)
-    assert torch.equal(cartpole.reset()["observation", "policy"], then)
+    assert_seed_fixes_the_starts(cartpole)
 
 
 def test_tensors_are_float32_on_the_runs_device_and_nobody_elses(cartpole):
