@@ -259,8 +259,11 @@ def test_a_go2_stands_and_its_deployment_block_is_the_models(easy):
         step = easy.step(torch.zeros(3, 12))
         assert not step["terminated"].any()
     found = easy.spec.deployment
-    assert 0.2 < easy._task.now.height.min() < easy._task.now.height.max() < 0.4
-    assert step["observation", "policy"][:, 3:6] == pytest.approx([0, 0, -1] * 3, abs=0.1)
+    height = easy._task.now.height  # the same of all: nothing is drawn here
+    assert (height > 0.2).all()
+    assert (height < 0.4).all()
+    gravity = step["observation", "policy"][:, 3:6].flatten().tolist()
+    assert gravity == pytest.approx([0, 0, -1] * 3, abs=0.1)
     assert found.position_limit_low[0] == pytest.approx(-1.0472)
     assert found.effort_limit[:2] == pytest.approx((23.7, 23.7))
     assert rests_within_limits(found)
