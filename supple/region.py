@@ -29,7 +29,7 @@ from supple.distributed import is_together, lowest
 from supple.errors import InputError
 
 T = TypeVar("T")
-
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 COMPILE_FROM = 10_000
 """Gradient steps from which compiling, about a minute, pays by itself."""
@@ -39,7 +39,7 @@ COMPILE_FROM = 10_000
 class Compute:
     """How update steps run; the paths differ by rounding only."""
 
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the matrix products; statistics, projection, losses and optimiser stay float32."""
     compile: bool = False
     cuda_graphs: bool = False

@@ -21,13 +21,12 @@ from supple.bench.loop import bench_loop
 from supple.bench.ppo import bench_ppo
 from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
-from supple.bench.table import Shape, parse_size, report
+from supple.bench.table import MODES, Shape, parse_size, report
 from supple.bench.update import bench_update
 from supple.cli import DONE, Parser
 from supple.errors import InputError
 
 SIZES = ("17x6", "376x17", "310x37")
-MODES = ("eager", "compiled")
 WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "envs", "loop", "all")
 
 
@@ -46,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048], metavar="B")
     parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
     parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="by default all the device has")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     parser.add_argument(
         "--reference", type=Path, help="a checkout of the official FlashSAC to time in between"
     )
@@ -62,6 +62,12 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit:
         return DONE
     options.flags = given[at + 1 :]
+    options.device = machine.resolve_device(options.device)
+    machine.use(options.device)
+    has_graphs = options.device.type == "cuda"
+    options.modes = options.modes or list(MODES if has_graphs else MODES[:-1])
+    if "graphs" in options.modes and not has_graphs:
+        raise InputError(f"--modes graphs needs a CUDA device, got {options.device}: leave it out")
     for flag, value in (("--rounds", options.rounds), ("--threads", options.threads)):
         if value < 1:
             raise InputError(f"{flag} must be >= 1, got {value}")
@@ -74,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     command = "supple bench " + " ".join(arguments)
     for obs, act in sizes:
         for batch_size in options.batch_sizes:
-            shape = Shape(obs, act, batch_size)
+            shape = Shape(obs, act, batch_size, options.device)
             if options.what in ("update", "all"):
                 rows = bench_update(shape, options)
                 report(f"update {shape}", rows, options.out / "bench_update.csv", command)

@@ -8,29 +8,28 @@ from typing import Any
 import numpy as np
 
 from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
-from supple.bench.table import Shape, interleaved, row
+from supple.bench.table import Shape, compute_of, interleaved, row
 from supple.bench.update import counted_flops, our_updates
 from supple.configs import default_settings
-from supple.region import Compute
 
 
 def bench_critics(obs: int, act: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compiled float32 steps, every second with an actor step, sampling included.
+    """Float32 steps in the last of the modes, every second with an actor step, with sampling.
 
     Args:
         obs: observation width.
         act: action width.
-        options: ``rounds``.
+        options: ``rounds``, ``modes``, ``device``.
     """
     variants, shapes, flops = {}, {}, {}
     for critic in CRITICS:
         agent = default_settings("toy/lqr", preset="laptop", critic=critic).agent
         assert isinstance(agent, FlashSACSettings)
         agent.min_replay = agent.update_every = 1
-        shapes[critic] = Shape(obs, act, agent.batch_size)
-        eager = our_updates(shapes[critic], agent, Compute(precision="float32", compile=False))
-        flops[critic] = counted_flops(eager) / 2
-        compute = Compute(precision="float32", compile=True)
+        shapes[critic] = Shape(obs, act, agent.batch_size, options.device)
+        on_cpu = Shape(obs, act, agent.batch_size)
+        flops[critic] = counted_flops(our_updates(on_cpu, agent, compute_of("eager"))) / 2
+        compute = compute_of(options.modes[-1])
         variants[critic] = our_updates(shapes[critic], agent, compute)
     seconds = interleaved(variants, options.rounds)
     usual = float(np.median(seconds["categorical"]))

@@ -53,7 +53,7 @@ SIZES = (Size(2, 2048, 1, 8, 256, 2), Size(2, 256, 8, 8, 512, 4))
 
 def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every way to integrate, in turn; refuses to time one whose values are wrong."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device
     critic, x_BD, start_BM = fitted(size, device)
     net = critic.net
     half = has_bfloat16(device)
@@ -97,7 +97,7 @@ def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any
             **variants,
             **{f"products alone {dtype}": run for dtype, run in ceilings.items()},
         }
-        seconds = interleaved({name: _settled(run) for name, run in timed.items()}, options.rounds)
+        seconds = interleaved(timed, options.rounds)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     rows = []
     for name, values in seconds.items():
@@ -231,16 +231,3 @@ def check(
         if name.startswith("supple") and not right:
             raise RuntimeError(f"{name}: errors {found} of the value range, not timed")
     return errors
-
-
-def _settled(run: Callable[[], object]) -> Callable[[], object]:
-    """Wait for the GPU, where there is one."""
-    if not torch.cuda.is_available():
-        return run
-
-    def settled() -> object:
-        found = run()
-        torch.cuda.synchronize()
-        return found
-
-    return settled

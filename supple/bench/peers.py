@@ -63,13 +63,13 @@ def _squashed(actor: nn.Module, obs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plain_sac(shape: Shape) -> Step:
-    actor = _mlp(shape.obs, 2 * shape.act)
-    critics = [_mlp(shape.obs + shape.act, 1) for _ in range(2)]
-    targets = [_mlp(shape.obs + shape.act, 1) for _ in range(2)]
+    actor = _mlp(shape.obs, 2 * shape.act).to(shape.device)
+    critics = [_mlp(shape.obs + shape.act, 1).to(shape.device) for _ in range(2)]
+    targets = [_mlp(shape.obs + shape.act, 1).to(shape.device) for _ in range(2)]
     critic_params = [param for critic in critics for param in critic.parameters()]
     critic_adam = torch.optim.Adam(critic_params, lr=1e-3)
     actor_adam = torch.optim.Adam(actor.parameters(), lr=3e-4)
-    log_alpha = torch.zeros(1, requires_grad=True)
+    log_alpha = torch.zeros(1, requires_grad=True, device=shape.device)
     alpha_adam = torch.optim.Adam([log_alpha], lr=1e-3)
     draw = _arrays(shape)
 
@@ -82,7 +82,7 @@ def _plain_sac(shape: Shape) -> Step:
             value = torch.min(targets[0](x), targets[1](x)) - alpha * log_prob
             target = reward + (1 - done) * GAMMA * value
         x = torch.cat((obs, action), 1)
-        loss = sum((F.mse_loss(critic(x), target) for critic in critics), torch.zeros(()))
+        loss = torch.stack([F.mse_loss(critic(x), target) for critic in critics]).sum()
         critic_adam.zero_grad()
         loss.backward()
         critic_adam.step()
@@ -114,7 +114,7 @@ def _arrays(shape: Shape) -> Callable[[], tuple[Tensor, ...]]:
 
     def draw() -> tuple[Tensor, ...]:
         rows = np.random.randint(0, RING_ROWS, size=shape.batch_size)
-        return tuple(torch.as_tensor(column[rows]) for column in columns)
+        return tuple(torch.as_tensor(column[rows], device=shape.device) for column in columns)
 
     return draw
 
@@ -150,7 +150,7 @@ def _sb3_sac(shape: Shape) -> Step:
         observation_space, action_space = _spaces(shape)
 
     size = shape.batch_size
-    model = SAC("MlpPolicy", Sizes(), batch_size=size, buffer_size=RING_ROWS, device="cpu")
+    model = SAC("MlpPolicy", Sizes(), batch_size=size, buffer_size=RING_ROWS, device=shape.device)
     model.set_logger(Logger(None, []))
     _fill_sb3(model.replay_buffer, shape)
     return lambda: model.train(gradient_steps=1, batch_size=size)
@@ -160,7 +160,7 @@ def _sb3_buffer(shape: Shape) -> Step:
     from stable_baselines3.common.buffers import NStepReplayBuffer
 
     buffer = NStepReplayBuffer(
-        RING_ROWS, *_spaces(shape), device="cpu", n_steps=N_STEP, gamma=GAMMA
+        RING_ROWS, *_spaces(shape), device=shape.device, n_steps=N_STEP, gamma=GAMMA
     )
     _fill_sb3(buffer, shape)
     return lambda: buffer.sample(shape.batch_size)
@@ -189,7 +189,7 @@ def _torchrl_buffer(shape: Shape) -> Step:
     from torchrl.envs.transforms import MultiStepTransform
 
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(RING_ROWS),
+        storage=LazyTensorStorage(RING_ROWS, device=shape.device),
         batch_size=shape.batch_size,
         transform=MultiStepTransform(n_steps=N_STEP, gamma=GAMMA),
     )
@@ -222,11 +222,12 @@ def _torchrl_sac(shape: Shape) -> Step:
 
     critic = ValueOperator(Value(), in_keys=["observation", "action"])
     loss = SACLoss(actor, critic, num_qvalue_nets=2, target_entropy=-float(shape.act))
+    loss.to(shape.device)
     loss.make_value_estimator(gamma=GAMMA)
     average = SoftUpdate(loss, tau=0.005)
     adam = torch.optim.Adam(loss.parameters(), lr=3e-4)
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(RING_ROWS), batch_size=shape.batch_size
+        storage=LazyTensorStorage(RING_ROWS, device=shape.device), batch_size=shape.batch_size
     )
     buffer.extend(_transitions(shape))
 

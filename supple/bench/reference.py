@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,25 @@ import torch
 from supple.agents import FlashSACSettings
 from supple.bench.table import RING_ROWS, Shape
 from supple.errors import InputError
+from supple.region import has_bfloat16
 
 
-def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
-    """Two updates of a checkout of Holiday-Robot/FlashSAC with its CPU-simulator settings.
+def reference_updates(checkout: Path, shape: Shape) -> dict[str, Callable[[], object]]:
+    """Two updates of a checkout of Holiday-Robot/FlashSAC, in the ways it can run on a device.
 
-    Eager: its compiled form, ``max-autotune`` on this torch, is for GPUs.
+    Eager in float32 everywhere. On a CPU with oneDNN's switch too, where it has bfloat16; on a GPU
+    also as its settings ship, compiled (``max-autotune`` on this torch) with float16 autocast.
     """
+    plain = _updates(checkout, shape, shipped=False)
+    found = {"official eager float32": plain}
+    if shape.device.type == "cuda":
+        found["official as shipped float16"] = _updates(checkout, shape, shipped=True)
+    elif has_bfloat16(shape.device):
+        found["official eager bfloat16"] = partial(in_bfloat16, plain)
+    return found
+
+
+def _updates(checkout: Path, shape: Shape, *, shipped: bool) -> Callable[[], object]:
     # Its types name JAX arrays; nothing else of its PyTorch agent needs JAX.
     stand_in: dict[str, types.ModuleType] = {}
     if "jax" not in sys.modules and importlib.util.find_spec("jax") is None:
@@ -47,10 +60,10 @@ def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
         normalize_reward=True,
         normalized_G_max=ours.value_max,
         asymmetric_observation=False,
-        device_type="cpu",
+        device_type=shape.device.type,
         buffer_max_length=RING_ROWS,
         buffer_min_length=1,
-        buffer_device_type="cpu",
+        buffer_device_type=shape.device.type,
         sample_batch_size=shape.batch_size,
         learning_rate_init=ours.lr_init,
         learning_rate_peak=ours.lr_peak,
@@ -76,9 +89,9 @@ def reference_updates(checkout: Path, shape: Shape) -> Callable[[], object]:
         temp_target_entropy=0.0,
         gamma=ours.gamma,
         n_step=1,
-        use_compile=False,
-        compile_mode="default",
-        use_amp=False,
+        use_compile=shipped,
+        compile_mode="auto",
+        use_amp=shipped,
         load_optimizer=False,
         load_reward_normalizer=False,
     )

@@ -13,7 +13,7 @@ import torch
 
 from supple.bench.peers import TORCHRL_BUFFER as PEER
 from supple.bench.peers import replay_peers
-from supple.bench.table import RING_ROWS, Shape, filled_ring, interleaved, row
+from supple.bench.table import RING_ROWS, Shape, compute_of, filled_ring, interleaved, row
 from supple.region import Compute
 from supple.replay import ReplaySettings
 
@@ -24,15 +24,16 @@ def bench_replay(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
     variants: dict[str, Callable[[], object]] = {}
     for mode in options.modes:
         for dtype in ("float32", "bfloat16"):
-            compute = Compute(compile=mode == "compiled")
+            compute = compute_of(mode)
             settings = ReplaySettings(capacity=RING_ROWS, obs_dtype=dtype)
-            replay, random = filled_ring(spec, compute, settings), torch.Generator().manual_seed(0)
+            replay = filled_ring(spec, compute, settings)
+            random = torch.Generator(shape.device).manual_seed(0)
             variants[f"supple {mode} {dtype}"] = partial(
                 replay.draw, size, generator=random, n_step=3
             )
     table = filled_ring(spec, Compute()).storage["policy"]
     # Other rows every time, as sampling has: the same ones again would wait in the cache.
-    rows_of = itertools.cycle(torch.randint(len(table), (50, 2 * size)))
+    rows_of = itertools.cycle(torch.randint(len(table), (50, 2 * size)).to(shape.device))
     bare, first = "index_select float32", table[: 2 * size]
     variants[bare] = lambda: table.index_select(0, next(rows_of))
     variants["copy of neighbouring rows float32"] = first.clone

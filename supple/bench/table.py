@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from supple import machine
 from supple.display import Display
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
-from supple.region import Compute
+from supple.region import Compute, Precision, has_bfloat16
 from supple.replay import Replay, ReplaySettings
 
+CPU = torch.device("cpu")
 RING_ROWS = 100_000
 
 
@@ -30,6 +32,7 @@ class Shape:
     obs: int
     act: int
     batch_size: int
+    device: torch.device = CPU
 
     def __str__(self) -> str:
         return f"{self.obs}x{self.act}, batch {self.batch_size}"
@@ -41,8 +44,38 @@ class Shape:
             num_envs=1,
             observation={"policy": self.obs},
             action=Box(low=(-1.0,) * self.act, high=(1.0,) * self.act),
-            device=torch.device("cpu"),
+            device=self.device,
         )
+
+
+MODES = ("eager", "compiled", "graphs")
+"""How steps run: the last is compiled and replayed as CUDA graphs."""
+
+
+def compute_of(mode: str, precision: Precision = "float32") -> Compute:
+    """What a mode of a benchmark means."""
+    return Compute(precision=precision, compile=mode != "eager", cuda_graphs=mode == "graphs")
+
+
+def precisions(device: torch.device) -> list[Precision]:
+    """Of matrix products, those that the device has in hardware."""
+    found: list[Precision] = ["float32"]
+    if device.type == "cuda":
+        found.append("tf32")
+    return [*found, "bfloat16"] if has_bfloat16(device) else found
+
+
+@contextmanager
+def tf32(precision: Precision) -> Iterator[None]:
+    """Where float32 products may take tf32; the switch is the whole process's."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if precision == "tf32":
+        matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -69,10 +102,18 @@ def interleaved(
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            settle()
             begin = clock()
             variants[name]()
+            settle()
             found[name].append(clock() - begin)
     return found
+
+
+def settle() -> None:
+    """Wait for the GPU, where this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def filled_ring(spec: EnvSpec, compute: Compute, settings: ReplaySettings | None = None) -> Replay:
@@ -81,8 +122,9 @@ def filled_ring(spec: EnvSpec, compute: Compute, settings: ReplaySettings | None
     random = torch.Generator().manual_seed(0)
     for storage in replay.storage.values():
         storage.copy_(torch.randn(storage.shape, generator=random))
-    replay.columns["action"].uniform_(-1, 1, generator=random)
-    replay.columns["reward"].normal_(generator=random)
+    action, reward = replay.columns["action"], replay.columns["reward"]
+    action.copy_(2 * torch.rand(action.shape, generator=random) - 1)
+    reward.copy_(torch.randn(reward.shape, generator=random))
     replay.columns["valid"].fill_(True)
     replay.adopt_prefilled(replay.num_rows, torch.zeros(0, dtype=torch.int64))
     return replay
@@ -122,17 +164,27 @@ def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "threads": torch.get_num_threads(),
         "load": f"{os.getloadavg()[0]:.1f}",
-        "machine": found["processor"],
+        "machine": _where(found),
         "versions": f"supple {found['supple']}, torch {found['torch']}",
         "commit": found["commit"],
         "command": command,
     }
-    new = not path.exists()
+    columns, known = [*rows[0], *where], read(path)
+    if known and list(known[0]) != columns:
+        raise InputError(
+            f"{path} has other columns than this table: expected {', '.join(columns)}; write to"
+            " another folder with --out"
+        )
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *where])
-        if new:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        if not known:
             writer.writeheader()
         writer.writerows([row | where for row in rows])
+
+
+def _where(found: Mapping[str, str]) -> str:
+    used = [found["gpu"]] if torch.cuda.is_initialized() else []
+    return "; ".join([*used, found["processor"]])
 
 
 def read(path: Path) -> list[dict[str, str]]:

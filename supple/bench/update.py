@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,50 +15,65 @@ from torch.utils.flop_counter import flop_registry
 from supple.agents import FlashSAC, FlashSACSettings
 from supple.agents.nets import EXPANSION
 from supple.bench.peers import update_peers
-from supple.bench.reference import in_bfloat16, reference_updates
-from supple.bench.table import Shape, filled_ring, interleaved, row
-from supple.region import Compute, has_bfloat16
+from supple.bench.reference import reference_updates
+from supple.bench.table import (
+    Shape,
+    compute_of,
+    filled_ring,
+    interleaved,
+    precisions,
+    row,
+    tf32,
+)
+from supple.region import Compute, Precision
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Two gradient steps, one with an actor step, sampling included; the default networks."""
     settings = FlashSACSettings(batch_size=shape.batch_size, min_replay=1)
-    precisions: list[Literal["float32", "bfloat16"]] = ["float32"]
-    if has_bfloat16(torch.device("cpu")):
-        precisions.append("bfloat16")
     products = matrix_products(settings, shape)
     flops = sum(2 * e * m * k * n for e, m, k, n in products)
     variants: dict[str, Callable[[], object]] = {}
     ceiling: dict[str, str] = {}
-    for precision in precisions:
+    for precision in precisions(shape.device):
         for mode in options.modes:
-            compute = Compute(precision=precision, compile=mode == "compiled")
-            variants[f"supple {mode} {precision}"] = our_updates(shape, settings, compute)
+            step = our_updates(shape, settings, compute_of(mode, precision))
+            variants[f"supple {mode} {precision}"] = _switched(step, precision)
         ceiling[precision] = f"matrix products {precision}"
-        variants[ceiling[precision]] = _products(products, DTYPES[precision])
+        alone = _products(products, DTYPES[precision], shape.device)
+        variants[ceiling[precision]] = _switched(alone, precision)
     if options.reference:
-        step = reference_updates(options.reference, shape)
-        variants["official eager float32"] = step
-        if "bfloat16" in precisions:
-            variants["official eager bfloat16"] = partial(in_bfloat16, step)
+        variants |= reference_updates(options.reference, shape)
     peers = update_peers(shape) if options.peers else {}
     # Of one call, which is two updates of ours and of the official code, one of a peer.
     work = dict.fromkeys(variants, float(flops)) | {n: counted_flops(p) for n, p in peers.items()}
     seconds = interleaved(variants | peers, options.rounds)
     rate = {name: work[name] / float(np.median(values)) for name, values in seconds.items()}
-    official = rate.get("official eager float32")
+    compared = ("float32", "float16") if options.device.type == "cuda" else ("float32",)
+    official = {name.split()[-1]: rate[name] for name in rate if name.startswith("official")}
     rows = []
     for name, values in seconds.items():
         updates = 1 if name in peers else 2
         found = row(shape, name, [value / updates for value in values], updates=1)
         found["GFLOP/s"] = f"{rate[name] / 1e9:.0f}"
-        found["of ceiling"] = f"{rate[name] / rate[ceiling[name.split()[-1]]]:.2f}"
-        ratio = f"{rate[name] / official:.2f}" if official and name not in peers else ""
-        found["x official float32"] = ratio
+        limit = ceiling.get(name.split()[-1])
+        found["of ceiling"] = f"{rate[name] / rate[limit]:.2f}" if limit else ""
+        for theirs in compared:
+            same_work = theirs in official and name not in peers
+            ratio = f"{rate[name] / official[theirs]:.2f}" if same_work else ""
+            found[f"x official {theirs}"] = ratio
         rows.append(found)
     return rows
+
+
+def _switched(step: Callable[[], object], precision: Precision) -> Callable[[], object]:
+    def switched() -> None:
+        with tf32(precision):
+            step()
+
+    return switched if precision == "tf32" else step
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -139,11 +153,12 @@ def matrix_products(settings: FlashSACSettings, shape: Shape) -> list[tuple[int,
 
 
 def _products(
-    shapes: Sequence[tuple[int, int, int, int]], dtype: torch.dtype
+    shapes: Sequence[tuple[int, int, int, int]], dtype: torch.dtype, device: torch.device
 ) -> Callable[[], object]:
     def factors(e: int, m: int, k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         left, right = torch.randn(e, m, k), torch.randn(e, k, n)
-        return left.to(dtype), right.to(dtype), torch.empty(e, m, n, dtype=dtype)
+        out = torch.empty(e, m, n, dtype=dtype, device=device)
+        return left.to(device, dtype), right.to(device, dtype), out
 
     known = {shape: factors(*shape) for shape in shapes}
 
