@@ -15,7 +15,7 @@ import numpy as np
 
 from supple import launch
 from supple.agents import PPO, Agent, FlashSAC
-from supple.bench.table import quantiles
+from supple.bench.table import quantiles, settle
 from supple.cli import train_settings
 from supple.envs.base import Env
 from supple.run import Run
@@ -67,6 +67,7 @@ class Stopwatch:
         try:
             yield
         finally:
+            settle()  # what a part asked of the GPU is that part's
             spent = time.perf_counter() - begin
             self._open.pop()
             if self._open:

@@ -1,0 +1,210 @@
+"""On a real GPU: it learns what the CPU learns, waits for nothing, grows nothing, and resumes."""
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from supple import launch
+from supple.agents import PPO, FlashSAC, PPOSettings
+from supple.agents.flashsac import Batch
+from supple.agents.flashsac_settings import CRITICS
+from supple.cli import DONE, main
+from supple.configs import default_settings
+from supple.quarantine import Quarantine
+from supple.region import Compute
+from supple.replay import Replay, ReplaySettings
+from tests.agents.small_agents import (
+    ACTIONS,
+    generator,
+    random_obs,
+    random_step,
+    small_settings,
+    small_spec,
+    step_inputs,
+)
+from tests.small_runs import (
+    assert_same,
+    deterministic_rows,
+    finish,
+    newest_state,
+    run_until,
+    run_whole,
+)
+from tests.small_runs import small_settings as run_settings
+
+pytestmark = pytest.mark.gpu
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MODES: dict[str, Any] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "graphs": {"cuda_graphs": True},
+    "compiled-graphs": {"compile": True, "cuda_graphs": True},
+}
+every_mode = pytest.mark.parametrize("mode", MODES)
+PPO_SIZES: dict[str, Any] = {"rollout_steps": 4, "actor_hidden": (8,), "critic_hidden": (8,)}
+
+
+def to(value, device):
+    return torch.utils._pytree.tree_map(lambda part: part.to(device), value)
+
+
+def flashsac(device, mode="eager", precision="float32", **changes):
+    settings = small_settings(actor_blocks=1, critic_blocks=1, **changes)
+    compute = Compute(precision=precision, **MODES[mode])
+    spec = small_spec(device=device)
+    return FlashSAC(spec, settings, total_env_steps=2000, seed=0, compute=compute)
+
+
+def ppo(device, mode="eager", **changes):
+    compute, spec = Compute(**MODES[mode]), small_spec(device=device)
+    settings = PPOSettings(**PPO_SIZES, **changes)
+    return PPO(spec, settings, total_env_steps=2000, seed=0, compute=compute)
+
+
+def given_to(agent, seed):
+    """What ``learn`` takes, drawn on the CPU."""
+    batch = Batch(*step_inputs(agent, "_update_critic")[:6])
+    random, rows, draws = generator(seed), len(batch.action_BA), agent.critic.draws
+    noise = [torch.randn(batch.action_BA.shape, generator=random) for _ in range(2)]
+    counts = (draws.value, draws.value + draws.target + draws.loss)
+    if counts[1]:
+        noise += [torch.rand(rows, count, generator=random) for count in counts]
+    return batch, *noise
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@every_mode
+def test_flashsac_learns_what_it_learns_on_the_cpu(critic, mode):
+    theirs, ours = flashsac(CPU, critic=critic), flashsac(CUDA, mode, critic=critic)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for seed in range(6):
+        given = given_to(theirs, seed)
+        expected, found = theirs.learn(*given), ours.learn(*to(given, CUDA))
+        for name, value in expected.items():
+            assert found[name].is_cuda
+            torch.testing.assert_close(
+                found[name].cpu().double(), value.double(), rtol=2e-3, atol=2e-4, msg=name
+            )
+    for name in ("actor", "critic"):
+        pairs = zip(
+            getattr(ours, name).parameters(), getattr(theirs, name).parameters(), strict=True
+        )
+        for mine, other in pairs:
+            torch.testing.assert_close(mine.detach().cpu(), other.detach(), rtol=1e-2, atol=1e-3)
+    assert ours.compute.compile == MODES[mode].get("compile", False)  # nothing fell back
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("critic", ["categorical", "flow"])
+def test_other_precisions_differ_by_their_rounding(precision, critic):
+    plain, other = (
+        flashsac(CUDA, "compiled-graphs", kind, critic=critic) for kind in ("float32", precision)
+    )
+    for seed in range(4):
+        given = to(given_to(plain, seed), CUDA)
+        expected, found = plain.learn(*given), other.learn(*given)
+        loss, same = (metrics["critic/loss"].item() for metrics in (found, expected))
+        assert loss == pytest.approx(same, rel=0.1, abs=0.05)
+
+
+def random_stream(seed, steps):
+    """Observations and what steps return, on the CPU."""
+    spec, random = small_spec(), generator(seed)
+    for _ in range(steps):
+        step = random_step(random, spec).to_dict()
+        step["final_observation"] = random_obs(random, spec).to_dict()
+        yield random_obs(random, spec).to_dict(), step
+
+
+def loop(agent):
+    """A function that takes one environment step, all of it on the device."""
+    spec = small_spec(device=CUDA)
+    ring = agent.ring(ReplaySettings(capacity=64) if agent.horizon == 1 else ReplaySettings())
+    replay = Replay(spec, ring, extra_spec=agent.extra_spec, compute=agent.compute)
+    quarantine = Quarantine(spec, on_bad="fail", reward_limit=1e8, compute=agent.compute)
+    stream = itertools.cycle([to(each, CUDA) for each in random_stream(3, 8)])
+
+    def once():
+        obs, step = next(stream)
+        action, extras = agent.act(obs, explore=True)
+        action, step = quarantine.admit(action, step)
+        agent.observe(step)
+        replay.add(obs, action, step, extras)
+        if replay.vector_steps % agent.horizon == 0:
+            agent.update(replay)
+
+    return once
+
+
+@every_mode
+@pytest.mark.parametrize("make", [flashsac, ppo])
+def test_the_loop_never_waits_for_the_gpu_and_its_memory_does_not_grow(make, mode):
+    changes = {"min_replay": 8, "utd": 0.25} if make is flashsac else {}
+    agent = make(CUDA, mode, **changes)
+    once = loop(agent)
+    for _ in range(48):
+        once()
+    updates, held = agent.updates, torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(48):
+            once()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert agent.updates > updates + 10
+    assert torch.cuda.memory_allocated() == held
+
+
+@every_mode
+def test_the_ring_stores_and_draws_what_one_on_the_cpu_does(mode):
+    spec, gpu = small_spec(), small_spec(device=CUDA)
+    settings = ReplaySettings(capacity=64, final_fraction=0.2)
+    ours = Replay(gpu, settings, compute=Compute(**MODES[mode]))
+    theirs = Replay(spec, settings)
+    for obs, step in random_stream(5, 40):
+        action = obs["policy"][:, :ACTIONS]
+        theirs.add(obs, action, step)
+        ours.add(to(obs, CUDA), action.to(CUDA), to(step, CUDA))
+    for name, column in theirs.columns.items():
+        assert torch.equal(ours.columns[name].cpu(), column), name
+    assert theirs.metrics() == {name: value.cpu() for name, value in ours.metrics().items()}
+    drawn = ours.draw(512, generator=torch.Generator(CUDA).manual_seed(1), n_step=3)
+    start = drawn.start.cpu()
+    assert torch.equal(drawn.observation["policy"][:512].cpu(), theirs.storage["policy"][start])
+    assert torch.equal(drawn.action.cpu(), theirs.columns["action"].flatten(0, 1)[start])
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled-graphs"])
+@pytest.mark.parametrize("agent", ["flashsac", "ppo"])
+def test_a_run_resumes_as_if_it_had_never_stopped(agent, mode, tmp_path):
+    def settings(name):
+        made = run_settings("toy/lqr", tmp_path / name, env_steps=400, agent=agent)
+        made.device = "cuda"
+        made.compute.precision = "float32"
+        made.compute.compile = "on" if "compiled" in mode else "off"
+        made.compute.cuda_graphs = "graphs" in mode
+        return made
+
+    run_whole(settings("whole"))
+    run_until(settings("parts"), 230)
+    finish(launch.resumed_run(tmp_path / "parts"))
+    rows = [deterministic_rows(tmp_path / name) for name in ("whole", "parts")]
+    assert rows[0] == rows[1]
+    (_, state), (_, other) = (newest_state(tmp_path / name) for name in ("whole", "parts"))
+    assert_same(state, other)
+
+
+def test_a_run_made_on_a_gpu_is_looked_at_judged_and_exported(tmp_path):
+    settings = default_settings("toy/lqr", preset="laptop")
+    settings.device, settings.env_steps, settings.run_dir = "cuda", 3000, str(tmp_path / "run")
+    settings.compute.compile, settings.eval.episodes, settings.eval.video = "off", 2, False
+    run = run_whole(settings)
+    assert run.agent.device.type == "cuda"
+    folder = str(tmp_path / "run")
+    assert main(["eval", folder, "--episodes", "2"]) == DONE
+    assert main(["diagnose", folder, "--suite", "quick", "--out", str(tmp_path / "report")]) == DONE
+    assert main(["export", folder, "--out", str(tmp_path / "bundle")]) == DONE
+    assert main(["eval", folder, "--episodes", "2", "--device", "cpu"]) == DONE
