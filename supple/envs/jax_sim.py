@@ -8,6 +8,7 @@ counted here. The step is compiled once per number of environments.
 from __future__ import annotations
 
 import functools
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,11 @@ from torch import Tensor
 
 from supple.envs.base import Box, Deployment
 from supple.envs.torch_sim import Groups, Outcome, TorchSim
+from supple.errors import InputError
 from supple.rng import derive_seed
+
+# JAX would take three quarters of a GPU at its first use, and leave torch the rest.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 HEIGHT, WIDTH = 480, 640
 """Of pictures [pixels]."""
@@ -38,7 +43,10 @@ class JaxSim(TorchSim):
         num_envs: how many.
         limit: steps after which an episode is truncated.
         action_repeat: simulator steps per step.
-        device: where the tensors live; JAX must compute there.
+        device: where the tensors live, and where JAX computes.
+
+    Raises:
+        InputError: JAX has no such device.
     """
 
     def __init__(
@@ -56,7 +64,7 @@ class JaxSim(TorchSim):
         import jax
 
         self._env = env
-        self._device = device
+        self._device, self._place = device, place_of(device, task_id)
         self._carry: Any = None
         self._reset_fn = jax.jit(lambda keys: settled(jax.vmap(env.reset)(keys)))
         self._step_fn = jax.jit(stepping(env, physics_field, limit, action_repeat))
@@ -82,10 +90,11 @@ class JaxSim(TorchSim):
         import jax
 
         keys = jax.random.split(jax.random.PRNGKey(seed % 2**31), num_envs)
+        keys = jax.device_put(keys, self._place)
         state = self._reset_fn(keys)
         carry = (state, state, jax.numpy.zeros(num_envs, dtype=jax.numpy.int32))
         # Bound to the device, as actions from torch will bind it: another step for JAX to compile.
-        self._carry = jax.device_put(carry, next(iter(state.reward.devices())))
+        self._carry = jax.device_put(carry, self._place)
         return state.obs
 
     def _advance(self, action: Tensor) -> Outcome:
@@ -117,6 +126,23 @@ class JaxSim(TorchSim):
         import jax
 
         return jax.tree_util.tree_map(lambda leaf: leaf[0], self._carry[0])
+
+
+def place_of(device: torch.device, task_id: str) -> Any:
+    """JAX's device for a device of torch; both share its memory.
+
+    Raises:
+        InputError: JAX has none, as it is installed.
+    """
+    import jax
+
+    try:
+        return jax.devices("gpu" if device.type == "cuda" else "cpu")[device.index or 0]
+    except (RuntimeError, IndexError) as error:
+        raise InputError(
+            f"{task_id} on {device}: JAX has no such device here; pip install 'jax[cuda13]', or"
+            " take --device cpu"
+        ) from error
 
 
 def camera_of(model: Any) -> str | None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from supple.envs import EnvSettings, make
+from supple.envs.jax_sim import place_of
+from supple.errors import InputError
 from tests.envs.real import assert_seed_fixes_the_starts
 
 pytestmark = pytest.mark.sim("brax")
@@ -55,3 +57,14 @@ def test_a_picture_is_drawn(pendulum):
     picture = pendulum.render()
     assert picture.shape == (480, 640, 3)
     assert picture.std() > 1
+
+
+def test_a_gpu_that_jax_does_not_see_is_refused(monkeypatch):
+    import jax
+
+    def none(kind):
+        raise RuntimeError(f"Unknown backend {kind}")
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(InputError, match=r"brax/ant on cuda: JAX has no such device here; pip"):
+        place_of(torch.device("cuda"), "brax/ant")
