@@ -186,6 +186,11 @@ class DataSets:
     sampled: Transitions | None = None
     """Whole episodes with actions drawn from the policy, in order: what critics predict."""
 
+    def to(self, device: torch.device) -> DataSets:
+        """On another device."""
+        sets = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return DataSets(**{name: found and found.to(device) for name, found in sets.items()})
+
     def current(self) -> Transitions:
         """``recent``, or what there is instead.
 

@@ -172,10 +172,10 @@ def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> 
 
 def _own_data(target: Target, found: Checkpoint) -> DataSets:
     """What the checkpoint brings along, or else its replay rows hold."""
-    data = stored_sets(found.state.get("diagnostics") or {})
+    agent = target.agent
+    data = stored_sets(found.state.get("diagnostics") or {}).to(agent.device)
     if data.recent is not None:
         return data
-    agent = target.agent
     try:
         replay = Replay(
             target.spec,

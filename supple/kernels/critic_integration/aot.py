@@ -72,6 +72,7 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
         "HAS_SHIFT": not FORMS[form].norm_first,
         "R": tile.rows,
         "BK": tile.inner,
+        "DOT": tile.dot,
     }
     if not backward:
         constexprs["SAVE"] = True

@@ -84,7 +84,7 @@ def _affine(normal, gain, shift, cols, cmask, HAS_SHIFT: tl.constexpr):
 @triton.jit
 def _product(
     scratch, weight, row_stride, col_stride, cols, cmask, lanes,
-    H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The scratch rows (R, H) times a weight read as (H in, H out), summed in float32."""
     total = tl.zeros((R, W), tl.float32)
@@ -97,7 +97,7 @@ def _product(
             w = tl.load(place)
         else:
             w = tl.load(place, mask=(inner < H)[:, None] & cmask[None, :], other=0.0)
-        total = tl.dot(x, w, total, input_precision="ieee")
+        total = tl.dot(x, w, total, input_precision=DOT)
     return total
 
 
@@ -105,7 +105,7 @@ def _product(
 def _state_share(
     z, value, cols, cmask, low, high,
     H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr,
-    SIGMA: tl.constexpr, GRADIENT: tl.constexpr,
+    SIGMA: tl.constexpr, DOT: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """The first layer's share of z (R, W), or with GRADIENT its slope in z.
 
@@ -154,7 +154,7 @@ def _state_share(
             value + j[:, None] * H + cols[None, :], mask=kept[:, None] & cmask[None, :], other=0.0
         )
         share = tl.where(kept[None, :], share, 0.0)
-        total = tl.dot(share, column, total, input_precision="ieee")
+        total = tl.dot(share, column, total, input_precision=DOT)
     return total
 
 
@@ -162,10 +162,10 @@ def _state_share(
 def _first_layer(
     z, k, condition, time, value, rows, rmask, cols, cmask, low, high, E, M, member,
     H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr,
-    SIGMA: tl.constexpr,
+    SIGMA: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Sums of the first layer, (R, W)."""
-    x = _state_share(z, value, cols, cmask, low, high, H, W, R, POINTS, EDGES, SIGMA, False)
+    x = _state_share(z, value, cols, cmask, low, high, H, W, R, POINTS, EDGES, SIGMA, DOT, False)
     mask = rmask[:, None] & cmask[None, :]
     x += tl.load(condition + (rows // M)[:, None] * H + cols[None, :], mask=mask, other=0.0)
     x += tl.load(time + (k * E + member) * H + cols, mask=cmask, other=0.0)[None, :]
@@ -209,12 +209,16 @@ def _layer_back(
     return grad * _activation_slope(tl.load(sums), GELU)
 
 
-@triton.jit
+VARY = ["E", "N", "M", "start_stride", "steps"]
+"""Integers for whose values no kernel of its own is compiled."""
+
+
+@triton.jit(do_not_specialize=VARY)
 def forward_kernel(
     start, condition, time, value, hidden, bias, gain, shift, out, out_bias, end, states, scratch,
     low, high, E, N, M, start_stride, value_stride, steps,
     H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
-    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr,
+    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr, DOT: tl.constexpr,
     GELU: tl.constexpr, LAYER: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_SHIFT: tl.constexpr,
     EPS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
@@ -243,7 +247,7 @@ def forward_kernel(
             tl.store(states + (k * E + member) * N + rows, z, mask=rmask)
         x = _first_layer(
             z, k, condition, time, value, rows, rmask, cols, cmask, low, high, E, M, member,
-            H, W, R, POINTS, EDGES, SIGMA,
+            H, W, R, POINTS, EDGES, SIGMA, DOT,
         )  # fmt: skip
         for layer in range(L - 1):
             y = _layer(
@@ -255,7 +259,7 @@ def forward_kernel(
             tl.store(here, y.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK)
+            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, DOT)
             x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
         x = _layer(
             x, L - 1, gain, shift, cols, cmask, E * H, H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS
@@ -267,13 +271,13 @@ def forward_kernel(
     tl.store(end + member * N + rows, z, mask=rmask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[name for name in VARY if name != "start_stride"])
 def backward_kernel(
     grad_end, states, condition, time, value, hidden, bias, gain, shift, out,
     grad_start, grad_condition, scratch, sums,
     low, high, E, N, M, value_stride, steps,
     H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
-    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr,
+    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr, DOT: tl.constexpr,
     GELU: tl.constexpr, LAYER: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_SHIFT: tl.constexpr,
     EPS: tl.constexpr,
 ):  # fmt: skip
@@ -305,7 +309,7 @@ def backward_kernel(
             some = begin + tl.arange(0, SLICE)
             part = _first_layer(
                 z, k, condition, time, value, rows, rmask, some, some < H, low, high, E, M, member,
-                H, SLICE, R, POINTS, EDGES, SIGMA,
+                H, SLICE, R, POINTS, EDGES, SIGMA, DOT,
             )  # fmt: skip
             tl.store(sums + lanes[:, None] * W + some[None, :], part)
         tl.debug_barrier()
@@ -319,7 +323,7 @@ def backward_kernel(
             tl.store(scratch + tile, y.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK)
+            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, DOT)
             x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
             tl.store(sums + (layer + 1) * R * W + tile, x)
         weight_out = tl.load(out + member * H + cols, mask=cmask, other=0.0)[None, :]
@@ -343,7 +347,7 @@ def backward_kernel(
             tl.store(scratch + tile, grad.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK)
+            grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK, DOT)
             grad = _layer_back(
                 grad, sums + layer * R * W + tile, layer, gain, shift, cols, cmask, E * H,
                 H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
@@ -357,7 +361,7 @@ def backward_kernel(
             inside = some < H
             part = tl.load(sums + lanes[:, None] * W + some[None, :])
             slope = _state_share(
-                z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, True
+                z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, DOT, True
             )
             grad_z += tl.sum(part * slope, axis=1)
             place = grad_condition + lanes[:, None] * H + some[None, :]
@@ -380,6 +384,8 @@ class Tile:
     warps: int
     stages: int
     """Slices in flight."""
+    dot: str = "ieee"
+    """How float32 products are made: ieee, or tf32x3 in three passes on the tensor cores."""
 
 
 def tile_for(width: int, *, backward: bool = False) -> Tile:
@@ -505,6 +511,7 @@ def forward(
         steps,
         R=tile.rows,
         BK=tile.inner,
+        DOT=tile.dot,
         SAVE=save,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -547,6 +554,7 @@ def backward(
         len(states_KEBM),
         R=tile.rows,
         BK=tile.inner,
+        DOT=tile.dot,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **constants,
