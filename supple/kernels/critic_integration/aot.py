@@ -65,14 +65,13 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
     """Compile one kernel and read its resources from the assembler's report."""
     backward = kernel == "backward"
     function = gpu.backward_kernel if backward else gpu.forward_kernel
-    tile = gpu.tile_for(width, backward=backward)
+    tile = gpu.tile_for(width, getattr(torch, products), backward=backward)
     shape = gpu.constants(FORMS[form], width, depth=2, points=TABLE_POINTS)
     constexprs: dict[str, Any] = {
         **shape,
         "HAS_SHIFT": not FORMS[form].norm_first,
         "R": tile.rows,
         "BK": tile.inner,
-        "DOT": tile.dot,
     }
     if not backward:
         constexprs["SAVE"] = True

@@ -84,9 +84,13 @@ def _affine(normal, gain, shift, cols, cmask, HAS_SHIFT: tl.constexpr):
 @triton.jit
 def _product(
     scratch, weight, row_stride, col_stride, cols, cmask, lanes,
-    H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The scratch rows (R, H) times a weight read as (H in, H out), summed in float32."""
+    """The scratch rows (R, H) times a weight read as (H in, H out), summed in float32.
+
+    float32 factors are split in three for the tensor cores, or multiplied one by one if EXACT.
+    """
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
     total = tl.zeros((R, W), tl.float32)
     steps = tl.arange(0, BK)
     for begin in range(0, H, BK):
@@ -97,7 +101,7 @@ def _product(
             w = tl.load(place)
         else:
             w = tl.load(place, mask=(inner < H)[:, None] & cmask[None, :], other=0.0)
-        total = tl.dot(x, w, total, input_precision=DOT)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
     return total
 
 
@@ -105,7 +109,7 @@ def _product(
 def _state_share(
     z, value, cols, cmask, low, high,
     H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr,
-    SIGMA: tl.constexpr, DOT: tl.constexpr, GRADIENT: tl.constexpr,
+    SIGMA: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """The first layer's share of z (R, W), or with GRADIENT its slope in z.
 
@@ -154,7 +158,7 @@ def _state_share(
             value + j[:, None] * H + cols[None, :], mask=kept[:, None] & cmask[None, :], other=0.0
         )
         share = tl.where(kept[None, :], share, 0.0)
-        total = tl.dot(share, column, total, input_precision=DOT)
+        total = tl.dot(share, column, total, input_precision="ieee")
     return total
 
 
@@ -162,10 +166,10 @@ def _state_share(
 def _first_layer(
     z, k, condition, time, value, rows, rmask, cols, cmask, low, high, E, M, member,
     H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, EDGES: tl.constexpr,
-    SIGMA: tl.constexpr, DOT: tl.constexpr,
+    SIGMA: tl.constexpr,
 ):  # fmt: skip
     """Sums of the first layer, (R, W)."""
-    x = _state_share(z, value, cols, cmask, low, high, H, W, R, POINTS, EDGES, SIGMA, DOT, False)
+    x = _state_share(z, value, cols, cmask, low, high, H, W, R, POINTS, EDGES, SIGMA, False)
     mask = rmask[:, None] & cmask[None, :]
     x += tl.load(condition + (rows // M)[:, None] * H + cols[None, :], mask=mask, other=0.0)
     x += tl.load(time + (k * E + member) * H + cols, mask=cmask, other=0.0)[None, :]
@@ -218,7 +222,7 @@ def forward_kernel(
     start, condition, time, value, hidden, bias, gain, shift, out, out_bias, end, states, scratch,
     low, high, E, N, M, start_stride, value_stride, steps,
     H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
-    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr, DOT: tl.constexpr,
+    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr,
     GELU: tl.constexpr, LAYER: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_SHIFT: tl.constexpr,
     EPS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
@@ -247,7 +251,7 @@ def forward_kernel(
             tl.store(states + (k * E + member) * N + rows, z, mask=rmask)
         x = _first_layer(
             z, k, condition, time, value, rows, rmask, cols, cmask, low, high, E, M, member,
-            H, W, R, POINTS, EDGES, SIGMA, DOT,
+            H, W, R, POINTS, EDGES, SIGMA,
         )  # fmt: skip
         for layer in range(L - 1):
             y = _layer(
@@ -259,7 +263,7 @@ def forward_kernel(
             tl.store(here, y.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, DOT)
+            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
             x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
         x = _layer(
             x, L - 1, gain, shift, cols, cmask, E * H, H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS
@@ -277,7 +281,7 @@ def backward_kernel(
     grad_start, grad_condition, scratch, sums,
     low, high, E, N, M, value_stride, steps,
     H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
-    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr, DOT: tl.constexpr,
+    POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr,
     GELU: tl.constexpr, LAYER: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_SHIFT: tl.constexpr,
     EPS: tl.constexpr,
 ):  # fmt: skip
@@ -309,7 +313,7 @@ def backward_kernel(
             some = begin + tl.arange(0, SLICE)
             part = _first_layer(
                 z, k, condition, time, value, rows, rmask, some, some < H, low, high, E, M, member,
-                H, SLICE, R, POINTS, EDGES, SIGMA, DOT,
+                H, SLICE, R, POINTS, EDGES, SIGMA,
             )  # fmt: skip
             tl.store(sums + lanes[:, None] * W + some[None, :], part)
         tl.debug_barrier()
@@ -323,7 +327,7 @@ def backward_kernel(
             tl.store(scratch + tile, y.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, DOT)
+            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
             x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
             tl.store(sums + (layer + 1) * R * W + tile, x)
         weight_out = tl.load(out + member * H + cols, mask=cmask, other=0.0)[None, :]
@@ -347,7 +351,7 @@ def backward_kernel(
             tl.store(scratch + tile, grad.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             weight = hidden + layer * E * H * H
-            grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK, DOT)
+            grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
             grad = _layer_back(
                 grad, sums + layer * R * W + tile, layer, gain, shift, cols, cmask, E * H,
                 H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
@@ -361,7 +365,7 @@ def backward_kernel(
             inside = some < H
             part = tl.load(sums + lanes[:, None] * W + some[None, :])
             slope = _state_share(
-                z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, DOT, True
+                z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, True
             )
             grad_z += tl.sum(part * slope, axis=1)
             place = grad_condition + lanes[:, None] * H + some[None, :]
@@ -384,23 +388,27 @@ class Tile:
     warps: int
     stages: int
     """Slices in flight."""
-    dot: str = "ieee"
-    """How float32 products are made: ieee, or tf32x3 in three passes on the tensor cores."""
 
 
-def tile_for(width: int, *, backward: bool = False) -> Tile:
-    """The shipped tile for a padded width.
+def tile_for(width: int, products: torch.dtype, *, backward: bool = False) -> Tile:
+    """The shipped tile for a padded width, the fastest on an H100 that spills nothing.
 
     No register spills on sm_80 to sm_100 (``aot.py``), but for the published form's gradient at
-    width 512, which spills 12 to 56 bytes.
+    width 512, which spills 12 to 56 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has others.
     """
+    single = products == torch.float32
     if width <= 128:
         return Tile(rows=32, inner=32, warps=4, stages=3)
     if width > 256:
-        inner, stages = (16, 1) if backward else (32, 2)
+        if single:
+            return Tile(rows=16, inner=16, warps=8, stages=2 if backward else 3)
+        inner, stages = (16, 1) if backward else (64, 2)
         return Tile(rows=16, inner=inner, warps=8, stages=stages)
-    rows, inner = (16, 64) if backward else (32, 32)
-    return Tile(rows=rows, inner=inner, warps=8, stages=2)
+    if single:
+        rows, inner, stages = (16, 32, 2) if backward else (32, 16, 3)
+    else:
+        rows, inner, stages = (16, 64, 2) if backward else (32, 32, 2)
+    return Tile(rows=rows, inner=inner, warps=8, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,8 +448,8 @@ class Launch:
         )
 
     def tile(self, *, backward: bool) -> Tile:
-        """That of the width."""
-        return tile_for(self.constants["W"], backward=backward)
+        """That of the width and the products."""
+        return tile_for(self.constants["W"], self.weights[1].dtype, backward=backward)
 
     def scratch(self, tile: Tile) -> tuple[tuple[int, int], Tensor]:
         """Grid of programs, and their scratch rows."""
@@ -511,7 +519,6 @@ def forward(
         steps,
         R=tile.rows,
         BK=tile.inner,
-        DOT=tile.dot,
         SAVE=save,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -554,7 +561,6 @@ def backward(
         len(states_KEBM),
         R=tile.rows,
         BK=tile.inner,
-        DOT=tile.dot,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **constants,
