@@ -388,6 +388,32 @@ def update() -> str:
     return f"{grid(head, body)}\n\n{source('bench_update', table)}"
 
 
+def gpu_kernels() -> str:
+    """Microseconds of the flow kernels on a GPU, of each size the shipped tile and the fastest."""
+    table, body = rows("gpu/kernel_tiles"), []
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in table:
+        groups[row["size"], row["products"], row["kernel"]].append(row)
+    for key, own in groups.items():
+        shipped = [row for row in own if row["shipped"]]
+        if not shipped:
+            continue
+        own.sort(key=lambda row: float(row["p50 us"]))
+        shipped.sort(key=lambda row: float(row["p50 us"]))
+        card = shipped[0]["machine"].split(";")[0].split()[1]
+        best, one_by_one = own[0], [row for row in own if row["split"] == "ieee"]
+        body.append(
+            (
+                *key,
+                f"{shipped[0]['p50 us']} ({card})",
+                f"{best['p50 us']} ({best['rows']} x {best['inner']})",
+                one_by_one[0]["p50 us"] if one_by_one else "",
+            )
+        )
+    head = ("size", "products", "kernel", "shipped tile, us", "fastest tried", "without tf32x3")
+    return f"{grid(head, body)}\n\n{source('gpu/kernel_tiles', table)}"
+
+
 def latency() -> str:
     """One step of an exported policy, by runtime."""
     table = rows("deploy_latency", commit="6a378e3")
@@ -435,6 +461,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "process_speed": process_speed,
     "process_curves": process_curves,
     "update": update,
+    "gpu_kernels": gpu_kernels,
     "latency": latency,
     "parity": parity,
     "simulators": simulators,

@@ -165,17 +165,7 @@ class Region(Generic[T]):
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                with self._untouched_state():
-                    run(*static)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # The simulator may be using the GPU from its own thread (--overlap).
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = run(*static)
+        graph, outputs = capture(lambda: run(*static), around=self._untouched_state)
 
         def replay(*values: Tensor) -> T:
             torch._foreach_copy_(static, values)
@@ -199,6 +189,30 @@ class Region(Generic[T]):
             with torch.no_grad():
                 for value, saved in zip(state, before, strict=True):
                     value.copy_(saved)
+
+
+def capture(
+    run: Callable[[], T],
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A CUDA graph of everything a function launches, and where its outputs lie.
+
+    Args:
+        run: called a few times first, since what is prepared then cannot be captured.
+        around: a block around each of those calls.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            with around():
+                run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # The simulator may be using the GPU from its own thread (--overlap).
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = run()
+    return graph, outputs
 
 
 @contextlib.contextmanager
@@ -291,7 +305,8 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
     held = _lift_attributes(graph)
     with torch.no_grad():
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
-        patches = {"size_asserts": False}
+        # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
+        patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
         if torch.__version__ < "2.13":
             # Its scheduler asserts on graphs with some operators, flow critics' among them.
             patches["loop_ordering_after_fusion"] = False
