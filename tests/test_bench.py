@@ -12,10 +12,11 @@ from supple.agents.flashsac_settings import CRITICS
 from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.peers import update_peers
-from supple.bench.table import Shape, interleaved
+from supple.bench.table import Shape, append, interleaved, read
 from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
 from supple.configs import default_settings
+from supple.errors import InputError
 from supple.region import Compute
 from tests.small_runs import flags
 
@@ -210,3 +211,24 @@ def test_the_work_of_a_gradient_step_of_ppo_grows_with_its_minibatch():
     once = flops_per_update(settings, spec)
     settings.agent.rollout_steps = 32
     assert flops_per_update(settings, spec) == pytest.approx(2 * once, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--modes", "graphs"], "--modes graphs needs a CUDA device, got cpu"),
+        (["--precisions", "tf32"], "cpu has no tf32 products, only float32"),
+    ],
+)
+def test_what_only_a_gpu_can_is_refused_without_one(given, said, capsys, tmp_path):
+    asked = ["bench", "update", "--device", "cpu", "--out", str(tmp_path), *given]
+    assert main(asked) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_rows_with_other_columns_are_not_mixed(tmp_path):
+    append([{"variant": "a", "size": 1}], tmp_path / "rows.csv", "command")
+    append([{"variant": "b", "size": 2}], tmp_path / "rows.csv", "command")
+    with pytest.raises(InputError, match="has other columns than this table: expected variant, w"):
+        append([{"variant": "c", "width": 3}], tmp_path / "rows.csv", "command")
+    assert [row["size"] for row in read(tmp_path / "rows.csv")] == ["1", "2"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -21,10 +22,11 @@ from supple.bench.loop import bench_loop
 from supple.bench.ppo import bench_ppo
 from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
-from supple.bench.table import MODES, Shape, parse_size, report
+from supple.bench.table import MODES, Shape, parse_size, precisions, report
 from supple.bench.update import bench_update
 from supple.cli import DONE, Parser
 from supple.errors import InputError
+from supple.region import Precision
 
 SIZES = ("17x6", "376x17", "310x37")
 WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "envs", "loop", "all")
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="timings of every variant")
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--modes", nargs="+", choices=MODES, help="by default all the device has")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=get_args(Precision), help="of updates; likewise"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     parser.add_argument(
         "--reference", type=Path, help="a checkout of the official FlashSAC to time in between"
@@ -66,6 +71,12 @@ def main(arguments: Sequence[str]) -> int:
     machine.use(options.device)
     has_graphs = options.device.type == "cuda"
     options.modes = options.modes or list(MODES if has_graphs else MODES[:-1])
+    known = precisions(options.device)
+    options.precisions = options.precisions or known
+    if missing := set(options.precisions) - set(known):
+        raise InputError(
+            f"{options.device} has no {missing.pop()} products, only {', '.join(known)}"
+        )
     if "graphs" in options.modes and not has_graphs:
         raise InputError(f"--modes graphs needs a CUDA device, got {options.device}: leave it out")
     for flag, value in (("--rounds", options.rounds), ("--threads", options.threads)):

@@ -21,7 +21,6 @@ from supple.bench.table import (
     compute_of,
     filled_ring,
     interleaved,
-    precisions,
     row,
     tf32,
 )
@@ -37,7 +36,7 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
     flops = sum(2 * e * m * k * n for e, m, k, n in products)
     variants: dict[str, Callable[[], object]] = {}
     ceiling: dict[str, str] = {}
-    for precision in precisions(shape.device):
+    for precision in options.precisions:
         for mode in options.modes:
             step = our_updates(shape, settings, compute_of(mode, precision))
             variants[f"supple {mode} {precision}"] = _switched(step, precision)
