@@ -25,7 +25,6 @@ from torch import Tensor
 from supple.bench.kernels import SIZES, Size, fitted
 from supple.bench.kernels import products as matrix_products
 from supple.bench.table import report
-from supple.errors import InputError
 from supple.kernels.critic_integration import gpu, integrate
 from supple.kernels.critic_integration.fused import TABLE_POINTS
 from supple.region import capture
@@ -33,19 +32,21 @@ from supple.region import capture
 ROWS = Path(__file__).parent / "results" / "gpu" / "kernel_tiles.csv"
 COMMAND = "python -m benchmarks.kernel_tiles"
 CUDA = torch.device("cuda")
+NARROW = Size(2, 2048, 1, 8, 64, 2)
+"""The ``laptop`` preset's width."""
 
 
 def candidates(width: int) -> Iterator[gpu.Tile]:
     """Tiles that are worth a try at a width."""
     warps = (4, 8) if width < 512 else (8,)
-    for rows, inner, w, stages in itertools.product((16, 32), (16, 32, 64), warps, (2, 3)):
+    for rows, inner, w, stages in itertools.product((16, 32, 64), (16, 32, 64), warps, (2, 3)):
         yield gpu.Tile(rows=rows, inner=inner, warps=w, stages=stages)
 
 
 def calls(
     size: Size, products: torch.dtype, device: torch.device = CUDA
-) -> dict[str, Callable[[], Any]]:
-    """Forward and backward at one size, with the tile that ``gpu.tile_for`` gives when called."""
+) -> dict[str, Callable[..., Any]]:
+    """Forward and backward at one size; they take ``tile``."""
     critic, x_BD, start_BM = fitted(size, device)
     net = critic.net
     given = start_BM[None], net.condition(x_BD[None]).unsqueeze(2), net.grid(size.K)
@@ -104,32 +105,18 @@ def measured(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
         for tile in dict.fromkeys((own, *candidates(size.H))):
             with contextlib.suppress(triton.runtime.errors.OutOfResources):
                 # A block of this GPU has less shared memory than that.
-                yield row(size, products, kernel, cut(run, tile), tile=tile)
-
-
-def cut(run: Callable[[], Any], tile: gpu.Tile) -> Callable[[], Any]:
-    """The call with another tile."""
-
-    def with_tile() -> Any:
-        shipped = gpu.tile_for
-        gpu.tile_for = lambda *_, **__: tile
-        try:
-            return run()
-        finally:
-            gpu.tile_for = shipped
-
-    return with_tile
+                yield row(size, products, kernel, functools.partial(run, tile=tile), tile=tile)
 
 
 def main() -> None:
     """Measure all and append the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[size.H for size in SIZES])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 512])
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit(str(InputError("the kernels are timed on a GPU, torch sees none here")))
+        raise SystemExit("the kernels are timed on a GPU, torch sees none here")
     ROWS.parent.mkdir(exist_ok=True)
-    for size, products in itertools.product(SIZES, (torch.float32, torch.bfloat16)):
+    for size, products in itertools.product((NARROW, *SIZES), (torch.float32, torch.bfloat16)):
         if size.H in options.widths:
             found = [*beside(size, products), *measured(size, products)]
             report(f"{size}, {products}", found, ROWS, COMMAND)

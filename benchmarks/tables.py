@@ -393,24 +393,16 @@ def gpu_kernels() -> str:
     table, body = rows("gpu/kernel_tiles"), []
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in table:
-        groups[row["size"], row["products"], row["kernel"]].append(row)
+        card = row["machine"].split(";")[0].split()[1]
+        groups[row["size"], row["products"], row["kernel"], card].append(row)
     for key, own in groups.items():
-        shipped = [row for row in own if row["shipped"]]
-        if not shipped:
-            continue
         own.sort(key=lambda row: float(row["p50 us"]))
-        shipped.sort(key=lambda row: float(row["p50 us"]))
-        card = shipped[0]["machine"].split(";")[0].split()[1]
-        best, one_by_one = own[0], [row for row in own if row["split"] == "ieee"]
-        body.append(
-            (
-                *key,
-                f"{shipped[0]['p50 us']} ({card})",
-                f"{best['p50 us']} ({best['rows']} x {best['inner']})",
-                one_by_one[0]["p50 us"] if one_by_one else "",
-            )
-        )
-    head = ("size", "products", "kernel", "shipped tile, us", "fastest tried", "without tf32x3")
+        shipped = next((row["p50 us"] for row in own if row["shipped"]), "")
+        one_by_one = next((row["p50 us"] for row in own if row["split"] == "ieee"), "")
+        tried = f"{own[0]['p50 us']} ({own[0]['rows']} x {own[0]['inner']})"
+        if own[0]["rows"]:
+            body.append((*key, shipped, tried, one_by_one))
+    head = ("size", "products", "kernel", "GPU", "shipped, us", "fastest tried", "without tf32x3")
     return f"{grid(head, body)}\n\n{source('gpu/kernel_tiles', table)}"
 
 

@@ -307,8 +307,9 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
         # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
         patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
-        if torch.__version__ < "2.13":
-            # Its scheduler asserts on graphs with some operators, flow critics' among them.
+        if any(value.is_cuda for value in (*held, *inputs)) and torch.__version__ < "2.13":
+            # Reordering loops asserts on steps of several tensors at once, such as Adam's
+            # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
             patches["loop_ordering_after_fusion"] = False
         options = {"config_patches": patches}
         artifact = torch._inductor.standalone_compile(

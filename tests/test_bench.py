@@ -77,7 +77,7 @@ def bench(tmp_path):
     threads = torch.get_num_threads()
 
     def run(what, *arguments):
-        own = ["--out", str(tmp_path), "--threads", "1"]
+        own = ["--out", str(tmp_path), "--threads", "1", "--device", "cpu"]
         assert main(["bench", what, *own, *arguments]) == DONE
         return list(csv.DictReader((tmp_path / f"bench_{what}.csv").open()))
 
@@ -217,7 +217,7 @@ def test_the_work_of_a_gradient_step_of_ppo_grows_with_its_minibatch():
     ("given", "said"),
     [
         (["--modes", "graphs"], "--modes graphs needs a CUDA device, got cpu"),
-        (["--precisions", "tf32"], "cpu has no tf32 products, only float32"),
+        (["--precisions", "tf32"], "--precisions tf32 is not for cpu, which has float32"),
     ],
 )
 def test_what_only_a_gpu_can_is_refused_without_one(given, said, capsys, tmp_path):

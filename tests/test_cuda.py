@@ -1,5 +1,6 @@
 """On a real GPU: it learns what the CPU learns, waits for nothing, grows nothing, and resumes."""
 
+import contextlib
 import copy
 import itertools
 from typing import Any
@@ -11,6 +12,7 @@ from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.flashsac import Batch
 from supple.agents.flashsac_settings import CRITICS
+from supple.bench.table import tf32
 from supple.cli import DONE, main
 from supple.configs import default_settings
 from supple.quarantine import Quarantine
@@ -105,7 +107,10 @@ def test_other_precisions_differ_by_their_rounding(precision, critic):
     )
     for seed in range(4):
         given = to(given_to(plain, seed), CUDA)
-        expected, found = plain.learn(*given), other.learn(*given)
+        expected = plain.learn(*given)
+        with tf32() if precision == "tf32" else contextlib.nullcontext():
+            found = other.learn(*given)
+        assert other.compute.compile
         loss, same = (metrics["critic/loss"].item() for metrics in (found, expected))
         assert loss == pytest.approx(same, rel=0.1, abs=0.05)
 

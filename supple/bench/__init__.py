@@ -29,6 +29,7 @@ from supple.errors import InputError
 from supple.region import Precision
 
 SIZES = ("17x6", "376x17", "310x37")
+ROWS = Path("benchmarks/results")
 WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "envs", "loop", "all")
 
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         "--peers", action="store_true", help="time other libraries, those that are installed, too"
     )
     parser.add_argument("--task", default="gym/HalfCheetah-v5", help="what the loop trains on")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, help=f"default: {ROWS}, of a GPU {ROWS / 'gpu'}")
     given = list(arguments)
     at = given.index("--") if "--" in given else len(given)
     try:
@@ -73,10 +74,12 @@ def main(arguments: Sequence[str]) -> int:
     options.modes = options.modes or list(MODES if has_graphs else MODES[:-1])
     known = precisions(options.device)
     options.precisions = options.precisions or known
-    if missing := set(options.precisions) - set(known):
-        raise InputError(
-            f"{options.device} has no {missing.pop()} products, only {', '.join(known)}"
-        )
+    for precision in options.precisions:
+        if precision not in known:
+            raise InputError(
+                f"--precisions {precision} is not for {options.device}, which has"
+                f" {', '.join(known)}: leave it out"
+            )
     if "graphs" in options.modes and not has_graphs:
         raise InputError(f"--modes graphs needs a CUDA device, got {options.device}: leave it out")
     for flag, value in (("--rounds", options.rounds), ("--threads", options.threads)):
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes = [parse_size(text) for text in options.sizes]
     if options.reference and not (options.reference / "flash_rl").is_dir():
         raise InputError(f"--reference {options.reference}: no flash_rl folder in it")
+    options.out = options.out or (ROWS / "gpu" if has_graphs else ROWS)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
-from supple.bench.table import Shape, compute_of, interleaved, row
+from supple.bench.table import MODES, Shape, compute_of, interleaved, row
 from supple.bench.update import counted_flops, our_updates
 from supple.configs import default_settings
 
 
 def bench_critics(obs: int, act: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Float32 steps in the last of the modes, every second with an actor step, with sampling.
+    """Float32 steps in the fastest of the modes, every second with an actor step, with sampling.
 
     Args:
         obs: observation width.
@@ -29,7 +29,7 @@ def bench_critics(obs: int, act: int, options: argparse.Namespace) -> list[dict[
         shapes[critic] = Shape(obs, act, agent.batch_size, options.device)
         on_cpu = Shape(obs, act, agent.batch_size)
         flops[critic] = counted_flops(our_updates(on_cpu, agent, compute_of("eager"))) / 2
-        compute = compute_of(options.modes[-1])
+        compute = compute_of(max(options.modes, key=MODES.index))
         variants[critic] = our_updates(shapes[critic], agent, compute)
     seconds = interleaved(variants, options.rounds)
     usual = float(np.median(seconds["categorical"]))

@@ -63,11 +63,12 @@ class Stopwatch:
             return
         frame = _Frame(name)
         self._open.append(frame)
+        settle()  # what a part asked of the GPU is that part's
         begin = time.perf_counter()
         try:
             yield
         finally:
-            settle()  # what a part asked of the GPU is that part's
+            settle()
             spent = time.perf_counter() - begin
             self._open.pop()
             if self._open:
@@ -87,7 +88,7 @@ class Stopwatch:
 
 def bench_loop(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train once in a temporary folder; one row per part of the loop."""
-    settings = train_settings([options.task, *options.flags])
+    settings = train_settings([options.task, "--device", str(options.device), *options.flags])
     watch = Stopwatch()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -9,8 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from supple.agents import FlashSACSettings
-from supple.bench.table import Shape, compute_of, precisions, settle
+from supple.bench.table import Shape, compute_of, settle
 from supple.bench.update import our_updates
+from supple.region import Precision, has_bfloat16
 
 PRODUCTS = ("aten::bmm", "aten::mm", "aten::addmm", "aten::baddbmm", "mkldnn")
 GPU_PRODUCTS = ("gemm", "cutlass", "nvjet", "xmma")
@@ -27,7 +28,7 @@ def is_product(kernel: str) -> bool:
 
 def bench_profile(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds per gradient step by kernel, in the precision this machine multiplies best."""
-    precise = precisions(shape.device)[-1]
+    precise: Precision = "bfloat16" if has_bfloat16(shape.device) else "float32"
     compute = compute_of("compiled", precise)
     settings = FlashSACSettings(batch_size=shape.batch_size, min_replay=1)
     # Compiled kernels then tell the profiler their names.

@@ -46,7 +46,6 @@ def bench_replay(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
         found = row(shape, name, values, updates=size)
         found["GB/s"] = f"{2 * size * shape.obs * 4 / median[name] / 1e9:.2f}"
         found["of index_select"] = f"{median[bare] / median[name]:.2f}"
-        if PEER in median:
-            found["x torchrl"] = f"{median[PEER] / median[name]:.2f}"
+        found["x torchrl"] = f"{median[PEER] / median[name]:.2f}" if PEER in median else ""
         rows.append(found)
     return rows

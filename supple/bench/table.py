@@ -60,18 +60,16 @@ def compute_of(mode: str, precision: Precision = "float32") -> Compute:
 def precisions(device: torch.device) -> list[Precision]:
     """Of matrix products, those that the device has in hardware."""
     found: list[Precision] = ["float32"]
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         found.append("tf32")
     return [*found, "bfloat16"] if has_bfloat16(device) else found
 
 
 @contextmanager
-def tf32(precision: Precision) -> Iterator[None]:
+def tf32() -> Iterator[None]:
     """Where float32 products may take tf32; the switch is the whole process's."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if precision == "tf32":
-        matmul.fp32_precision = "tf32"
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:
         yield
     finally:
@@ -183,8 +181,9 @@ def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
 
 
 def _where(found: Mapping[str, str]) -> str:
-    used = [found["gpu"]] if torch.cuda.is_initialized() else []
-    return "; ".join([*used, found["processor"]])
+    # Asking for a GPU's name initialises it: only one that holds something was used.
+    used = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
+    return "; ".join([*([found["gpu"]] if used else []), found["processor"]])
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -189,7 +189,8 @@ class DataSets:
     def to(self, device: torch.device) -> DataSets:
         """On another device."""
         sets = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return DataSets(**{name: found and found.to(device) for name, found in sets.items()})
+        there = {name: found.to(device) for name, found in sets.items() if found is not None}
+        return DataSets(**there)
 
     def current(self) -> Transitions:
         """``recent``, or what there is instead.

@@ -243,7 +243,8 @@ class Online:
             return
         anchor = state["anchor"]
         self._anchor = None if anchor is None else Transitions.from_state(anchor)
-        self._pool.extend(Transitions.from_state(part) for part in state["pool"])
+        device = self._replay.device
+        self._pool.extend(Transitions.from_state(part).to(device) for part in state["pool"])
         updates = self._agent.updates
         if self._on_policy():
             self._restored = updates, Transitions.from_state(state["recent"])

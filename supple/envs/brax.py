@@ -10,7 +10,7 @@ import torch
 
 from supple.envs import installed
 from supple.envs.gym_packages import prepare_drawing
-from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
+from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of, computing_on
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -62,8 +62,10 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     prepare_drawing()
     from brax import envs
 
+    with computing_on(device, task_id):
+        env = envs.get_environment(name)
     return Brax(
-        envs.get_environment(name),
+        env,
         "pipeline_state",
         task_id=task_id,
         num_envs=settings.num_envs,

@@ -7,6 +7,7 @@ counted here. The step is compiled once per number of environments.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from abc import abstractmethod
@@ -143,6 +144,19 @@ def place_of(device: torch.device, task_id: str) -> Any:
             f"{task_id} on {device}: JAX has no such device here; pip install 'jax[cuda13]', or"
             " take --device cpu"
         ) from error
+
+
+def computing_on(device: torch.device, task_id: str) -> contextlib.AbstractContextManager[Any]:
+    """A block in which JAX makes its arrays there, as models of environments are.
+
+    Raises:
+        InputError: JAX has no such device.
+    """
+    place = place_of(device, task_id)
+    import jax
+
+    context: contextlib.AbstractContextManager[Any] = jax.default_device(place)
+    return context
 
 
 def camera_of(model: Any) -> str | None:

@@ -15,7 +15,7 @@ import torch
 
 from supple.envs import installed
 from supple.envs.gym_packages import prepare_drawing
-from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of
+from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of, computing_on
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     # Warp on a CPU compiles for a minute and then steps a hundred times slower than JAX.
     overrides = {"impl": "jax"} if device.type == "cpu" and "impl" in config else None
     try:
-        env = registry.load(name, config=config, config_overrides=overrides)
+        with computing_on(device, task_id):
+            env = registry.load(name, config=config, config_overrides=overrides)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # of git too
         raise InputError(
             f"{task_id} cannot be loaded: {' '.join(str(error).split())}; robots of locomotion and"

@@ -166,3 +166,10 @@ def test_gradients_of_single_samples_are_measured_with_their_untrained_twins():
     assert rank.value is not None
     assert 1 / 256 <= rank.value <= 1
     assert "fresh" in rank.reference
+
+
+def test_sets_of_transitions_move_to_a_device_as_far_as_there_are_any():
+    there = DataSets(recent=transitions("categorical", 100)).to(torch.device("meta"))
+    assert there.recent is not None
+    assert there.recent.device.type == there.recent.obs(("policy",)).device.type == "meta"
+    assert there.anchor is None

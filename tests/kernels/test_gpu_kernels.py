@@ -100,6 +100,19 @@ def test_half_precision_products_stay_within_their_rounding(interpreted, form):
     check(form, SMALL, device=CPU, points=257, products=(torch.float16,))
 
 
+def test_half_precision_would_be_noticed_in_single(interpreted, monkeypatch):
+    """Negative control."""
+    exactly = by_kernel
+
+    def rounded(*given, points, products):
+        return exactly(*given, points=points, products=torch.float16)
+
+    monkeypatch.setattr(f"{__name__}.by_kernel", rounded)
+    for points in (0, 257):
+        with pytest.raises(AssertionError):
+            check(PUBLISHED, SMALL, device=CPU, points=points)
+
+
 def test_memory_that_held_anything_before_changes_nothing(interpreted):
     given = in_single_precision(*problem(BOUNDED, **SMALL))
 
@@ -140,5 +153,5 @@ def test_default_tiles_of_width_256_compile_without_spills_for_every_gpu(tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if "sm_" in line]
     assert {row[0] for row in rows} == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100"}
-    assert len(rows) == 5 * 2 * 2
+    assert len(rows) == 5 * 2 * 2 * 2
     assert {row[-1] for row in rows} == {"0"}

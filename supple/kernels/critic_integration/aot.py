@@ -29,6 +29,7 @@ from supple.kernels.critic_integration.fused import TABLE_POINTS
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
 """Largest shared memory of a block (CUDA C++ programming guide, compute capabilities)."""
 WIDTHS = (64, 256, 512)
+PRODUCTS = ("bfloat16", "float32")
 FORMS = {
     "flow": Form(
         encoding=ValueEncoding(low=-5.1, high=5.1), activation="relu", norm="rms", norm_first=True
@@ -148,9 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--archs", type=int, nargs="+", default=[*SHARED_KIB], choices=SHARED_KIB)
     parser.add_argument("--widths", type=int, nargs="+", default=[*WIDTHS])
-    parser.add_argument(
-        "--products", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"]
-    )
+    parser.add_argument("--products", nargs="+", default=[*PRODUCTS], choices=PRODUCTS)
     options = parser.parse_args()
     print(f"triton {triton.__version__}, torch {torch.__version__}")
     print(

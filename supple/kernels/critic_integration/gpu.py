@@ -390,19 +390,28 @@ class Tile:
     """Slices in flight."""
 
 
-def tile_for(width: int, products: torch.dtype, *, backward: bool = False) -> Tile:
-    """The shipped tile for a padded width, the fastest on an H100 that spills nothing.
+def tile_for(
+    width: int, products: torch.dtype, *, exact: bool = False, backward: bool = False
+) -> Tile:
+    """The shipped tile for a padded width.
 
-    No register spills on sm_80 to sm_100 (``aot.py``), but for the published form's gradient at
-    width 512, which spills 12 to 56 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has others.
+    With the table no register spills on sm_80 to sm_100 (``aot.py``), but for gradients of the
+    published form at width 512, 12 to 56 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
+    times of these and others.
+
+    Args:
+        width: padded, W.
+        products: of the hidden layers.
+        exact: float32 products one by one, as without a table.
+        backward: the gradient's kernel.
     """
-    single = products == torch.float32
+    single = products == torch.float32 and not exact
     if width <= 128:
-        return Tile(rows=32, inner=32, warps=4, stages=3)
+        return Tile(rows=16 if single and not backward else 32, inner=32, warps=4, stages=3)
     if width > 256:
         if single:
             return Tile(rows=16, inner=16, warps=8, stages=2 if backward else 3)
-        inner, stages = (16, 1) if backward else (64, 2)
+        inner, stages = (16, 1) if backward else (32 if exact else 64, 2)
         return Tile(rows=16, inner=inner, warps=8, stages=stages)
     if single:
         rows, inner, stages = (16, 32, 2) if backward else (32, 16, 3)
@@ -447,9 +456,10 @@ class Launch:
             | {"HAS_SHIFT": field.shift_LEH is not None},
         )
 
-    def tile(self, *, backward: bool) -> Tile:
+    def tile_of(self, *, backward: bool) -> Tile:
         """That of the width and the products."""
-        return tile_for(self.constants["W"], self.weights[1].dtype, backward=backward)
+        exact, dtype = self.constants["POINTS"] == 0, self.weights[1].dtype
+        return tile_for(self.constants["W"], dtype, exact=exact, backward=backward)
 
     def scratch(self, tile: Tile) -> tuple[tuple[int, int], Tensor]:
         """Grid of programs, and their scratch rows."""
@@ -484,6 +494,7 @@ def forward(
     time_KEH: Tensor,
     *,
     save: bool,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """z_K (E, B, M), and with ``save`` the states z_0 ... z_{K-1}, (K, E, B, M).
 
@@ -494,11 +505,12 @@ def forward(
         condition_EBCH: C is 1, or M where every sample has its own.
         time_KEH: the first layer's share of the times.
         save: whether a gradient will be asked for.
+        tile: another than the shipped one.
     """
     steps, shape = len(time_KEH), (launch.members, *start_EBM.shape[1:])
     end = start_EBM.new_empty(shape)
     states = start_EBM.new_empty((steps, *shape) if save else (0,))
-    tile = launch.tile(backward=False)
+    tile = tile or launch.tile_of(backward=False)
     grid, scratch = launch.scratch(tile)
     start = start_EBM.contiguous()
     forward_kernel[grid](
@@ -534,9 +546,11 @@ def backward(
     states_KEBM: Tensor,
     condition_EBCH: Tensor,
     time_KEH: Tensor,
+    *,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients at the noise (E, B, M) and at every sample's condition (E, B, M, H)."""
-    tile = launch.tile(backward=True)
+    tile = tile or launch.tile_of(backward=True)
     grid, scratch = launch.scratch(tile)
     constants = launch.constants
     grad_start = torch.empty_like(grad_EBM, memory_format=torch.contiguous_format)
