@@ -396,7 +396,7 @@ def tile_for(
     """The shipped tile for a padded width.
 
     With the table no register spills on sm_80 to sm_100 (``aot.py``), but for gradients of the
-    published form at width 512, 12 to 56 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
+    published form at width 512, up to 124 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
     times of these and others.
 
     Args:
@@ -407,7 +407,7 @@ def tile_for(
     """
     single = products == torch.float32 and not exact
     if width <= 128:
-        return Tile(rows=16 if single and not backward else 32, inner=32, warps=4, stages=3)
+        return Tile(rows=32 if single == backward else 16, inner=32, warps=4, stages=3)
     if width > 256:
         if single:
             return Tile(rows=16, inner=16, warps=8, stages=2 if backward else 3)
