@@ -139,6 +139,26 @@ def ppo_curves() -> Figure:
     return figure
 
 
+def plasticity() -> Figure:
+    """How much worse than untrained twins each critic learns new functions, as training goes on."""
+    found = [
+        row
+        for row in rows("utd_plasticity", network="critic", targets="smooth")
+        if row["fit_gap"] and row["steps of fitting"] != "500"
+    ]
+    every = sorted({int(row["utd"]) for row in found})
+    figure, panels = _panels(len(every))
+    for axes, utd in zip(panels, every, strict=True):
+        own = [row for row in found if row["utd"] == str(utd)]
+        for colour, (critic, table) in zip(COLOURS, by("critic", own).items(), strict=False):
+            _seeds(axes, table, "step", colour, critic, of="fit_gap")
+        axes.axhline(0.2, color=GREY, lw=1, ls=":")
+        _style(axes, "environment steps", "fit_gap" if axes is panels[0] else "")
+        axes.set_title(f"{utd} update{'s' * (utd > 1)} per step", fontsize=10, color=INK)
+    _legend(panels[0])
+    return figure
+
+
 def instability() -> Figure:
     """How much more a policy's decisions change along its own directions than along random ones."""
     figure, panels = _panels(2)
@@ -251,11 +271,17 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, [figure.add_subplot(1, count, place + 1) for place in range(count)]
 
 
-def _seeds(axes: Axes, table: list[Row], along: str, colour: str, name: str) -> None:
+def _seeds(
+    axes: Axes,
+    table: list[Row],
+    along: str,
+    colour: str,
+    name: str,
+    *,
+    of: str = "return_mean",
+) -> None:
     """Each seed thin; where all seeds have the same steps, their mean thick."""
-    curves = [
-        (numbers(along, own), numbers("return_mean", own)) for own in by("seed", table).values()
-    ]
+    curves = [(numbers(along, own), numbers(of, own)) for own in by("seed", table).values()]
     for x, y in curves:
         axes.plot(x, y, color=colour, lw=1, alpha=0.55)
     shared = all(np.array_equal(x, curves[0][0]) for x, _ in curves)
@@ -291,6 +317,7 @@ FIGURES: Mapping[str, Callable[[], Figure]] = {
     "ppo_curves": ppo_curves,
     "ppo_parts": ppo_parts,
     "instability": instability,
+    "plasticity": plasticity,
 }
 
 

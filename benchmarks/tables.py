@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
 from supple.diagnostics.rules import RULES
 from supple.files import replace_file
@@ -388,6 +389,20 @@ def update() -> str:
     return f"{grid(head, body)}\n\n{source('bench_update', table)}"
 
 
+def plasticity() -> str:
+    """Which critics lost the ability to learn, by updates per step."""
+    critics, _ = utd_plasticity.summary()
+    table = rows("utd_plasticity", network="critic")
+    body = [list(line.values()) for line in critics]
+    return f"{grid(list(critics[0]), body)}\n\n{source('utd_plasticity', table)}"
+
+
+def plasticity_online() -> str:
+    """How the cheap metrics of training followed it."""
+    _, ranks = utd_plasticity.summary()
+    return grid(list(ranks[0]), [list(line.values()) for line in ranks])
+
+
 def gpu_kernels() -> str:
     """Microseconds of the flow kernels on a GPU, of each size the shipped tile and the fastest."""
     table, body = rows("gpu/kernel_tiles"), []
@@ -453,6 +468,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "process_speed": process_speed,
     "process_curves": process_curves,
     "update": update,
+    "plasticity": plasticity,
+    "plasticity_online": plasticity_online,
     "gpu_kernels": gpu_kernels,
     "latency": latency,
     "parity": parity,

@@ -182,28 +182,29 @@ Gaps = dict[int, list[float]]
 
 def report() -> None:
     """Print the two tables of ``summary``."""
-    networks, ranks = summary()
-    if not networks:
+    critics, ranks = summary()
+    if not critics:
         print("nothing measured yet")
         return
-    Display.print_rows(TASK, networks)
+    Display.print_rows(TASK, critics)
     Display.print_rows("over all critics, last values", ranks)
 
 
 def summary() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """What each network's ability to learn became; and how the cheap metrics followed it."""
-    gaps: dict[tuple[int, str, str, str], Gaps] = defaultdict(lambda: defaultdict(list))
-    warned: dict[tuple[int, str, str], dict[str, str]] = defaultdict(dict)
+    """What each critic's ability to learn became; and how the cheap metrics followed it."""
+    gaps: dict[tuple[int, str, bool], Gaps] = defaultdict(lambda: defaultdict(list))
+    warned: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
     tracked: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in read(ROWS):
-        key = (int(row["utd"]), row["critic"], row["network"])
+        if row["network"] != "critic" or row["targets"] != FAMILY["family"]:
+            continue
+        key = (int(row["utd"]), row["critic"])
         warned[key][row["seed"]] = row["first warning"]
         if not row["fit_gap"]:
             continue
-        whole = row["targets"] == "hash" or row["steps of fitting"] == "500"
-        kind = f"{row['targets']} whole" if whole else "smooth"
-        gaps[(*key, kind)][int(row["step"])].append(float(row["fit_gap"]))
-        if kind == "smooth whole" and row["network"] == "critic":
+        whole = row["steps of fitting"] == str(learning.WHOLE["steps"])
+        gaps[(*key, whole)][int(row["step"])].append(float(row["fit_gap"]))
+        if whole:
             for name in CHEAP:
                 if row[name]:
                     tracked[name].append((float(row[name]), float(row["fit_gap"])))
@@ -216,13 +217,10 @@ def summary() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def line(
-    key: tuple[int, str, str],
-    gaps: dict[tuple[int, str, str, str], Gaps],
-    first: dict[str, str],
+    key: tuple[int, str], gaps: dict[tuple[int, str, bool], Gaps], first: dict[str, str]
 ) -> dict[str, str]:
-    """One network at one number of updates per step, by what was said before."""
-    coarse, whole = gaps[(*key, "smooth")], gaps[(*key, "smooth whole")]
-    hashed = gaps[(*key, "hash whole")]
+    """One critic at one number of updates per step, by what was said before."""
+    coarse, whole = gaps[(*key, False)], gaps[(*key, True)]
     end = np.array(whole[max(whole)]) if whole else np.array([np.nan])
     low, high = interval80(end)
     lost = end.mean() >= LOST and low > CLEARLY
@@ -242,10 +240,9 @@ def line(
     return {
         "UTD": str(key[0]),
         "critic": key[1],
-        "network": key[2],
+        "seeds": str(len(end)),
         "fit_gap, last": f"{end.mean():.2f}",
         "80 % interval": f"{low:.2f} to {high:.2f}",
-        "unrelated labels": f"{np.mean(hashed[max(hashed)]):.2f}" if hashed else "-",
         "loses plasticity": "yes" if lost else "no",
         "from step": "-" if when is None else str(when),
         "first warning": said,
