@@ -49,19 +49,25 @@ def check(form, sizes, *, device, points, products=(torch.float32,)):
     for dtype in products:
         # What these products and this table come to where the kernel has no part.
         if dtype == torch.float32 and not points:
-            usual, slack, rounding = plain(form, *single), 5e-6, torch.finfo(dtype).eps
+            usual, slack, rounding = plain(form, *single), 1e-6, torch.finfo(dtype).eps
         else:
             usual = fused(form, *single, table_points=points, products=dtype)
             rounding, slack = (1e-4, 1e-5) if dtype == torch.float32 else (5e-4, 1e-2)
         found = by_kernel(form, *single, points=points, products=dtype)
         error, others = ((ends[0] - exact[0]).abs().max() for ends in (found, usual))
         assert error <= 2 * others + rounding * RANGE
+        share = 0.9 if dtype == torch.float32 else 0.5
+        if device == CPU and dtype != torch.float32:  # few steps: limits by themselves hold, too
+            assert error <= 2e-3 * RANGE
+            assert distance(form, found[2], exact[2], share) <= 2e-2
+        if device == CPU and dtype == torch.float32 and points:
+            assert all(
+                distance(form, *pair) <= 2e-3 for pair in zip(found[1:], exact[1:], strict=True)
+            )
         if form.activation == "relu" and dtype != torch.float32 and sizes["rows"] < 10:
             continue  # one unit on the other side of its kink, and few rows to compare
-        share = 0.9 if dtype == torch.float32 else 0.5
         for each, same, true in zip(found[1:], usual[1:], exact[1:], strict=True):
-            # The kernel sums a row one after another; a library's products sum in parts.
-            most = 3 * distance(form, same, true, share) + slack
+            most = 2 * distance(form, same, true, share) + slack
             assert distance(form, each, true, share) <= most
 
 
