@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supple.agents.care import is_readable, undo_unless
+from supple.agents.care import is_readable
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -75,21 +75,29 @@ class Adam:
             if not enabled:
                 return
             enabled = None
-        before = [] if enabled is None else [value.clone() for value in self.tensors()]
-        torch._foreach_lerp_(self.mean, gradients, 1 - BETA1)
-        torch._foreach_mul_(self.square, BETA2)
+        rate = self._rate if factor is None else self._rate * factor
+        keep = self._keep if factor is None else 1 - factor * (1 - self._keep)
+        towards = gradients
+        beta2: float | Tensor = BETA2
+        if enabled is not None:
+            # A step of nothing: means move towards themselves, squares neither fade nor grow.
+            pairs = list(zip(self.mean, gradients, strict=True))
+            towards = tuple(torch.where(enabled, gradient, mean) for mean, gradient in pairs)
+            gradients = tuple(torch.where(enabled, gradient, 0) for _, gradient in pairs)
+            beta2, rate, keep = (
+                torch.where(enabled, now, idle) for now, idle in ((BETA2, 1), (rate, 0), (keep, 1))
+            )
+        torch._foreach_lerp_(self.mean, towards, 1 - BETA1)
+        torch._foreach_mul_(self.square, beta2)
         torch._foreach_addcmul_(self.square, gradients, gradients, value=1 - BETA2)
         spread = torch._foreach_sqrt(self.square)
         torch._foreach_mul_(spread, self._root)
         torch._foreach_add_(spread, EPS)
         move = torch._foreach_div(self.mean, spread)
-        torch._foreach_mul_(move, self._rate if factor is None else self._rate * factor)
+        torch._foreach_mul_(move, rate)
         if self._decayed:
-            keep = self._keep if factor is None else 1 - factor * (1 - self._keep)
             torch._foreach_mul_(self._decayed, keep)
         torch._foreach_sub_(self.params, move)
-        if enabled is not None:
-            undo_unless(enabled, self.tensors(), before)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor a step changes."""

@@ -49,29 +49,29 @@ class Governor:
         self._share: float | None = None
         self._over = self._under = 0
         self._began = clock()
-        self._warm_up = 0.0
+        self._costs: dict[tuple[int, ...], float] = {}
         self.stretch = 1
         """What periods are multiplied with."""
         self.spent = 0.0
-        """Seconds measured so far, the first call's included [s]."""
+        """Seconds measured so far [s]."""
 
-    def allows(self) -> bool:
-        """Whether all calls so far, but for the first, kept to the share of the time since.
+    def allows(self, tiers: tuple[int, ...]) -> bool:
+        """Whether all calls so far and one of these tiers, as long as their newest, keep the share.
 
         A stretched period says what the next calls will cost; this repays what earlier ones did.
         """
-        return self.spent - self._warm_up <= self._limit * (self._clock() - self._began)
+        expected = self.spent + self._costs.get(tiers, 0.0)
+        return expected <= self._limit * (self._clock() - self._began)
 
-    def charge(self, seconds: float) -> None:
-        """Account for one call; the first, which warms up, changes no period."""
+    def charge(self, seconds: float, tiers: tuple[int, ...]) -> None:
+        """Account for one call; the first, which warms up, says nothing of the next."""
         now = self._clock()
         self.spent += seconds
         if self._last is not None:
+            self._costs[tiers] = seconds
             share = seconds / max(now - self._last, 1e-9)
             self._share = share if self._share is None else 0.5 * (self._share + share)
             self._judge(self._share)
-        else:
-            self._warm_up = seconds
         self._last = now
 
     def _judge(self, share: float) -> None:
@@ -138,13 +138,13 @@ class Online:
         began = self._clock()
         with isolated(self._agent):
             worked = self._keep_anchor(env_steps)
-            tiers = [tier for tier in (0, 1) if updates >= self._due[tier]]
-            if not self.governor.allows():
-                tiers = []
+            tiers = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
+            if not self.governor.allows(tiers):
+                tiers = ()
             if tiers:
                 self._measure(tiers, env_steps)
         if tiers:
-            self.governor.charge(self._clock() - began)
+            self.governor.charge(self._clock() - began, tiers)
             periods = (self._settings.tier1_period, self._settings.tier2_period)
             for tier in tiers:
                 self._due[tier] = updates + self.governor.stretch * periods[tier]
@@ -203,7 +203,7 @@ class Online:
 
     # --- measuring --------------------------------------------------------------------------
 
-    def _measure(self, tiers: list[int], env_steps: int) -> None:
+    def _measure(self, tiers: tuple[int, ...], env_steps: int) -> None:
         subject = subject_of(self._agent, seed=self._seed, env_steps=env_steps)
         anchor = None if self._anchor is None else self._anchor.to(self._agent.device)
         context = Context(subject=subject, data=DataSets(recent=self.recent(), anchor=anchor))

@@ -139,7 +139,7 @@ def governed(limit, cost, gap, calls):
     stretches = []
     for _ in range(calls):
         now[0] += gap * governor.stretch + cost
-        governor.charge(cost)
+        governor.charge(cost, (0,))
         stretches.append(governor.stretch)
     return stretches
 
@@ -159,25 +159,33 @@ def test_a_cheap_measurement_changes_nothing_and_a_stretched_one_comes_back():
     governor.stretch = 4
     for _ in range(60):
         now[0] += 10.0
-        governor.charge(0.01)
+        governor.charge(0.01, (0,))
     assert governor.stretch == 1
 
 
-def test_what_early_calls_cost_too_much_is_repaid():
+@pytest.mark.parametrize("tier1", [0.5, 2.7])
+def test_what_early_calls_cost_too_much_is_repaid(tier1):
+    """Costs in seconds as seen; only a call whose cost is not known yet may go over the share."""
     now = [0.0]
     governor = Governor(0.03, lambda: now[0])
-    calls, due = 0, 100
-    for update in range(100, 20_000):
-        now[0] += 0.01
-        if update >= due and governor.allows():
-            cost = 9.0 if calls == 0 else 4.0 if calls % 5 == 0 else 0.5
+    periods = 1_000, 10_000
+    calls, known, due = 0, set(), list(periods)
+    for update in range(100_000):
+        now[0] += 0.02
+        tiers = tuple(tier for tier in (0, 1) if update >= due[tier])
+        if tiers and governor.allows(tiers):
+            cost = 9.0 if calls == 0 else tier1 + (4.0 if 1 in tiers else 0.0)
             now[0] += cost
-            governor.charge(cost)
-            calls, due = calls + 1, update + 100 * governor.stretch
-        if calls > 1:  # the first, which warms up, is not counted
-            assert governor.spent - 9.0 <= 0.03 * now[0] + 4.0
-    assert calls > 5
-    assert governor.spent - 9.0 <= 0.035 * now[0]
+            governor.charge(cost, tiers)
+            for tier in tiers:
+                due[tier] = update + periods[tier] * governor.stretch
+            if tiers in known:
+                assert governor.spent <= 0.03 * now[0]
+            if calls:  # the first warms up
+                known.add(tiers)
+            calls += 1
+    assert calls > 10
+    assert governor.spent <= 0.03 * now[0]
 
 
 def test_settings_name_their_flag():
