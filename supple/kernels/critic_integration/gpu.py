@@ -28,6 +28,7 @@ from supple.kernels.critic_integration.reference import (
 
 TWICE_SLOPE, CUBE = tl.constexpr(2 * GELU_SLOPE), tl.constexpr(GELU_CUBE)
 FEATURES_AT_ONCE = tl.constexpr(16)
+AT_A_STRETCH = tl.constexpr(128)
 
 
 @triton.jit
@@ -88,13 +89,34 @@ def _product(
 ):  # fmt: skip
     """The scratch rows (R, H) times a weight read as (H in, H out), summed in float32.
 
-    float32 factors are split in three for the tensor cores, or multiplied one by one if EXACT.
+    float32 factors are split in three for the tensor cores, or multiplied one by one if EXACT, in
+    chains short enough that their rounding does not add up.
     """
-    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
+    CHAIN: tl.constexpr = AT_A_STRETCH if EXACT and H > AT_A_STRETCH else H
     total = tl.zeros((R, W), tl.float32)
+    if CHAIN == H:
+        return _chain(
+            total, 0, H, scratch, weight, row_stride, col_stride, cols, cmask, lanes,
+            H, W, BK, EXACT,
+        )  # fmt: skip
+    for begin in range(0, H, CHAIN):
+        total += _chain(
+            tl.zeros((R, W), tl.float32), begin, min(begin + CHAIN, H),
+            scratch, weight, row_stride, col_stride, cols, cmask, lanes, H, W, BK, EXACT,
+        )  # fmt: skip
+    return total
+
+
+@triton.jit
+def _chain(
+    total, begin, end, scratch, weight, row_stride, col_stride, cols, cmask, lanes,
+    H: tl.constexpr, W: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """``total`` (R, W) plus the product over these inner columns."""
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
     steps = tl.arange(0, BK)
-    for begin in range(0, H, BK):
-        inner = begin + steps
+    for first in range(begin, end, BK):
+        inner = first + steps
         x = tl.load(scratch + lanes[:, None] * W + inner[None, :])
         place = weight + inner[:, None] * row_stride + cols[None, :] * col_stride
         if H == W and H % BK == 0:
