@@ -69,7 +69,13 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     from supple.envs.gym import GymVector, wrap_factory
 
     if isinstance(made, gymnasium.vector.VectorEnv):
-        vector = GymVector(made, task_id=task, device=device, patience=settings.patience)
+        vector = GymVector(
+            made,
+            task_id=task,
+            device=device,
+            patience=settings.patience,
+            action_bound=settings.action_bound,
+        )
         return _as_asked(vector, task, accepted, device)
     if isinstance(made, gymnasium.Env):
         made.close()

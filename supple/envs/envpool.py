@@ -152,4 +152,6 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     with importing_packages(task_id):
         vector = PoolVector(name, options)
     facts = envpool_facts.facts(vector.config, vector.single_observation_space)
-    return GymVector(vector, task_id=task_id, device=device, facts=facts)
+    return GymVector(
+        vector, task_id=task_id, device=device, facts=facts, action_bound=settings.action_bound
+    )

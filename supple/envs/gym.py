@@ -53,6 +53,7 @@ class GymVector(Env):
         device: where its tensors go.
         facts: further fields of the spec (``control_dt``, ``deployment`` …).
         patience: how long worker processes may take for a step [s]; 0 waits for ever.
+        action_bound: what the policy's 1 means where actions have no bounds.
 
     Raises:
         InputError: images, spaces without a flat form, or no known autoreset mode.
@@ -66,11 +67,14 @@ class GymVector(Env):
         device: torch.device,
         facts: Mapping[str, Any] | None = None,
         patience: float = 0.0,
+        action_bound: float = 1.0,
     ) -> None:
         self._env: Any = env  # gymnasium's base class declares neither seed lists nor call()
         self._mode = _autoreset_mode(env, task_id)
         self._flat = Flattener(env.single_observation_space, task_id)
-        self._physical = ActionMap(env.single_action_space, env.num_envs, task_id)
+        self._physical = ActionMap(
+            env.single_action_space, env.num_envs, task_id, bound=action_bound
+        )
         if facts is None:
             facts = {"max_episode_steps": env.spec.max_episode_steps if env.spec else None}
         self.spec = EnvSpec(
@@ -370,7 +374,8 @@ def wrap_factory(
 
     Args:
         factory: builds one environment; given ``render_mode="rgb_array"`` where ``render``.
-        settings: how many, in which processes, and how long a step of those may take.
+        settings: how many, in which processes, how long a step of those may take, and the bound
+            of actions without one.
         task_id: how it is called in messages and files.
         device: where tensors go.
         render: whether ``render()`` will be called.
@@ -382,7 +387,7 @@ def wrap_factory(
     with importing_packages(task_id), quiet_mujoco():
         probe = factory(**options)
     try:
-        facts = facts_of(probe, task_id, settings.num_envs)
+        facts = facts_of(probe, task_id, settings.num_envs, action_bound=settings.action_bound)
     finally:
         probe.close()
 
@@ -404,7 +409,12 @@ def wrap_factory(
     kind: Any = AsyncVectorEnv if settings.vectorization == "async" else SyncVectorEnv
     vector = kind([build] * settings.num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     return GymVector(
-        vector, task_id=task_id, device=device, facts=facts, patience=settings.patience
+        vector,
+        task_id=task_id,
+        device=device,
+        facts=facts,
+        patience=settings.patience,
+        action_bound=settings.action_bound,
     )
 
 
@@ -414,10 +424,12 @@ def headless() -> str:
     return "rgb_array"
 
 
-def facts_of(probe: gymnasium.Env[Any, Any], task_id: str, num_envs: int) -> dict[str, Any]:
+def facts_of(
+    probe: gymnasium.Env[Any, Any], task_id: str, num_envs: int, *, action_bound: float = 1.0
+) -> dict[str, Any]:
     """Fields of the spec that a single environment tells; it is reset and stepped for that."""
     Flattener(probe.observation_space, task_id)  # refuses before anything is stepped
-    action = ActionMap(probe.action_space, num_envs, task_id).spec
+    action = ActionMap(probe.action_space, num_envs, task_id, bound=action_bound).spec
     return {
         "max_episode_steps": probe.spec.max_episode_steps if probe.spec else None,
         "control_dt": gym_facts.control_dt(probe),

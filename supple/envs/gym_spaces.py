@@ -63,18 +63,21 @@ class ActionMap:
     """Policy actions in [-1, 1] to what a vector environment takes.
 
     -1 becomes the space's low and 1 its high; beyond, values are clipped. Where the space is
-    unbounded the simulator gets the policy's action as it is. Discrete choices count from 0.
+    unbounded 1 becomes ``bound``, and nothing is clipped. Discrete choices count from 0.
 
     Args:
         space: the single-environment action space.
         num_envs: number of environments ``N``.
         task: named in errors.
+        bound: what the policy's 1 means where the space is unbounded.
 
     Raises:
         InputError: another kind of space, or a Box with only some finite bounds.
     """
 
-    def __init__(self, space: spaces.Space[Any], num_envs: int, task: str) -> None:
+    def __init__(
+        self, space: spaces.Space[Any], num_envs: int, task: str, *, bound: float = 1.0
+    ) -> None:
         self._task = task
         self._dtype = space.dtype
         self.spec: ActionSpec
@@ -98,7 +101,8 @@ class ActionMap:
             raise InputError(f"{task} bounds only some of its actions: {space}; bound all or none")
         else:
             size = len(self._low)
-            self.spec = Box(low=(-1.0,) * size, high=(1.0,) * size, clip=False)
+            self.spec = Box(low=(-bound,) * size, high=(bound,) * size, clip=False)
+            self._bound = bound
 
     def __call__(self, action: Tensor) -> np.ndarray:
         """Convert (N, A) floats, or (N,) choices, to the space's own numbers and dtype.
@@ -114,7 +118,7 @@ class ActionMap:
         if isinstance(self.spec, Discrete):
             return (given + self._start).astype(self._dtype)
         if not self.spec.clip:
-            return given.astype(self._dtype)
+            return (given * self._bound).astype(self._dtype)
         # In float64, so that -1 and 1 meet the bounds exactly.
         physical = self._center + given * self._half
         np.maximum(physical, self._low, out=physical)  # a third of the time of np.clip

@@ -137,10 +137,10 @@ class Shaped(gymnasium.Env):
         return self.last, 0.0, False, False, {}
 
 
-def shaped(observation_space, action_space=None, num_envs=2):
+def shaped(observation_space, action_space=None, num_envs=2, **options):
     builders = [lambda: Shaped(observation_space, action_space)] * num_envs
     vector = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.SAME_STEP)
-    return GymVector(vector, task_id="shaped", device=CPU)
+    return GymVector(vector, task_id="shaped", device=CPU, **options)
 
 
 def test_dict_observations_are_flattened_into_policy_in_the_spaces_order():
@@ -179,6 +179,9 @@ def test_unbounded_actions_pass_unscaled_and_unclipped():
     env = shaped(spaces.Box(-1, 1, (2,)), spaces.Box(-np.inf, np.inf, (2,)))
     assert env.spec.action == Box(low=(-1.0, -1.0), high=(1.0, 1.0), clip=False)
     assert env._physical(torch.full((2, 2), 3.0)) == pytest.approx(3.0)
+    wider = shaped(spaces.Box(-1, 1, (2,)), spaces.Box(-np.inf, np.inf, (2,)), action_bound=2.5)
+    assert wider.spec.action == Box(low=(-2.5, -2.5), high=(2.5, 2.5), clip=False)
+    assert wider._physical(torch.full((2, 2), 3.0)) == pytest.approx(7.5)
 
 
 def test_half_bounded_and_composite_actions_are_refused():
