@@ -267,6 +267,18 @@ def test_the_library_loop_runs_and_learns_something(tmp_path):
     assert "'critic/loss'" in done.stdout
 
 
+def test_what_an_environment_says_of_its_robot_is_in_the_bundle(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    monkeypatch.chdir(tmp_path)
+    given = ["--env-steps", "120", "--run-dir", "run"]
+    assert main(["train", "my_robot:Gantry", *flags(), *given]) == DONE, capsys.readouterr().err
+    assert main(["export", "run", "--out", "bundle"]) == DONE, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["contract"]["joints"]["policy_names"] == ["x", "y"]
+    assert manifest["contract"]["joints"]["robot_names"] == ["y", "x"]
+    assert manifest["contract"]["gains"]["stiffness"] == [800.0, 800.0]
+
+
 @pytest.mark.parametrize("name", ["my_sim:make", "my_batch:Reach"])
 def test_own_simulators_are_proved_and_train(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(DOCS / "examples")
