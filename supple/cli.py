@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib
 import json
 import math
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supple.errors import DivergedError, InputError, SimulatorError
+from supple.signals import on_signals
 from supple.version import __version__
 from supple.world import World, from_environment, may_restart, restarted
 
@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
     try:
         return dispatch(arguments)
+    except SystemExit as stop:  # --help and --version, answered
+        if stop.code:
+            raise
+        return DONE
     except InputError as error:
         return _fail(error, BAD_INPUT)
     except (SimulatorError, DivergedError) as error:
@@ -115,12 +119,12 @@ def dispatch(arguments: list[str]) -> int:
         "resume": resume,
         "eval": evaluate,
         "play": play,
-        "export": export,
-        "verify": verify,
-        "chain": chain,
+        "export": _of("supple.deploy.command:export"),
+        "verify": _of("supple.deploy.command:verify"),
+        "chain": _of("supple.deploy.command:chain"),
         "diagnose": diagnose,
-        "compare": compare,
-        "bench": bench,
+        "compare": _of("supple.compare:main"),
+        "bench": _of("supple.bench:main"),
         "list": list_,
         "doctor": doctor,
     }
@@ -133,11 +137,19 @@ def dispatch(arguments: list[str]) -> int:
     parser = Parser(prog="supple", description=DESCRIPTION, epilog=EXIT_STATUS, usage="supple ...")
     parser.add_argument("--version", action="version", version=f"supple {__version__}")
     parser.add_argument("command", choices=list(commands), metavar="COMMAND", help="see above")
-    try:
-        parser.parse_args(arguments)
-    except SystemExit as stop:  # --help and --version
-        return int(stop.code or 0)
-    return BAD_INPUT
+    parser.parse_args(arguments)
+    raise InputError("the command comes first: supple COMMAND ..., see supple --help")
+
+
+def _of(place: str) -> Callable[[list[str]], int]:
+    """The command of another module, which is imported once it is called."""
+    module, _, name = place.partition(":")
+
+    def command(arguments: list[str]) -> int:
+        status: int = getattr(importlib.import_module(module), name)(arguments)
+        return status
+
+    return command
 
 
 def train(arguments: list[str]) -> int:
@@ -149,8 +161,6 @@ def train(arguments: list[str]) -> int:
             raise InputError(
                 "torchrun --max-restarts continues a run by its folder: name it with --run-dir"
             )
-    except SystemExit:  # --help was asked for and printed
-        return DONE
     except InputError:
         if not here.first:  # the first process says it for all
             return BAD_INPUT
@@ -167,9 +177,7 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
     parser.add_argument("--env-steps", type=int, help="extend training to this many steps")
     _add_device(parser)
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     from supple import launch
 
     def begin() -> Run:
@@ -184,7 +192,7 @@ def _train(begin: Callable[[], Run], here: World) -> int:
 
     status = FAILED
     try:
-        with _ends_on(signal.SIGTERM):
+        with on_signals(_end, signal.SIGTERM):
             run = begin()
         status = _see_through(run, here)
     except _Terminated:  # before the run took over: what was saved is as it was
@@ -206,19 +214,8 @@ class _Terminated(BaseException):
     """A cluster's request to stop came while the run was being made."""
 
 
-@contextlib.contextmanager
-def _ends_on(request: signal.Signals) -> Iterator[None]:
-    def end(number: int, frame: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # no other may take signals
-        yield
-        return
-    before = signal.signal(request, end)
-    try:
-        yield
-    finally:
-        signal.signal(request, before)
+def _end(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _see_through(run: Run, here: World) -> int:
@@ -236,7 +233,7 @@ def _see_through(run: Run, here: World) -> int:
     if not here.first:
         return status
     if run.complete:
-        run.display.table("finished", run.summary())
+        run.display.print_table("finished", run.summary())
     else:
         again = "supple" if here.size == 1 else f"torchrun --nproc-per-node={here.size} -m supple"
         print(f"stopped at {run.env_steps:,} env steps; continue: {again} resume {run.folder}")
@@ -290,12 +287,10 @@ def evaluate(arguments: list[str]) -> int:
     parser = Parser(prog="supple eval", description="Deterministic episodes of a trained policy.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--seed", type=_seed, default=0, help="of the episodes' starts")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     _add_device(parser)
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     from supple import launch
     from supple.display import Display
     from supple.evaluate import evaluate as run_episodes
@@ -309,8 +304,12 @@ def evaluate(arguments: list[str]) -> int:
         trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
     )
     try:
-        seed = derive_seed(options.seed, "eval")
-        found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
+        found = run_episodes(
+            trained.greedy,
+            env,
+            episodes=options.episodes,
+            seed=derive_seed(options.seed, "eval"),
+        )
     finally:
         env.close()
     if options.json:
@@ -346,11 +345,9 @@ def play(arguments: list[str]) -> int:
     parser.add_argument(
         "--seconds", type=_seconds, default=math.inf, help="film no more than this of the episode"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of the episode's start")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the episode's start")
     _add_device(parser)
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     from supple import launch
     from supple.evaluate import film
 
@@ -366,27 +363,6 @@ def play(arguments: list[str]) -> int:
     return DONE
 
 
-def export(arguments: list[str]) -> int:
-    """``supple export DIR``."""
-    from supple.deploy.command import export as export_main
-
-    return export_main(arguments)
-
-
-def verify(arguments: list[str]) -> int:
-    """``supple verify BUNDLE``."""
-    from supple.deploy.command import verify as verify_main
-
-    return verify_main(arguments)
-
-
-def chain(arguments: list[str]) -> int:
-    """``supple chain DIR``."""
-    from supple.deploy.command import chain as chain_main
-
-    return chain_main(arguments)
-
-
 def diagnose(arguments: list[str]) -> int:
     """``supple diagnose DIR``."""
     parser = Parser(
@@ -397,33 +373,15 @@ def diagnose(arguments: list[str]) -> int:
 
     command.add_arguments(parser)
     _add_device(parser)
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     return VERDICT if command.run(options, arguments) else DONE
-
-
-def compare(arguments: list[str]) -> int:
-    """``supple compare TASK``."""
-    from supple.compare import main as compare_main
-
-    return compare_main(arguments)
-
-
-def bench(arguments: list[str]) -> int:
-    """``supple bench update|profile|replay|kernels|critics|ppo|envs|loop|all``."""
-    from supple.bench import main as bench_main
-
-    return bench_main(arguments)
 
 
 def list_(arguments: list[str]) -> int:
     """``supple list``."""
     parser = Parser(prog="supple list", description="Agents, presets, simulators and tasks.")
     parser.add_argument("simulator", nargs="?", help="only this simulator's tasks, one a line")
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     from supple.doctor import print_list
 
     print_list(options.simulator)
@@ -440,9 +398,7 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument(
         "--nan-dump", type=Path, metavar="DIR", help="a dump of a run's nan folder: repeat its step"
     )
-    options = _parse(parser, arguments)
-    if options is None:
-        return DONE
+    options = parser.parse_args(arguments)
     from supple.doctor import check_dump, check_environment, check_machine
 
     if options.nan_dump:
@@ -456,10 +412,15 @@ def _add_device(parser: Parser) -> None:
     )
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
+    """A seed on the command line.
+
+    Raises:
+        ArgumentTypeError: it is negative, or has more than 64 bits.
+    """
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be >= 0, got {value}")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be >= 0 and within 64 bits, got {value}")
     return value
 
 
@@ -468,14 +429,6 @@ def _seconds(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be > 0, got {text}")
     return value
-
-
-def _parse(parser: Parser, arguments: list[str]) -> argparse.Namespace | None:
-    """The options, or None where help was asked for and printed."""
-    try:
-        return parser.parse_args(arguments)
-    except SystemExit:
-        return None
 
 
 if __name__ == "__main__":

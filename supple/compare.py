@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from supple import checkpoint, machine, sweep
-from supple.cli import DONE, FAILED, RESUMABLE, Parser, train_settings
+from supple.cli import DONE, FAILED, RESUMABLE, Parser, seed_number, train_settings
 from supple.comparison import Runs, foreign, report
 from supple.configs.base import Settings, flat
 from supple.curves import of_run, read_curves
@@ -26,6 +26,7 @@ from supple.errors import InputError
 from supple.files import claim
 from supple.launch import read_settings
 from supple.metrics import METRICS, complete, read_csv
+from supple.signals import on_signals
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         " -- --preset laptop --env-steps 20000",
     )
     parser.add_argument("tasks", nargs="+", metavar="TASK")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="K")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2], metavar="K")
     parser.add_argument(
         "--variant",
         action="append",
@@ -106,10 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     own = list(arguments)
     cut = own.index("--") if "--" in own else len(own)
     own, common = own[:cut], own[cut + 1 :]
-    try:
-        options = parser.parse_args(own)
-    except SystemExit:
-        return DONE
+    options = parser.parse_args(own)
     rates: dict[str, float] = {}
     if options.lr_sweep is not None:
         if options.variant or len(options.tasks) > 1:
@@ -229,40 +227,39 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
     running: dict[Job, subprocess.Popen[bytes]] = {}
     codes: set[int] = set()
-    handlers = {
-        number: signal.signal(number, signal.default_int_handler)
+    unignored = [
+        number
         for number in (signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) != signal.SIG_IGN  # nohup
-    }
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                running[job] = start(job, threads=max(1, machine.cores() // at_once))
-                print(f"started {job.name}", flush=True)
-            time.sleep(0.2)
-            for job, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del running[job]
-                codes.add(code)
-                if code == DONE:
-                    print(f"finished {job.name}", flush=True)
-                elif code != RESUMABLE:
-                    print(f"failed {job.name}: see {log_file(job)}", flush=True)
-            if RESUMABLE in codes:
-                waiting.clear()
-    except KeyboardInterrupt:
-        codes.add(RESUMABLE)
-    finally:
-        # Runs never outlive the queue: each saves and stops by itself on SIGTERM.
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    ]
+    with on_signals(signal.default_int_handler, *unignored):
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    job = waiting.pop(0)
+                    running[job] = start(job, threads=max(1, machine.cores() // at_once))
+                    print(f"started {job.name}", flush=True)
+                time.sleep(0.2)
+                for job, process in list(running.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[job]
+                    codes.add(code)
+                    if code == DONE:
+                        print(f"finished {job.name}", flush=True)
+                    elif code != RESUMABLE:
+                        print(f"failed {job.name}: see {log_file(job)}", flush=True)
+                if RESUMABLE in codes:
+                    waiting.clear()
+        except KeyboardInterrupt:
+            codes.add(RESUMABLE)
+        finally:
+            # Runs never outlive the queue: each saves and stops by itself on SIGTERM.
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     if RESUMABLE in codes:
         print("stopped; run the same command again to continue", flush=True)
         return RESUMABLE

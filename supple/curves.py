@@ -16,6 +16,7 @@ seconds   seconds, time, wall_time, time/seconds: wall-clock since the start
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> di
             found[meaning] = float(text) if text else float("nan")
         except ValueError:
             raise InputError(f"{where}: {place[meaning]} must be a number, got {text}") from None
+        if meaning in ("step", "return") and not math.isfinite(found[meaning]):
+            raise InputError(f"{where}: {place[meaning]} must be a number, got {text or 'nothing'}")
     return found
 
 

@@ -106,10 +106,6 @@ class Display:
         else:
             _print_line(text)
 
-    def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """Print names and values, for example at the end of a run."""
-        self.print_table(title, rows)
-
     @staticmethod
     def print_table(title: str, rows: Mapping[str, str]) -> None:
         """Print names and values under a title."""
@@ -176,9 +172,6 @@ class NoDisplay(Display):
         """Nothing."""
 
     def notice(self, text: str) -> None:
-        """Nothing."""
-
-    def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Nothing."""
 
 

@@ -35,7 +35,9 @@ class NotFiniteError(SimulatorError):
 
 
 def require_values(settings: Any, prefix: str) -> None:
-    """Refuse NaN, infinity and what is none of a field's choices, anywhere in a settings dataclass.
+    """Refuse values that no setting takes, anywhere in a settings dataclass.
+
+    NaN, infinity, integers of more than 64 bits, and what is none of a field's choices.
 
     Args:
         settings: a dataclass, possibly nested.
@@ -53,6 +55,8 @@ def require_values(settings: Any, prefix: str) -> None:
             require_values(value, flag + ".")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number, got {value}")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"{flag} must lie within 64 bits, got {value}")
         elif choices and value not in choices:
             raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value}")
 

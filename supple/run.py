@@ -10,7 +10,6 @@ import dataclasses
 import json
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -43,6 +42,7 @@ from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
 from supple.replay.plan import OBS_DTYPES
 from supple.rng import derive_seed
+from supple.signals import on_signals
 from supple.stillness import StillWatch
 
 MAX_EVALUATION_ENVS = 10
@@ -146,7 +146,7 @@ class Run:
         self._over = False
         self._late = False
         self._eval_env: Env | None = None
-        self._handlers: dict[int, Any] = {}
+        self._signals = contextlib.ExitStack()
         self._simulator = (
             ThreadPoolExecutor(1, "simulator", initializer=machine.use, initargs=(env.spec.device,))
             if settings.overlap
@@ -159,9 +159,7 @@ class Run:
     def start(self) -> Groups:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # no other may take signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._request_stop)
+        self._signals.enter_context(on_signals(self._request_stop, signal.SIGINT, signal.SIGTERM))
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env", *self._world.seed_words))
         else:
@@ -466,8 +464,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.close()
         with contextlib.ExitStack() as stack:  # the last first; a full disk may fail some of them
             if self._lock is not None:
                 stack.callback(self._lock.close)

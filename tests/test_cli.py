@@ -82,8 +82,10 @@ def one_line(capsys):
         (["train", "toy/lqr", "--agent.target-entropy", "-inf"], "target-entropy must be a finite"),
         (["train", "toy/lqr", "--max-minutes", "inf"], "--max-minutes must be a finite number"),
         (["train", "toy/lqr", "--compute.precision", "tf32", "--device", "cpu"], "needs a CUDA"),
-        (["eval", "somewhere", "--seed", "-1"], "must be >= 0, got -1"),
-        (["play", "somewhere", "--seed", "-1"], "must be >= 0, got -1"),
+        (["eval", "somewhere", "--seed", "-1"], "must be >= 0 and within 64 bits, got -1"),
+        (["play", "somewhere", "--seed", "-1"], "must be >= 0 and within 64 bits, got -1"),
+        (["train", "toy/lqr", "--seed", str(2**63)], f"within 64 bits, got {2**63}"),
+        (["--", "train"], "the command comes first"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(arguments, text, capsys, tmp_path, monkeypatch):

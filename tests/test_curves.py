@@ -59,6 +59,8 @@ def test_metric_rows_of_a_run_read_alike_from_its_folder_and_its_file(tmp_path):
         ("step,return\n1,2\n", ["A", "B"], "needs a column called task: 2 tasks are compared"),
         ("task,step,return\nC,1,2\n", ["A"], "has no row of A; it has C"),
         ("step,return\n1,much\n", ["A"], "line 2: return must be a number, got much"),
+        ("step,return\n,2\n", ["A"], "line 2: step must be a number, got nothing"),
+        ("step,return\n1,inf\n", ["A"], "line 2: return must be a number, got inf"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path, text, tasks, said):

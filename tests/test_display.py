@@ -54,7 +54,7 @@ def test_a_log_gets_one_plain_line_per_few_seconds(capsys, clock):
 def test_a_log_gets_no_control_characters(capsys):
     with Display(10, title="\x1b[31mred") as display:
         display.notice("a\x1b[2Jb\rc\ntwo lines")
-        display.table("t", {"a\a": "b"})
+        display.print_table("t", {"a\a": "b"})
     assert capsys.readouterr().out == " [31mred\na [2Jb c\ntwo lines\nt:\n  a   b\n"
 
 
@@ -77,7 +77,7 @@ def test_notices_and_tables_work_outside_the_run(capsys):
     display.notice("before")
     with display:
         display.notice("during")
-    display.table("finished", {"task": "toy", "a longer name": "[/x] ± 1"})
+    display.print_table("finished", {"task": "toy", "a longer name": "[/x] ± 1"})
     Display.print_rows("seeds", [{"variant": "a", "mean": "1"}, {"variant": "bcd", "mean": "10"}])
     Display.print_rows("none", [])
     assert capsys.readouterr().out.splitlines() == [
@@ -117,7 +117,7 @@ def test_an_output_that_refuses_everything_ends_no_run(monkeypatch, stream):
     with Display(10, title="t") as display:
         display.notice("x")
         display.update({"step": 1, **ROW})
-    display.table("t", {"a": "b"})
+    display.print_table("t", {"a": "b"})
 
 
 def test_what_an_encoding_lacks_becomes_a_question_mark(monkeypatch):
@@ -194,7 +194,7 @@ def test_a_terminal_gets_a_bar_with_notices_above(monkeypatch, clock):
             display.update({"step": 270, **ROW})
         end = read()
         assert "270 / 1,000 env steps" in end and end.endswith(SHOW)
-        display.table("finished", {"name [x]": "value"})
+        display.print_table("finished", {"name [x]": "value"})
         assert "name [x]" in read()
 
 
@@ -217,7 +217,7 @@ def test_a_terminal_that_goes_away_ends_no_run(monkeypatch, clock):
                 clock.now = step
                 display.update({"step": step, **ROW})
                 display.notice("x")
-        display.table("t", {"a": "b"})
+        display.print_table("t", {"a": "b"})
 
 
 @pytest.mark.parametrize("term", ["", "dumb"])

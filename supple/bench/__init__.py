@@ -63,10 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help=f"default: {ROWS}, of a GPU {ROWS / 'gpu'}")
     given = list(arguments)
     at = given.index("--") if "--" in given else len(given)
-    try:
-        options = parser.parse_args(given[:at])
-    except SystemExit:
-        return DONE
+    options = parser.parse_args(given[:at])
     options.flags = given[at + 1 :]
     options.device = machine.resolve_device(options.device)
     machine.use(options.device)
@@ -82,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
             )
     if "graphs" in options.modes and not has_graphs:
         raise InputError(f"--modes graphs needs a CUDA device, got {options.device}: leave it out")
-    for flag, value in (("--rounds", options.rounds), ("--threads", options.threads)):
+    counts = [("--rounds", options.rounds), ("--threads", options.threads)]
+    for flag, value in (*counts, *(("--batch-sizes", size) for size in options.batch_sizes)):
         if value < 1:
             raise InputError(f"{flag} must be >= 1, got {value}")
     sizes = [parse_size(text) for text in options.sizes]

@@ -6,6 +6,7 @@ Every variant of a task steps the same number of environments with random action
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def _variants(case: _Case, stack: ExitStack, *, peers: bool) -> dict[str, Callab
         "supple gym": _supple(f"gym/{case.task}-v5", case, stack),
         "SyncVectorEnv": _gymnasium(case, stack),
     }
-    if peers:
+    if peers and importlib.util.find_spec("envpool"):
         found["envpool"] = _envpool(case, stack)
     return found
 

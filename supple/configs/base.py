@@ -176,6 +176,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif type(value) is hint and not (hint is int and abs(value) >= 2**63):
+    elif type(value) is hint:
         return value
     raise InputError(f"{where}: expected {hint}, got {value!r}")

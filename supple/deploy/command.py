@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supple.cli import DONE, FAILED, VERDICT, Parser, train
+from supple.cli import DONE, FAILED, VERDICT, Parser, seed_number, train
 from supple.deploy.bundle import zip_path
 from supple.errors import InputError, require_rules
 
@@ -34,10 +34,7 @@ def export(arguments: list[str]) -> int:
         help="mjlab: its keys in the ONNX files; unitree: deploy.yaml",
     )
     parser.add_argument("--no-zip", action="store_true", help="write no archive beside the folder")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit:  # --help was asked for and printed
-        return DONE
+    options = parser.parse_args(arguments)
     from supple.deploy.export import export as write
 
     out = write(options.folder, options.out, also=options.also, archive=not options.no_zip)
@@ -60,10 +57,7 @@ def verify(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-latency", action="store_true", help="time nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit:  # --help was asked for and printed
-        return DONE
+    options = parser.parse_args(arguments)
     if options.episodes < 0:
         raise InputError(f"--episodes must be >= 0, got {options.episodes}")
     from supple.deploy.verify import verify as check
@@ -116,12 +110,9 @@ def chain(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="that the robot moves, > 0")
     parser.add_argument("--loss", type=float, default=0.01, help="probability, per packet")
     parser.add_argument("--delay", type=float, default=0.0, help="mean delay of a packet [s]")
-    parser.add_argument("--seed", type=int, default=0, help="of start, losses and delays")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of start, losses and delays")
     parser.add_argument("--no-video", action="store_true")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit:  # --help was asked for and printed
-        return DONE
+    options = parser.parse_args(arguments)
     from supple.deploy.bundle import read_bundle
     from supple.deploy.chain import build_runner, drive, film
     from supple.deploy.export import export as write
@@ -134,7 +125,6 @@ def chain(arguments: list[str]) -> int:
         ("seconds", 0 < options.seconds < inf, "a number > 0"),
         ("loss", 0 <= options.loss < 1, "in [0, 1)"),
         ("delay", 0 <= options.delay < inf, "a number >= 0"),
-        ("seed", options.seed >= 0, ">= 0"),
     )
     require_rules(options, "--", rules)
     if out.exists():

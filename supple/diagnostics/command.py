@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from supple.cli import seed_number
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Diagnosis, Options, diagnose
 from supple.diagnostics.document import arrays_npz, as_bytes
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="CHECKPOINT", type=Path, help="a good checkpoint to compare with")
     add("--modes", default="", help=f"of policy instability, some of {','.join(MODES)}")
     add("--noise-spec", metavar="FILE", type=Path, help="JSON: channel name to its sensor noise")
-    add("--seed", type=int, default=0, help="of all random draws")
+    add("--seed", type=seed_number, default=0, help="of all random draws")
     add("--budget", type=float, default=0.0, metavar="MIN", help="begin no stage after that")
     add("--fail-on", choices=FAIL_ON, help="exit with status 4 for a verdict at or above it")
     add("--no-html", action="store_true", help="only report.json and arrays.npz")
@@ -81,8 +82,6 @@ def read_options(options: argparse.Namespace, arguments: Sequence[str]) -> Optio
         raise InputError(f"--episodes must be >= 2, got {options.episodes}")
     if not 0 <= options.budget < float("inf"):
         raise InputError(f"--budget must be >= 0 minutes, got {options.budget:g}")
-    if options.seed < 0:
-        raise InputError(f"--seed must be >= 0, got {options.seed}")
     modes = tuple(filter(None, options.modes.split(",")))
     for mode in modes:
         if mode not in MODES:

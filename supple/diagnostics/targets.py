@@ -14,7 +14,7 @@ from pathlib import Path
 
 from supple import checkpoint, launch
 from supple.agents.base import Agent
-from supple.checkpoint import MANIFEST, Checkpoint
+from supple.checkpoint import MANIFEST, Checkpoint, following_format
 from supple.configs.base import Settings
 from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, generator_for
 from supple.diagnostics.online import stored_sets
@@ -146,11 +146,13 @@ def _best_step(run: Path, steps: Sequence[int]) -> int:
 
 def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> Target:
     settings = launch.on_this_machine(launch.read_settings(place.run), device)
-    spec = EnvSpec.from_json(found.header["spec"])
+    with following_format(place.path):
+        spec = EnvSpec.from_json(found.header["spec"])
+        env_steps = int(found.header["env_steps"])
     launch.check_fits(found, settings, spec)
     agent = launch.build_agent(settings, spec)
-    agent.load_state_dict(found.state["agent"])
-    env_steps = int(found.header["env_steps"])
+    with following_format(place.path):
+        agent.load_state_dict(found.state["agent"])
     label = f"step {env_steps:,}"
     if several:
         label = f"{place.run.name}, {label}"
@@ -173,7 +175,8 @@ def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> 
 def _own_data(target: Target, found: Checkpoint) -> DataSets:
     """What the checkpoint brings along, or else its replay rows hold."""
     agent = target.agent
-    data = stored_sets(found.state.get("diagnostics") or {}).to(agent.device)
+    with following_format(target.path):
+        data = stored_sets(found.state.get("diagnostics") or {}).to(agent.device)
     if data.recent is not None:
         return data
     try:

@@ -25,6 +25,8 @@ def load(task: str) -> Callable[..., Any]:
         InputError: there is none.
     """
     module_name, _, attribute = task.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise InputError(f"task {task}: expected module:callable, the module by its full name")
     if os.getcwd() not in sys.path:  # a console script does not look into the current folder
         sys.path.insert(0, os.getcwd())
     try:

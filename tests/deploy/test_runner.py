@@ -350,7 +350,7 @@ def test_a_chain_says_what_is_wrong_before_it_writes_anything(tmp_path, capsys):
         (["gym/Hopper-v5", "--seconds", "nan"], "--seconds must be a number > 0, got nan"),
         (["gym/Hopper-v5", "--loss", "1"], "--loss must be in [0, 1), got 1.0"),
         (["gym/Hopper-v5", "--delay", "-1"], "--delay must be a number >= 0, got -1.0"),
-        (["gym/Hopper-v5", "--seed", "-1"], "--seed must be >= 0, got -1"),
+        (["gym/Hopper-v5", "--seed", "-1"], "--seed: must be >= 0 and within 64 bits, got -1"),
     ):
         assert main(["chain", *arguments, "--out", str(out)]) == 2
         assert text in capsys.readouterr().err and not out.exists()

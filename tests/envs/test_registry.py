@@ -22,6 +22,8 @@ from supple.errors import InputError
         ("toy/countr", "did you mean toy/counter"),
         ("HalfCheetah-v5", "task must be <simulator>/<task> or module:callable"),
         ("no_such_module:make", "cannot import no_such_module"),
+        (":make", "expected module:callable, the module by its full name"),
+        (".sim:make", "expected module:callable, the module by its full name"),
         ("supple.envs.toy:nothing", "has no nothing"),
         ("supple.envs.toy:TOY_TASKS", "expected something callable"),
     ],

@@ -27,6 +27,7 @@ def recording(number, *, spec=None, seed=0, end=0.1, gaps=()):
         if index in gaps:
             stream.reset()
         obs, action, step = stream.step()
+        action = action.clamp(-1, 1) if action.is_floating_point() else action
         ended = (step["terminated"] | step["truncated"]).unsqueeze(-1)
         row = {key: step[key] for key in ("reward", "terminated", "truncated")} | {"action": action}
         for group in spec.observation:
@@ -157,6 +158,10 @@ def poison(value):
         (
             replace("action", lambda x: x[:, :1]),
             r"action expected shape \(8, 2\), got \(8, 1\)",
+        ),
+        (
+            replace("action", lambda x: 17 * x.sign()),
+            r"actions reach 17, expected the policy's \[-1, 1\]: map the simulator's bounds",
         ),
         (
             replace("observation/policy", lambda x: x[:7]),
