@@ -72,7 +72,6 @@ class Quarantine:
             "steps": torch.zeros((), dtype=torch.int64, device=device),
             "tainted": torch.zeros(envs, dtype=torch.bool, device=device),
             "rows": torch.zeros((), dtype=torch.int64, device=device),
-            "of_field": torch.zeros(count, dtype=torch.int64, device=device),
             # Since the last report: step * N + environment of each field's first bad row, the
             # environments that had one, and the rewards' squares.
             "first": torch.full((count,), self._never, device=device),
@@ -192,7 +191,6 @@ class Quarantine:
             raw.copy_(torch.where(fresh, value[name].index_select(0, at)[0], raw))
         own["kept"].logical_or_(fresh)
         own["rows"].add_((valid & ~kept).sum())
-        own["of_field"].add_(bad_FN.sum(1))
         here = own["steps"] * len(rows) + self._env_index
         first = torch.where(bad_FN, here, self._never).amin(1)
         own["first"].copy_(torch.minimum(own["first"], first))
@@ -314,12 +312,12 @@ class Quarantine:
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted, and which observations are made up."""
-        kept = {name: self._tensors[name] for name in ("tainted", "rows", "of_field")}
+        kept = {name: self._tensors[name] for name in ("tainted", "rows")}
         return {**kept, "usual": self._usual}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value."""
-        for name in ("tainted", "rows", "of_field"):
+        for name in ("tainted", "rows"):
             self._tensors[name].copy_(state[name])
         self._usual = state["usual"]
 

@@ -46,11 +46,6 @@ def tasks() -> tuple[str, ...]:
     return TASKS
 
 
-def exists(name: str) -> bool:
-    """Whether Brax has it."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Brax:
     """Environments of a Brax task, with the physics it takes by default.
 

@@ -122,11 +122,6 @@ def tasks() -> tuple[str, ...]:
     )
 
 
-def exists(name: str) -> bool:
-    """Whether the suite has it."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
     """Environments of a task of the suite.
 

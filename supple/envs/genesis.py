@@ -109,11 +109,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(TASKS)
 
 
-def exists(name: str) -> bool:
-    """Whether it is one of them."""
-    return name in TASKS
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Genesis:
     """The scene of a task, built; its kernels are compiled at first use and kept on disk.
 

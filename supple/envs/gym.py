@@ -343,6 +343,13 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     Raises:
         InputError: the id's packages are missing, or its spaces are not supported.
     """
+    return registered(name, settings, task_id=f"gym/{name}", device=device, render=render)
+
+
+def registered(
+    name: str, settings: EnvSettings, *, task_id: str, device: torch.device, render: bool
+) -> GymVector:
+    """As ``build``, called otherwise: for simulators that register ids of their own."""
 
     def one(**options: Any) -> gymnasium.Env[Any, Any]:
         # Gymnasium's checks of the first steps are `supple doctor --env`'s here.
@@ -353,13 +360,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
                 raise
             return gymnasium.make(name, disable_env_checker=True)  # render() will say so
 
-    return wrap_factory(
-        one,
-        settings,
-        task_id=f"gym/{name}",
-        device=device,
-        render=render,
-    )
+    return wrap_factory(one, settings, task_id=task_id, device=device, render=render)
 
 
 def wrap_factory(

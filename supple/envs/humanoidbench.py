@@ -6,13 +6,12 @@ Gymnasium ones, whose contract the tests hold with the published shapes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import gymnasium
 import torch
 
 from supple.envs import installed
-from supple.envs.gym import GymVector, wrap_factory
+from supple.envs.gym import GymVector, registered
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def exists(name: str) -> bool:
         return True
     if not installed.is_installed("humanoid_bench"):
         return False
+    import gymnasium
     import humanoid_bench  # noqa: F401 - registers its ids
 
     return name in gymnasium.registry
@@ -66,13 +66,4 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         raise InputError(f"{task_id} needs humanoid_bench, {status()}")
     import humanoid_bench  # noqa: F401 - registers its ids
 
-    def one(**options: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(name, disable_env_checker=True, **options)
-
-    return wrap_factory(
-        one,
-        settings,
-        task_id=task_id,
-        device=device,
-        render=render,
-    )
+    return registered(name, settings, task_id=task_id, device=device, render=render)

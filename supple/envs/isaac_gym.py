@@ -138,10 +138,6 @@ class VecTask(TorchSim):
             " it to set reset_buf by progress_buf there, which shows when it resets"
         )
 
-    def close(self) -> None:
-        """Close the simulator, where it can be."""
-        _close(self)
-
 
 class LeggedGym(TorchSim):
     """legged_gym's ``step -> (obs, privileged_obs or None, reward, reset_buf, extras)``.
@@ -197,10 +193,6 @@ class LeggedGym(TorchSim):
         privileged = self._env.privileged_obs_buf
         named = _named(self._env.obs_buf, privileged)
         return {name: rows.clamp(-limit, limit).clone() for name, rows in named.items()}
-
-    def close(self) -> None:
-        """Close the simulator, where it can be."""
-        _close(self)
 
 
 class FinalCapture:
@@ -279,9 +271,3 @@ def _reset_all(env: Any) -> None:
     env.reset_buf.fill_(1)
     if callable(getattr(env, "reset_idx", None)):
         env.reset_idx(torch.arange(env.num_envs, device=env.reset_buf.device))
-
-
-def _close(adapter: Any) -> None:
-    env, adapter._env = adapter._env, None
-    if env is not None and callable(getattr(env, "close", None)):
-        env.close()

@@ -162,11 +162,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(sorted(name for name in gymnasium.registry if name.startswith(PREFIXES)))
 
 
-def exists(name: str) -> bool:
-    """Whether it is registered."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
     """Environments of a registered id; where this process holds a simulation, in another one.
 

@@ -87,12 +87,6 @@ class ManiSkill(TorchSim):
         first = pictures[0] if pictures.ndim == 4 else pictures
         return np.ascontiguousarray(first.cpu().numpy())
 
-    def close(self) -> None:
-        """End the simulation."""
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
-
 
 def _groups(observation: Any) -> Mapping[str, Any]:
     return observation if isinstance(observation, Mapping) else {"state": observation}
@@ -116,11 +110,6 @@ def tasks() -> tuple[str, ...]:
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     return tuple(sorted(REGISTERED_ENVS))
-
-
-def exists(name: str) -> bool:
-    """Whether it is registered."""
-    return name in tasks()
 
 
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> ManiSkill:

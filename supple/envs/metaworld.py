@@ -35,11 +35,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(sorted(ALL_V3_ENVIRONMENTS))
 
 
-def exists(name: str) -> bool:
-    """Whether Meta-World has it."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
     """Environments of one task.
 

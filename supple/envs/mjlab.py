@@ -102,12 +102,6 @@ class Mjlab(TorchSim):
             raise NotImplementedError(f"{self.spec.task_id} was made without render=True")
         return np.ascontiguousarray(picture)
 
-    def close(self) -> None:
-        """Release the renderer and recorders."""
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
-
 
 def _joints(env: Any) -> tuple[str, ...]:
     """Joint names of the driven robot, in its own order."""
@@ -172,11 +166,6 @@ def tasks() -> tuple[str, ...]:
     from mjlab.tasks.registry import list_tasks
 
     return tuple(list_tasks())
-
-
-def exists(name: str) -> bool:
-    """Whether it is registered."""
-    return name in tasks()
 
 
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Mjlab:

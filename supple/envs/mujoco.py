@@ -157,11 +157,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(TASKS)
 
 
-def exists(name: str) -> bool:
-    """Whether it is one of them."""
-    return name in TASKS
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> MujocoVector:
     """Environments of a task, in as many threads as torch uses.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import gymnasium
 import torch
 
 from supple.envs import installed
-from supple.envs.gym import GymVector, wrap_factory
+from supple.envs.gym import GymVector, registered
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -37,11 +36,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(sorted(myosuite.myosuite_env_suite))
 
 
-def exists(name: str) -> bool:
-    """Whether it is registered."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
     """Environments of a registered id.
 
@@ -52,13 +46,4 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     installed.require("myosuite", "myosuite", task_id)
     import myosuite  # noqa: F401 - registers its ids
 
-    def one(**options: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(name, disable_env_checker=True, **options)
-
-    return wrap_factory(
-        one,
-        settings,
-        task_id=task_id,
-        device=device,
-        render=render,
-    )
+    return registered(name, settings, task_id=task_id, device=device, render=render)

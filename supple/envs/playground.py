@@ -52,11 +52,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(sorted(_registry().ALL_ENVS))
 
 
-def exists(name: str) -> bool:
-    """Whether it is registered."""
-    return name in tasks()
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Playground:
     """Environments of a registered task; pushes and domain randomisation are as it ships them.
 

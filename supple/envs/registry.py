@@ -107,16 +107,16 @@ class Simulator:
 
 
 class Adapter(Protocol):
-    """What the module of a simulator offers; importing it must work without the simulator."""
+    """What the module of a simulator offers; importing it must work without the simulator.
+
+    ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists.
+    """
 
     def status(self) -> str:
         """Whether it can run here, and if not, what to install."""
 
     def tasks(self) -> tuple[str, ...]:
         """Task names without the simulator's prefix, as far as they can be told here."""
-
-    def exists(self, name: str) -> bool:
-        """Whether ``name`` is a task; may know more than ``tasks`` lists."""
 
     def build(self, name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
         """The environments of a task, not yet reset.
@@ -186,7 +186,8 @@ def check_task(task: str) -> None:
             f" {', '.join(ADAPTERS)}, or your own as module:callable"
         )
     adapter = _adapter(simulator)
-    if not adapter.exists(name):
+    exists = getattr(adapter, "exists", adapter.tasks().__contains__)
+    if not exists(name):
         near = _nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
 

@@ -86,12 +86,6 @@ class RslRl(TorchSim):
             final = None
         return Outcome(dict(observation), reward, ended & ~truncated, truncated, final=final)
 
-    def close(self) -> None:
-        """Close the simulator, where it can be."""
-        env, self._env = self._env, None
-        if env is not None and callable(getattr(env, "close", None)):
-            env.close()
-
 
 def taken(extras: MutableMapping[str, Any], key: str) -> Any | None:
     """An entry of ``extras``, taken out: what is not written again must not be read again."""

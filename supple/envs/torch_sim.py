@@ -50,6 +50,9 @@ class TorchSim(Env):
     generators, so that two environments in one process never share a stream.
     """
 
+    _env: Any = None
+    """The simulator itself, where it is an object; closed with this one."""
+
     def __init__(self, groups: Groups, *, action: ActionSpec, **facts: Any) -> None:
         self._groups = groups
         self.spec = EnvSpec(observation=groups.widths, action=action, **facts)
@@ -98,6 +101,12 @@ class TorchSim(Env):
             valid=outcome.valid,
             success=None if outcome.success is None else _flag(outcome.success),
         )
+
+    def close(self) -> None:
+        """Close the simulator, where it can be."""
+        env, self._env = self._env, None
+        if callable(getattr(env, "close", None)):
+            env.close()
 
 
 def _flag(value: Tensor) -> Tensor:

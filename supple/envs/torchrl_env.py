@@ -107,9 +107,3 @@ class TorchRL(TorchSim):
         raise InputError(
             f"{task_id} has action spec {name}: expected Bounded, Unbounded, OneHot or Categorical"
         )
-
-    def close(self) -> None:
-        """Close the environment."""
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()

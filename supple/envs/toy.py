@@ -266,11 +266,6 @@ def tasks() -> tuple[str, ...]:
     return tuple(TOY_TASKS)
 
 
-def exists(name: str) -> bool:
-    """Whether there is such a toy."""
-    return name in TOY_TASKS
-
-
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
     """The adapter's ``build``; toys draw nothing."""
     return make_toy(name, settings.num_envs, device)
