@@ -91,7 +91,7 @@ def jobs(out: Path, utd: int, critics: Sequence[str], seeds: Sequence[int]) -> l
 
 def measured(target: Target, *, whole: bool) -> Iterator[Reading]:
     """``fit_gap`` of the critic of one checkpoint."""
-    subject = subject_of(target.agent, seed=target.settings.seed, env_steps=target.env_steps)
+    subject = subject_of(target.agent, seed=target.settings.seed)
     context = Context(subject=subject, data=target.data, suite="full" if whole else "standard")
     view = subject.views["critic"]
     facts: dict[str, Any] = {"metric": "fit_gap", "network": "critic", "params": FAMILY}

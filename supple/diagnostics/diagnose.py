@@ -344,8 +344,6 @@ class _Work:
         return subject_of(
             target.agent,
             seed=self.options.seed,
-            env_steps=target.env_steps,
-            label=target.label,
             channels=layout_of(target.spec, tuple(target.spec.observation), self._noise).channels,
         )
 

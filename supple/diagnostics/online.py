@@ -142,7 +142,7 @@ class Online:
             if not self.governor.allows(tiers):
                 tiers = ()
             if tiers:
-                self._measure(tiers, env_steps)
+                self._measure(tiers)
         if tiers:
             self.governor.charge(self._clock() - began, tiers)
             periods = (self._settings.tier1_period, self._settings.tier2_period)
@@ -203,8 +203,8 @@ class Online:
 
     # --- measuring --------------------------------------------------------------------------
 
-    def _measure(self, tiers: tuple[int, ...], env_steps: int) -> None:
-        subject = subject_of(self._agent, seed=self._seed, env_steps=env_steps)
+    def _measure(self, tiers: tuple[int, ...]) -> None:
+        subject = subject_of(self._agent, seed=self._seed)
         anchor = None if self._anchor is None else self._anchor.to(self._agent.device)
         context = Context(subject=subject, data=DataSets(recent=self.recent(), anchor=anchor))
         for tier in tiers:

@@ -47,8 +47,6 @@ class Subject(ABC):
     Args:
         agent: read, never changed.
         seed: of the run; the measurements' random numbers come from it and the update count.
-        env_steps: environment steps the agent has seen.
-        label: how reports call it.
         channels: of the observations, all of them in their order, where the adapter describes them.
     """
 
@@ -71,15 +69,11 @@ class Subject(ABC):
         agent: Agent,
         *,
         seed: int,
-        env_steps: int = 0,
-        label: str = "",
         channels: Sequence[Channel] = (),
     ) -> None:
         self.agent = agent
         self.channels = channels
         self.seed = seed
-        self.env_steps = env_steps
-        self.label = label
 
     @property
     def updates(self) -> int:
@@ -151,10 +145,6 @@ class Subject(ABC):
         """Alpha log pi(a | s) of the stored actions, (N,), by which soft values differ; else 0."""
 
     @abstractmethod
-    def action_means(self, obs_ND: Tensor) -> Tensor:
-        """Deterministic actions (N, A) in [-1, 1], or logits (N, choices)."""
-
-    @abstractmethod
     def policy_params(self, obs_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log standard deviations before squashing; logits twice where discrete."""
 
@@ -165,10 +155,6 @@ class Subject(ABC):
     def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients as the optimiser gets them."""
         return gradients
-
-    @abstractmethod
-    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions drawn from the policy, as the environment takes them."""
 
     @abstractmethod
     def projected(self, role: str) -> bool:
@@ -192,8 +178,6 @@ def subject_of(
     agent: Agent,
     *,
     seed: int,
-    env_steps: int = 0,
-    label: str = "",
     channels: Sequence[Channel] = (),
 ) -> Subject:
     """The subject of an agent; arguments as ``Subject`` takes them.
@@ -208,8 +192,7 @@ def subject_of(
     kinds: dict[type[Agent], type[Subject]] = {FlashSAC: FlashSACSubject, PPO: PPOSubject}
     for kind, subject in kinds.items():
         if isinstance(agent, kind):
-            facts = {"seed": seed, "env_steps": env_steps, "label": label, "channels": channels}
-            return subject(agent, **facts)  # type: ignore[arg-type]
+            return subject(agent, seed=seed, channels=channels)
     raise InputError(
         f"diagnostics know {', '.join(each.__name__ for each in kinds)}, got"
         f" {type(agent).__name__}: write a Subject for it (diagnostics/subject.py)"

@@ -214,13 +214,6 @@ class FlashSACSubject(Subject):
         found: tuple[Tensor, Tensor] = self._actor(obs_ND, train=False)
         return found
 
-    @torch.no_grad()
-    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
-        """From the squashed Gaussian, without the held noise of training."""
-        mean, log_std = self.policy_params(obs_ND)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return torch.tanh(mean + log_std.exp() * noise)
-
     def moments(self, role: str) -> Moments:
         """Of its own Adam."""
         agent = self.agent

@@ -117,12 +117,6 @@ class PPOSubject(Subject):
         """None: values are not soft."""
         return torch.zeros_like(data.reward)
 
-    def action_means(self, obs_ND: Tensor) -> Tensor:
-        """The mode, or logits."""
-        view = self.views["actor"]
-        head = view.outputs(view.module, obs_ND)[0]
-        return head if self.discrete else self._distribution.mode(head)
-
     def policy_params(self, obs_ND: Tensor) -> tuple[Tensor, Tensor]:
         """As the distribution describes itself."""
         view = self.views["actor"]
@@ -131,16 +125,6 @@ class PPOSubject(Subject):
             return params, params
         mean, log_std = params.chunk(2, dim=-1)
         return mean, log_std
-
-    @torch.no_grad()
-    def sample(self, obs_ND: Tensor, generator: torch.Generator) -> Tensor:
-        """From the distribution."""
-        distribution, view = self._distribution, self.views["actor"]
-        params = distribution.params(view.outputs(view.module, obs_ND)[0])
-        draw = torch.rand if distribution.uniform else torch.randn
-        shape = (len(obs_ND), self.agent.spec.action.size)
-        noise = draw(shape, generator=generator, device=obs_ND.device)
-        return distribution.action(distribution.sample(params, noise))
 
     def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """To the joint norm that the settings allow."""
