@@ -106,6 +106,21 @@ def has_compiler(device: torch.device) -> bool:
     return shutil.which(os.environ.get("CXX", default)) is not None
 
 
+@contextlib.contextmanager
+def float32_products(precision: str, switch: Any = torch.backends.cuda.matmul) -> Iterator[None]:
+    """A block in which float32 matrices are multiplied as one of torch's ``fp32_precision``.
+
+    Args:
+        precision: ``ieee``, ``tf32`` or ``bf16``.
+        switch: whose; it is the whole process's.
+    """
+    before, switch.fp32_precision = switch.fp32_precision, precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
 class Region(Generic[T]):
     """One function of tensors, prepared at its first call.
 

@@ -12,11 +12,10 @@ from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.flashsac import Batch
 from supple.agents.flashsac_settings import CRITICS
-from supple.bench.table import tf32
 from supple.cli import DONE, main
 from supple.configs import default_settings
 from supple.quarantine import Quarantine
-from supple.region import Compute
+from supple.region import Compute, float32_products
 from supple.replay import Replay, ReplaySettings
 from tests.agents.small_agents import (
     ACTIONS,
@@ -108,7 +107,7 @@ def test_other_precisions_differ_by_their_rounding(precision, critic):
     for seed in range(4):
         given = to(given_to(plain, seed), CUDA)
         expected = plain.learn(*given)
-        with tf32() if precision == "tf32" else contextlib.nullcontext():
+        with float32_products("tf32") if precision == "tf32" else contextlib.nullcontext():
             found = other.learn(*given)
         assert other.compute.compile
         loss, same = (metrics["critic/loss"].item() for metrics in (found, expected))

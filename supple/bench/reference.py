@@ -16,7 +16,7 @@ import torch
 from supple.agents import FlashSACSettings
 from supple.bench.table import RING_ROWS, Shape
 from supple.errors import InputError
-from supple.region import has_bfloat16
+from supple.region import float32_products, has_bfloat16
 
 
 def reference_updates(checkout: Path, shape: Shape) -> dict[str, Callable[[], object]]:
@@ -119,10 +119,5 @@ def _updates(checkout: Path, shape: Shape, *, shipped: bool) -> Callable[[], obj
 
 def in_bfloat16(step: Callable[[], object]) -> None:
     """Run with oneDNN's switch that takes float32 products in bfloat16."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
+    with float32_products("bf16", torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
         step()
-    finally:
-        matmul.fp32_precision = before

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +62,6 @@ def precisions(device: torch.device) -> list[Precision]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         found.append("tf32")
     return [*found, "bfloat16"] if has_bfloat16(device) else found
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Where float32 products may take tf32; the switch is the whole process's."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -22,9 +22,8 @@ from supple.bench.table import (
     filled_ring,
     interleaved,
     row,
-    tf32,
 )
-from supple.region import Compute, Precision, capture
+from supple.region import Compute, Precision, capture, float32_products
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -69,7 +68,7 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
 
 def _switched(step: Callable[[], object], precision: Precision) -> Callable[[], object]:
     def switched() -> None:
-        with tf32():
+        with float32_products("tf32"):
             step()
 
     return switched if precision == "tf32" else step

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from supple.agents.base import Agent
+from supple.region import float32_products
 
 
 @contextlib.contextmanager
@@ -26,13 +27,10 @@ def isolated(agent: Agent) -> Iterator[None]:
     cuda = device.type == "cuda"
     state = torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state(device) if cuda else None
-    precision = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
-        with torch.autocast(device.type, enabled=False):
+        with float32_products("ieee"), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = precision
         torch.set_rng_state(state)
         if cuda_state is not None:
             torch.cuda.set_rng_state(cuda_state, device)
