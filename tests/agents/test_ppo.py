@@ -462,7 +462,9 @@ def test_every_form_updates_saves_and_continues_with_the_same_bits(spec, changes
     assert_same_bits(agent.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize("changes", [{}, {"memory": 4}, {"kl_stop": 1e-3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"memory": 4, "sequence_steps": 3}, {"kl_stop": 1e-3}], ids=str
+)
 def test_compiled_updates_agree_with_eager_ones(changes):
     agents = [small_agent(compute=Compute(compile=on), **changes) for on in (False, True)]
     for agent in agents:

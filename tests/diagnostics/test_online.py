@@ -65,18 +65,18 @@ def as_it_is(settings):
         ("flow", as_it_is),
         ("ppo", as_it_is),
         ("ppo_discrete", as_it_is),
-        pytest.param("ppo_discrete", compiled, marks=pytest.mark.slow),
+        ("ppo_discrete", compiled),
     ],
 )
 def test_training_is_the_same_with_and_without(tmp_path, kind, path, request):
-    # The whole FlashSAC takes minutes to compile: its graphs run as they were traced.
-    graphs = request.getfixturevalue("traced_graphs") if kind == "categorical" else []
+    # Compiling takes a minute or two: graphs run as they were traced.
+    graphs = request.getfixturevalue("traced_graphs") if path is compiled else []
     with_, without = tmp_path / "with", tmp_path / "without"
     for folder, period in ((with_, 10), (without, 0)):
         settings = settings_of(folder, kind, period=period)
         path(settings)
         run_whole(settings)
-    assert bool(graphs) == (path is compiled and kind == "categorical")
+    assert bool(graphs) == (path is compiled)
     assert_same_bits(agent_state(with_), agent_state(without))
     rows, plain = deterministic_rows(with_), deterministic_rows(without)
     assert rows.keys() == plain.keys()
