@@ -397,6 +397,20 @@ def plasticity() -> str:
     return f"{grid(list(critics[0]), body)}\n\n{source('utd_plasticity', table)}"
 
 
+def plasticity_returns() -> str:
+    """What each critic's runs earned at the end, by updates per step."""
+    table = [row for row in rows("utd_plasticity", network="critic") if row["return"]]
+    utds = sorted({int(row["utd"]) for row in table})
+    earned: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    for row in table:
+        earned[row["critic"], int(row["utd"])][row["seed"]] = f"{float(row['return']):.0f}"
+    body = [
+        (critic, *(", ".join(earned[critic, utd].values()) for utd in utds))
+        for critic in sorted({critic for critic, _ in earned})
+    ]
+    return grid(("return, each seed", *(f"UTD {utd}" for utd in utds)), body)
+
+
 def plasticity_online() -> str:
     """How the cheap metrics of training followed it."""
     _, ranks = utd_plasticity.summary()
@@ -469,6 +483,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "process_curves": process_curves,
     "update": update,
     "plasticity": plasticity,
+    "plasticity_returns": plasticity_returns,
     "plasticity_online": plasticity_online,
     "gpu_kernels": gpu_kernels,
     "latency": latency,
