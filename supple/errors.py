@@ -51,11 +51,12 @@ def require_values(settings: Any, prefix: str) -> None:
         value = getattr(settings, item.name)
         flag = prefix + item.name.replace("_", "-")
         choices = _choices(kind).get(item.name, ())
+        whole = value if isinstance(value, tuple) else (value,)
         if dataclasses.is_dataclass(value):
             require_values(value, flag + ".")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number, got {value}")
-        elif isinstance(value, int) and abs(value) >= 2**63:
+        elif any(isinstance(each, int) and abs(each) >= 2**63 for each in whole):
             raise InputError(f"{flag} must lie within 64 bits, got {value}")
         elif choices and value not in choices:
             raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value}")

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.experiments import command
 from benchmarks.experiments.high_utd_control import interval80
@@ -46,6 +47,7 @@ from supple.bench.table import append, read
 from supple.diagnostics.alarms import Alarms
 from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.isolation import isolated
+from supple.diagnostics.linalg import rank_correlation
 from supple.diagnostics.reading import Reading
 from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite import learning
@@ -208,11 +210,11 @@ def summary() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
             for name in CHEAP:
                 if row[name]:
                     tracked[name].append((float(row[name]), float(row["fit_gap"])))
-    ranks = [
-        {"online metric": name, "rank correlation with fit_gap": f"{spearman(pairs):.2f}"}
-        for name, pairs in tracked.items()
-        if len({value for value, _ in pairs}) > 2
-    ]
+    ranks = []
+    for name, pairs in tracked.items():
+        if len({value for value, _ in pairs}) > 2:
+            related = float(rank_correlation(*torch.tensor(pairs).T))
+            ranks.append({"online metric": name, "rank correlation with fit_gap": f"{related:.2f}"})
     return [line(key, gaps, warned[key]) for key in sorted(warned)], ranks
 
 
@@ -247,12 +249,6 @@ def line(
         "from step": "-" if when is None else str(when),
         "first warning": said,
     }
-
-
-def spearman(pairs: Sequence[tuple[float, float]]) -> float:
-    """Rank correlation; ties in order of appearance."""
-    ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
-    return float(np.corrcoef(ranks[:, 0], ranks[:, 1])[0, 1])
 
 
 def main() -> None:

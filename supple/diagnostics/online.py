@@ -49,26 +49,30 @@ class Governor:
         self._share: float | None = None
         self._over = self._under = 0
         self._began = clock()
-        self._costs: dict[tuple[int, ...], float] = {}
+        self._costs: dict[tuple[int, ...], deque[float]] = {}
         self.stretch = 1
         """What periods are multiplied with."""
         self.spent = 0.0
         """Seconds measured so far [s]."""
 
     def allows(self, tiers: tuple[int, ...]) -> bool:
-        """Whether all calls so far and one of these tiers, as long as their newest, keep the share.
+        """Whether all calls so far and one of these tiers keep to the share of the time.
 
         A stretched period says what the next calls will cost; this repays what earlier ones did.
+        Expected is the shorter of the tiers' last two calls, since one may be slow by chance.
         """
-        expected = self.spent + self._costs.get(tiers, 0.0)
+        expected = self.spent + min(self._costs.get(tiers) or (0.0,))
         return expected <= self._limit * (self._clock() - self._began)
 
     def charge(self, seconds: float, tiers: tuple[int, ...]) -> None:
-        """Account for one call; the first, which warms up, says nothing of the next."""
+        """Account for one call; the first of its tiers, which warms up, foretells nothing."""
         now = self._clock()
         self.spent += seconds
+        if tiers in self._costs:
+            self._costs[tiers].append(seconds)
+        else:
+            self._costs[tiers] = deque(maxlen=2)
         if self._last is not None:
-            self._costs[tiers] = seconds
             share = seconds / max(now - self._last, 1e-9)
             self._share = share if self._share is None else 0.5 * (self._share + share)
             self._judge(self._share)

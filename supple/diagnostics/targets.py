@@ -176,7 +176,8 @@ def _own_data(target: Target, found: Checkpoint) -> DataSets:
     """What the checkpoint brings along, or else its replay rows hold."""
     agent = target.agent
     with following_format(target.path):
-        data = stored_sets(found.state.get("diagnostics") or {}).to(agent.device)
+        data = stored_sets(found.state.get("diagnostics") or {})
+    data = data.to(agent.device)
     if data.recent is not None:
         return data
     try:

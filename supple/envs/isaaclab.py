@@ -77,7 +77,7 @@ class IsaacLab(TorchSim):
             max_episode_steps=int(env.max_episode_length),
             control_dt=float(env.step_dt),
             has_final_obs=bool(getattr(env.cfg, "compute_final_obs", False)),
-            deployment=_deployment(env, term, groups.source("policy")),
+            deployment=_deployment(env, term, groups.source("policy"), action_bound),
             channels=tuple(described) if described else None,
         )
         _alive.add(self)
@@ -106,11 +106,11 @@ class IsaacLab(TorchSim):
             self._launched.__exit__(None, None, None)
 
 
-def _deployment(env: Any, term: Any, policy_group: str) -> Deployment:
+def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deployment:
     """What the managers and the articulation know; a direct workflow's code tells only timing."""
     if term is None:
         return Deployment(sim_dt=float(env.physics_dt), decimation=int(env.cfg.decimation))
-    facts = managers.action_facts(term)
+    facts = managers.action_facts(term, bound)
     robot, joints = term._asset, term._joint_ids
     limits = _row(robot, "joint_pos_limits", joints)
     history = managers.history_length(env, policy_group)

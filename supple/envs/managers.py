@@ -46,16 +46,22 @@ def joint_names(term: Any) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def action_facts(term: Any) -> dict[str, Any]:
-    """Names, mode, scale and offset of a joint action, as fields of ``Deployment``."""
+def action_facts(term: Any, bound: float) -> dict[str, Any]:
+    """Names, mode, scale and offset of a joint action, as fields of ``Deployment``.
+
+    Args:
+        term: its scale is per unit of the simulator's action.
+        bound: that action at the policy's 1.
+    """
     names = joint_names(term)
     assert names is not None
     kind = type(term).__name__
+    scale = per_joint(getattr(term, "_scale", None), len(names))
     mode = next((mode for start, mode in MODES.items() if kind.startswith(start)), None)
     return {
         "joint_names": names,
         "control_mode": mode,
-        "action_scale": per_joint(getattr(term, "_scale", None), len(names)),
+        "action_scale": None if scale is None else tuple(bound * each for each in scale),
         "action_offset": per_joint(getattr(term, "_offset", None), len(names)),
     }
 

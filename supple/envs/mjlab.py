@@ -68,7 +68,7 @@ class Mjlab(TorchSim):
             device=torch.device(env.device),
             max_episode_steps=env.max_episode_length or None,
             control_dt=env.step_dt,
-            deployment=_deployment(env, groups.source("policy")),
+            deployment=_deployment(env, groups.source("policy"), action_bound),
             channels=tuple(described) if described else None,
         )
 
@@ -109,13 +109,13 @@ def _joints(env: Any) -> tuple[str, ...]:
     return tuple(term._entity.joint_names) if term is not None else ()
 
 
-def _deployment(env: Any, policy_group: str) -> Deployment | None:
+def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     """What the action term, the robot and the MuJoCo model know; None without a joint action."""
     term = managers.joint_action(env)
     if term is None:
         return None
     robot, joints = term._entity, term.target_ids
-    facts = managers.action_facts(term)
+    facts = managers.action_facts(term, bound)
     gains = _gains(env.sim.mj_model, facts["joint_names"])
     history = managers.history_length(env, policy_group)
     return Deployment(

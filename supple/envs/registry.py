@@ -186,7 +186,7 @@ def check_task(task: str) -> None:
             f" {', '.join(ADAPTERS)}, or your own as module:callable"
         )
     adapter = _adapter(simulator)
-    exists = getattr(adapter, "exists", adapter.tasks().__contains__)
+    exists = getattr(adapter, "exists", None) or adapter.tasks().__contains__
     if not exists(name):
         near = _nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")

@@ -135,6 +135,6 @@ def _read(replay: Replay, path: Path) -> Mapping[str, Tensor]:
     if farthest > 1 + 1e-6:
         raise InputError(
             f"{path}: actions reach {farthest:.4g}, expected the policy's [-1, 1]: map the"
-            " simulator's bounds to it"
+            " simulator's bounds to it, and clip what lies beyond"
         )
     return {key: data[key].to(replay.device) for key in shapes}

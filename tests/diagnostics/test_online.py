@@ -1,5 +1,8 @@
 """Diagnostics while training: they change nothing, keep to their time, and say what they see."""
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -169,23 +172,37 @@ def test_what_early_calls_cost_too_much_is_repaid(tier1):
     now = [0.0]
     governor = Governor(0.03, lambda: now[0])
     periods = 1_000, 10_000
-    calls, known, due = 0, set(), list(periods)
+    calls, due = Counter(), list(periods)
     for update in range(100_000):
         now[0] += 0.02
         tiers = tuple(tier for tier in (0, 1) if update >= due[tier])
         if tiers and governor.allows(tiers):
-            cost = 9.0 if calls == 0 else tier1 + (4.0 if 1 in tiers else 0.0)
+            cost = 9.0 if not calls else tier1 + (4.0 if 1 in tiers else 0.0)
             now[0] += cost
             governor.charge(cost, tiers)
             for tier in tiers:
                 due[tier] = update + periods[tier] * governor.stretch
-            if tiers in known:
+            if calls[tiers] > 1:
                 assert governor.spent <= 0.03 * now[0]
-            if calls:  # the first warms up
-                known.add(tiers)
-            calls += 1
-    assert calls > 10
+            calls[tiers] += 1
+    assert calls.total() > 10
     assert governor.spent <= 0.03 * now[0]
+
+
+def test_one_slow_call_silences_nothing_for_long():
+    now = [0.0]
+    governor = Governor(0.03, lambda: now[0])
+    moments, due = [], 1_000
+    for update in range(200_000):
+        now[0] += 0.01
+        if update >= due and governor.allows((0,)):
+            cost = 30.0 if len(moments) == 3 else 0.3
+            now[0] += cost
+            governor.charge(cost, (0,))
+            moments.append(now[0])
+            due = update + 1_000 * governor.stretch
+    assert moments[4] - moments[3] > 900  # it is repaid
+    assert max(after - before for before, after in pairwise(moments[4:])) < 100
 
 
 def test_settings_name_their_flag():

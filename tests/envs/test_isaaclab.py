@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from supple.envs import EnvSettings, isaaclab, make
+from supple.envs import EnvSettings, isaaclab, make, managers
 from supple.envs.check import check_env
 from supple.envs.isaaclab import IsaacLab
 from supple.errors import InputError, SimulatorError
@@ -51,6 +51,13 @@ class FakeIsaacLab(Cart):
 
 def wrapped(**options):
     return IsaacLab(FakeIsaacLab(**options), task_id="isaaclab/fake")
+
+
+def test_a_joints_scale_is_per_unit_of_the_policys_action():
+    term = SimpleNamespace(_joint_names=["hip", "knee"], _scale=0.5, _offset=0.1)
+    facts = managers.action_facts(term, 3.0)  # the policy's 1 is the simulator's 3
+    assert facts["action_scale"] == (1.5, 1.5)
+    assert facts["action_offset"] == (0.1, 0.1)
 
 
 def test_isaac_labs_contract_is_kept():

@@ -93,6 +93,7 @@ def _product(
     chains short enough that their rounding does not add up.
     """
     CHAIN: tl.constexpr = AT_A_STRETCH if EXACT and H > AT_A_STRETCH else H
+    tl.static_assert(CHAIN == H or CHAIN % BK == 0)
     total = tl.zeros((R, W), tl.float32)
     if CHAIN == H:
         return _chain(
