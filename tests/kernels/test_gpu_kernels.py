@@ -155,6 +155,7 @@ def test_default_tiles_of_width_256_compile_without_spills_for_every_gpu(tmp_pat
         name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
     } | {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "supple.kernels.critic_integration.aot", "--widths", "256"]
+    command += ["--products", "bfloat16", "float32"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if "sm_" in line]

@@ -29,7 +29,8 @@ from supple.kernels.critic_integration.fused import TABLE_POINTS
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
 """Largest shared memory of a block (CUDA C++ programming guide, compute capabilities)."""
 WIDTHS = (64, 256, 512)
-PRODUCTS = ("bfloat16", "float32")
+PRODUCTS = ("bfloat16", "float32", "exact")
+"""The last: float32 one by one and states encoded exactly; the others read a table."""
 FORMS = {
     "flow": Form(
         encoding=ValueEncoding(low=-5.1, high=5.1), activation="relu", norm="rms", norm_first=True
@@ -66,8 +67,10 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
     """Compile one kernel and read its resources from the assembler's report."""
     backward = kernel == "backward"
     function = gpu.backward_kernel if backward else gpu.forward_kernel
-    tile = gpu.tile_for(width, getattr(torch, products), backward=backward)
-    shape = gpu.constants(FORMS[form], width, depth=2, points=TABLE_POINTS)
+    exact = products == "exact"
+    dtype = torch.float32 if exact else getattr(torch, products)
+    tile = gpu.tile_for(width, dtype, exact=exact, backward=backward)
+    shape = gpu.constants(FORMS[form], width, depth=2, points=0 if exact else TABLE_POINTS)
     constexprs: dict[str, Any] = {
         **shape,
         "HAS_SHIFT": not FORMS[form].norm_first,
@@ -76,7 +79,7 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
     }
     if not backward:
         constexprs["SAVE"] = True
-    half = {"bfloat16": "*bf16", "float32": "*fp32"}[products]
+    half = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     signature = {}
     for name in function.arg_names:
         if name in constexprs:
