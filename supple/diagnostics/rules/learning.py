@@ -22,6 +22,9 @@ CONSECUTIVE = 3
 """Checkpoints in a row at which V7's ratio must exceed its line."""
 FROZEN = 0.01
 """Step sizes below this share of their reference support V8."""
+ROUNDING = 1e-7
+"""Smallest share of itself by which float32 can change: restoring norms alone turns weights by
+less, also where the learning rate is 0 and no step is expected."""
 
 
 def plasticity_loss(evidence: Evidence) -> Verdict | None:
@@ -147,9 +150,7 @@ def frozen(evidence: Evidence) -> Verdict | None:
     epsilon = evidence.highest("eps_frac")
     churn = evidence.highest("churn_mean") or evidence.highest("churn_act")
     reference = moved.reading.reference.get("expected") if moved is not None else None
-    stands = moved is not None and (
-        moved.value < FROZEN * reference if reference else moved.value == 0
-    )
+    stands = moved is not None and (moved.value < max(FROZEN * (reference or 0.0), ROUNDING))
     eaten = epsilon is not None and epsilon.value > 0.5
     still = churn is not None and churn.value < 1e-6
     if not (stands or (eaten and still)):
