@@ -168,7 +168,7 @@ def learning_curves(source: Source) -> Iterator[Figure]:
                 title,
                 f"{target['label']}, mean of {len(curves['this network'])} smooth functions",
                 frame.render(title),
-                "Above the untrained ones at the end: part of the ability to learn is gone.",
+                "Where it ends far above the untrained ones, part of the ability to learn is gone.",
             )
 
 
