@@ -35,7 +35,7 @@ HEALTHY = Path(__file__).parents[2] / "benchmarks" / "results" / "healthy.csv"
 def verdicts(*checkpoints):
     """Of the last of these checkpoints, each a list of readings, by rule."""
     document = Document(command="", suite="standard", device="cpu", seed=0)
-    evidence = []
+    evidence = list[Evidence]()
     for number, readings in enumerate(checkpoints):
         for each in readings:
             document.add(number, each)

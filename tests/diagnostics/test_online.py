@@ -172,7 +172,8 @@ def test_what_early_calls_cost_too_much_is_repaid(tier1):
     now = [0.0]
     governor = Governor(0.03, lambda: now[0])
     periods = 1_000, 10_000
-    calls, due = Counter(), list(periods)
+    calls = Counter[tuple[int, ...]]()
+    due = list(periods)
     for update in range(100_000):
         now[0] += 0.02
         tiers = tuple(tier for tier in (0, 1) if update >= due[tier])
@@ -192,7 +193,7 @@ def test_what_early_calls_cost_too_much_is_repaid(tier1):
 def test_one_slow_call_silences_nothing_for_long():
     now = [0.0]
     governor = Governor(0.03, lambda: now[0])
-    moments, due = [], 1_000
+    moments, due = list[float](), 1_000
     for update in range(200_000):
         now[0] += 0.01
         if update >= due and governor.allows((0,)):
