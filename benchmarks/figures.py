@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from torch import Tensor
 
+from benchmarks.experiments import utd_plasticity
 from supple.agents.critics import project_to_atoms
 from supple.agents.exploration import HeldNoise, NoiseSettings, zeta_cdf
 from supple.agents.flow_critics import FlowRange
@@ -144,7 +145,7 @@ def plasticity() -> Figure:
     found = [
         row
         for row in rows("utd_plasticity", network="critic", targets="smooth")
-        if row["fit_gap"] and row["steps of fitting"] != "500"
+        if row["fit_gap"] and row["steps of fitting"] != utd_plasticity.WHOLE
     ]
     every = sorted({int(row["utd"]) for row in found})
     figure, panels = _panels(len(every))
@@ -152,7 +153,7 @@ def plasticity() -> Figure:
         own = [row for row in found if row["utd"] == str(utd)]
         for colour, (critic, table) in zip(COLOURS, by("critic", own).items(), strict=False):
             _seeds(axes, table, "step", colour, critic, of="fit_gap")
-        axes.axhline(0.2, color=GREY, lw=1, ls=":")
+        axes.axhline(utd_plasticity.LOST, color=GREY, lw=1, ls=":")
         _style(axes, "environment steps", "fit_gap" if axes is panels[0] else "")
         axes.set_title(f"{utd} update{'s' * (utd > 1)} per step", fontsize=10, color=INK)
     _legend(panels[0])

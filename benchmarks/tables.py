@@ -399,15 +399,14 @@ def plasticity() -> str:
 
 def plasticity_returns() -> str:
     """What each critic's runs earned at the end, by updates per step."""
-    table = [row for row in rows("utd_plasticity", network="critic") if row["return"]]
-    utds = sorted({int(row["utd"]) for row in table})
-    earned: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for row in table:
-        earned[row["critic"], int(row["utd"])][row["seed"]] = f"{float(row['return']):.0f}"
-    body = [
-        (critic, *(", ".join(earned[critic, utd].values()) for utd in utds))
-        for critic in sorted({critic for critic, _ in earned})
-    ]
+    last = {"steps of fitting": utd_plasticity.WHOLE}
+    table = rows("utd_plasticity", network="critic", targets="smooth", **last)
+    body, utds = [], list(by("utd", table))
+    for critic, own in sorted(by("critic", table).items()):
+        earned = [
+            [f"{float(row['return']):.0f}" for row in runs] for runs in by("utd", own).values()
+        ]
+        body.append((critic, *(", ".join(each) for each in earned)))
     return grid(("return, each seed", *(f"UTD {utd}" for utd in utds)), body)
 
 

@@ -304,12 +304,8 @@ def evaluate(arguments: list[str]) -> int:
         trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
     )
     try:
-        found = run_episodes(
-            trained.greedy,
-            env,
-            episodes=options.episodes,
-            seed=derive_seed(options.seed, "eval"),
-        )
+        seed = derive_seed(options.seed, "eval")
+        found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
     finally:
         env.close()
     if options.json:

@@ -464,7 +464,6 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._signals.close()
         with contextlib.ExitStack() as stack:  # the last first; a full disk may fail some of them
             if self._lock is not None:
                 stack.callback(self._lock.close)
@@ -475,6 +474,7 @@ class Run:
                 stack.callback(self._simulator.shutdown)
             stack.callback(self._segments.close)
             stack.callback(self._sinks.close)
+            stack.callback(self._signals.close)
 
     @property
     def seconds(self) -> float:

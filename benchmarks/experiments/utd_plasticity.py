@@ -67,6 +67,8 @@ CRITICS = {
     "flow": "--agent.critic flow",
 }
 LOST, CLEARLY = 0.2, 0.1
+WHOLE = str(learning.WHOLE["steps"])
+"""In the rows' column of that name, the steps of fitting of the whole measurement."""
 CHEAP = (
     *("dormant_0.1", "dead_var", "grad_dormant_0.01", "srank", "erank", "feature_rank"),
     *("feat_norm", "w_rms", "grad_norm", "stab_adam", "churn_q_1"),
@@ -204,7 +206,7 @@ def summary() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         warned[key][row["seed"]] = row["first warning"]
         if not row["fit_gap"]:
             continue
-        whole = row["steps of fitting"] == str(learning.WHOLE["steps"])
+        whole = row["steps of fitting"] == WHOLE
         gaps[(*key, whole)][int(row["step"])].append(float(row["fit_gap"]))
         if whole:
             for name in CHEAP:

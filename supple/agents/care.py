@@ -2,9 +2,8 @@
 
 NaN times 0 is NaN, so a bad step cannot be scaled away: what it would have changed is selected
 against what was there before, or what leads there against what changes nothing (``Adam``). The
-selection fuses into the compiled step. Run eagerly on the CPU,
-where reading a flag costs nothing, a bad step simply ends early. Steps that are finite come to the
-same bits as without any of this.
+selection fuses into the compiled step. Run eagerly on the CPU, where reading a flag costs nothing,
+a bad step simply ends early. Steps that are finite come to the same bits as without any of this.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Online:
         with isolated(self._agent):
             worked = self._keep_anchor(env_steps)
             tiers = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
-            if not self.governor.allows(tiers):
+            if tiers and not self.governor.allows(tiers):
                 tiers = ()
             if tiers:
                 self._measure(tiers)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.ppo import PPO
@@ -76,3 +77,8 @@ def settle(subject, data):
     for network in (agent.critic, agent.target_critic):
         inputs = torch.cat([each("critic", data) for each in (subject.inputs, subject.next_inputs)])
         calibrate(network, partial(network, inputs, train=True))
+
+
+def hidden_layers(subject):
+    """Linear layers of a PPO critic but for its head."""
+    return [each for each in subject.agent.critic.layers if isinstance(each, nn.Linear)][:-1]

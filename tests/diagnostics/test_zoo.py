@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from supple.diagnostics import curvature, gradients, movement
 from supple.diagnostics.data import DataSets
@@ -16,17 +15,13 @@ from supple.diagnostics.step import next_step
 from supple.diagnostics.suite.steps import changed_weights
 from supple.diagnostics.values import self_excitation, soft_returns, value_bias
 from tests.agents.small_agents import generator, random_batch, random_noise
-from tests.diagnostics.subjects import subject_with_data, transitions
+from tests.diagnostics.subjects import hidden_layers, subject_with_data, transitions
 
 
 def read(subject, data, group, name):
     found = measure(subject, DataSets(recent=data.recent), groups=[group]).readings
     assert found[name].value is not None, found[name].reason
     return found[name].value
-
-
-def hidden_layers(subject):
-    return [each for each in subject.agent.critic.layers if isinstance(each, nn.Linear)][:-1]
 
 
 def test_sixty_percent_of_hidden_units_zeroed():

@@ -149,8 +149,8 @@ def frozen(evidence: Evidence) -> Verdict | None:
     moved = evidence.highest("angle_step") or evidence.highest("update_ratio")
     epsilon = evidence.highest("eps_frac")
     churn = evidence.highest("churn_mean") or evidence.highest("churn_act")
-    reference = moved.reading.reference.get("expected") if moved is not None else None
-    stands = moved is not None and (moved.value < max(FROZEN * (reference or 0.0), ROUNDING))
+    expected = moved.reading.reference.get("expected", 0.0) if moved is not None else 0.0
+    stands = moved is not None and moved.value < max(FROZEN * expected, ROUNDING)
     eaten = epsilon is not None and epsilon.value > 0.5
     still = churn is not None and churn.value < 1e-6
     if not (stands or (eaten and still)):
