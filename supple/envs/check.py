@@ -270,11 +270,15 @@ class _Checker:
                 f"same because action.clip is True and 1 means {action.high}: scale to the bounds, "
                 "then clip to them; or set clip=False"
             )
-        narrow = max(map(abs, (*action.low, *action.high))) < 1
-        if narrow and self._differs(direction, 0.9 * direction) is None:
+        bound = max(map(abs, (*action.low, *action.high)))
+        # Little beyond the bounds, since motors that saturate may rightly not tell large actions
+        # apart; what is clipped without having been scaled does not tell these apart, either.
+        size = min(2 * bound, (1 + bound) / 2)
+        if bound < 1 and self._differs(direction, size * direction) is None:
             raise BrokenError(
-                f"actions of size 0.9 gave the same numbers as actions of size 1, expected smaller "
-                f"ones because 1 means {action.high}: the simulator saturates, scale to the bounds"
+                f"actions of size {size:g} gave the same numbers as actions of size 1, expected "
+                f"smaller ones because 1 means {action.high}: the simulator saturates, scale to "
+                "the bounds"
             )
         return "1 is the bound, and what is beyond it is clipped"
 
