@@ -33,6 +33,7 @@ TASKS: dict[str, type[Task]] = {
     "panda-grasp": PandaGrasp,
 }
 RESOLUTION = (640, 480)
+VERTICAL = np.array((0.0, 0.0, 1.0))
 
 
 class Genesis(TorchSim):
@@ -88,7 +89,9 @@ class Genesis(TorchSim):
         if self._camera is None:
             raise NotImplementedError(f"{self.spec.task_id} was made without render=True")
         focus = self._task.focus().cpu().numpy()
-        self._camera.set_pose(pos=focus + np.array(self._task.camera), lookat=focus)
+        # Without a vertical it keeps the last one, which a new direction has tilted.
+        pose = {"pos": focus + np.array(self._task.camera), "lookat": focus, "up": VERTICAL}
+        self._camera.set_pose(**pose)
         picture = self._camera.render(force_render=True)[0]
         return np.ascontiguousarray(picture)
 

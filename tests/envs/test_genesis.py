@@ -286,10 +286,12 @@ def test_a_time_out_keeps_the_last_observation_and_starts_only_its_own_row(easy)
 
 
 @pytest.mark.sim("genesis")
-def test_a_picture_is_drawn(easy):
+def test_a_picture_is_drawn_with_a_level_horizon(easy):
     picture = easy.render()
     assert picture.shape == (480, 640, 3)
     assert picture.std() > 1
+    to_the_right = easy._camera.transform[:3, 0]
+    assert to_the_right[2] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.sim("genesis")
