@@ -459,6 +459,34 @@ def simulators() -> str:
     return f"{grid(columns, body)}\n\n{source('simulators', table, note)}"
 
 
+def equality() -> str:
+    """How far the batched MuJoCo tasks are from Gymnasium's."""
+    table = rows("mujoco_equality")
+    head = ("task", "largest difference", "ends", "where one of the two ended")
+    columns = ("task", "worst difference", "ends", "other ends")
+    body = [[row[column] for column in columns] for row in table]
+    note = (
+        f"{int(table[0]['states']):,} states each; differences relative to 1 + the number's size."
+    )
+    return f"{grid(head, body)}\n\n{source('mujoco_equality', table, note)}"
+
+
+def adapters() -> str:
+    """What an adapter adds to a step of the cheapest simulator of its kind."""
+    table = rows("adapter_overhead")
+    body = [
+        (
+            f"`{row['adapter']}`",
+            f"{float(row['added ms']):.2f}",
+            f"{float(row['share of the step']):.1%}",
+        )
+        for row in table
+    ]
+    head = ("adapter", "adds, ms", "of a step")
+    note = f"64 environments, a step of {table[0]['step ms']} ms: Isaac Lab's direct cartpole."
+    return f"{grid(head, body)}\n\n{source('adapter_overhead', table, note)}"
+
+
 def rules() -> str:
     """What each rule of the diagnostics says, from its docstring."""
     said = [(rule.__doc__ or "").split("\n")[0].split(": ", 1) for rule in RULES]
@@ -488,6 +516,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "latency": latency,
     "parity": parity,
     "simulators": simulators,
+    "equality": equality,
+    "adapters": adapters,
     "rules": rules,
 }
 

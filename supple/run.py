@@ -53,6 +53,8 @@ RESULT = "result.json"
 """What a complete run came to; there is none before."""
 PLOT_SECONDS = 30.0
 """The learning curve is drawn anew this often, and at the end [s]."""
+PLOT_SHARE = 0.005
+"""More seldom where drawing would take more than this share of the time."""
 SAME_REQUEST_S = 1.0
 """Signals closer together than this ask for one stop."""
 FINAL_VIDEO_SECONDS = 10.0
@@ -137,7 +139,7 @@ class Run:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
-        self._plotted = time.monotonic()
+        self._plot_due = time.monotonic() + PLOT_SECONDS
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
         self._saved_at = -1
@@ -375,7 +377,7 @@ class Run:
         row |= self._divergence.row() | self._timing()
         self._sinks.write(self.env_steps, row, replace=written is not None)
         self.display.update({"step": self.env_steps, **row})
-        if time.monotonic() - self._plotted > PLOT_SECONDS:
+        if time.monotonic() > self._plot_due:
             self._plot()
 
     def save(self) -> Path:
@@ -543,9 +545,11 @@ class Run:
     def _plot(self) -> None:
         if not self._world.first:
             return
-        self._plotted = time.monotonic()
+        began = time.monotonic()
         self._sinks.flush()
         plots.progress_png(self.folder, self.folder / "progress.png")
+        now = time.monotonic()
+        self._plot_due = now + max(PLOT_SECONDS, (now - began) / PLOT_SHARE)
 
     def _film(self) -> None:
         try:

@@ -35,9 +35,7 @@ ADAPTERS: dict[str, str] = {
 MOST_ENVS = 2**20
 """At once: nobody's settings may fill the memory one by one."""
 UNPROVED: dict[str, str] = {
-    "playground": "conformance and its own tests passed; a short training did not improve",
     "maniskill": "never run against it: a stand-in only",
-    "genesis": "go2-walk_easy passes conformance and learned no walk; the other tasks never built",
     "humanoidbench": "never run against it: a stand-in only",
 }
 """Adapters without a row in ``benchmarks/results/simulators.csv``, and what is known of each."""

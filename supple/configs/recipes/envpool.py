@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from supple.configs.recipes.myosuite import myosuite
-from supple.configs.recipes.playground import playground
+from supple.configs.recipes.playground import walking
 
-RECIPES = {"MuJoCoPlayground/*": playground, "MyoSuite/*": myosuite}
+RECIPES = {"*Joystick*": walking, "Myo*": myosuite, "myo*": myosuite}
+"""Each task has two ids, with its suite's name before it and without."""

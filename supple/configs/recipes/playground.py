@@ -5,9 +5,10 @@ from __future__ import annotations
 from supple.configs.base import Settings
 
 
-def playground(settings: Settings) -> None:
+def walking(settings: Settings) -> None:
     """Discount 0.97."""
     settings.agent.gamma = 0.97
 
 
-RECIPES = {"*": playground}
+RECIPES = {"*Joystick*": walking}
+"""Published for the G1 and T1 following commands; its other tasks take the defaults."""
