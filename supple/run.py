@@ -167,7 +167,7 @@ class Run:
         else:
             with following_format(self._resumed.path):
                 self._restore(self._resumed)
-        self._logged = (time.monotonic(), self.env_steps, self._updates())
+        self._logged = (time.monotonic(), self.env_steps, self.agent.updates)
         return self._obs
 
     @property
@@ -490,7 +490,7 @@ class Run:
             "task": self.settings.task,
             "agent": f"{self.settings.agent_name}, preset {self.settings.preset}",
             "environment steps": f"{self.env_steps:,}",
-            "gradient steps": f"{self._updates():,}",
+            "gradient steps": f"{self.agent.updates:,}",
             "wall-clock": f"{seconds / 60:.1f} min, {self.env_steps / seconds:,.0f} env steps/s",
         }
         if self._evaluation and self._evaluated_at == self.env_steps:
@@ -514,9 +514,6 @@ class Run:
         self.stopped, self._stop_asked = True, now
         self.display.notice("stopping: finishing this step and saving (again to stop at once)")
 
-    def _updates(self) -> int:
-        return self.agent.updates
-
     def _make_eval_env(self) -> Env:
         on_gpu = self.env.spec.device.type == "cuda"
         most = self.env.spec.num_envs if on_gpu else MAX_EVALUATION_ENVS
@@ -531,7 +528,7 @@ class Run:
             self._invalid_known = self._invalid_here
 
     def _timing(self) -> dict[str, float]:
-        now, steps, updates = time.monotonic(), self.env_steps, self._updates()
+        now, steps, updates = time.monotonic(), self.env_steps, self.agent.updates
         then, steps_then, updates_then = self._logged
         self._logged = (now, steps, updates)
         elapsed = max(now - then, 1e-9)

@@ -99,7 +99,7 @@ def bench_loop(options: argparse.Namespace) -> list[dict[str, Any]]:
         stack.enter_context(run)
         with watch.part(OTHER):
             train(run)
-        steps, updates = run.env_steps, run._updates()
+        steps, updates = run.env_steps, run.agent.updates
     return rows(watch.seconds, env_steps=steps, updates=updates)
 
 

@@ -148,7 +148,6 @@ def analyse(
         scale_D=scale_D,
         kept_D=searched,
         limits=layout.limits(),
-        tolerance=lens.tolerance,
         generator=generator,
     )
     return Instability(

@@ -34,8 +34,6 @@ class Responses(NamedTuple):
     local_S: Tensor
     """Along each state's own worst direction."""
     random_KS: Tensor
-    beyond_S: Tensor
-    """Share of states whose response to the worst direction exceeds the tolerance."""
 
     @property
     def times(self) -> float | None:
@@ -75,7 +73,6 @@ def respond_to(
     scale_D: Tensor,
     kept_D: Tensor,
     limits: tuple[Tensor, Tensor],
-    tolerance: float,
     generator: torch.Generator,
 ) -> Responses:
     """Move every state along every direction.
@@ -89,7 +86,6 @@ def respond_to(
         scale_D: standard deviation of each channel.
         kept_D: which channels random directions use.
         limits: smallest and largest admissible raw values, (D,) each.
-        tolerance: what counts as a change of the decision.
         generator: draws the random directions.
     """
     # A value beyond a sensor's range that was nevertheless observed stays as it is.
@@ -111,7 +107,4 @@ def respond_to(
         least_S=curve(least_D),
         local_S=curve(local_ND),
         random_KS=torch.stack([curve(direction) for direction in random_KD]),
-        beyond_S=torch.stack(
-            [(along(worst_D, size) > tolerance).double().mean() for size in SIZES]
-        ),
     )

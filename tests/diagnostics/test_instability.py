@@ -219,7 +219,6 @@ def test_steps_stay_within_what_sensors_can_report():
         scale_D=torch.ones(2),
         kept_D=torch.tensor([True, True]),
         limits=(torch.tensor([-1.0, -math.inf]), torch.tensor([1.0, math.inf])),
-        tolerance=0.1,
         generator=torch.Generator().manual_seed(0),
     )
     first = torch.stack(seen)[:, 0, 0]
