@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 _WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 _SEED_BITS = 2**31 - 1
 """Some simulators hold their seed in 32 bits, with a sign."""
+START_METHOD = multiprocessing.get_all_start_methods()[0]
+"""Of worker processes: the platform's. Importing torchrl, as PPO's first update does, makes it
+``spawn`` for the whole process, and every later worker would import torch, for seconds."""
 
 
 class GymVector(Env):
@@ -407,7 +411,9 @@ def wrap_factory(
         return ManagedEnv(env)
 
     # Nothing is copied twice: the Flattener's arrays never share the vector environment's memory.
-    kind: Any = AsyncVectorEnv if settings.vectorization == "async" else SyncVectorEnv
+    kind: Any = SyncVectorEnv
+    if settings.vectorization == "async":
+        kind = partial(AsyncVectorEnv, context=START_METHOD)
     vector = kind([build] * settings.num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     return GymVector(
         vector,

@@ -8,7 +8,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from supple.envs import EnvSettings, make
 from supple.envs.base import Box, Discrete, EnvSpec
 from supple.envs.check import check_env
-from supple.envs.gym import GymVector
+from supple.envs.gym import START_METHOD, GymVector
 from supple.errors import InputError
 
 CPU = torch.device("cpu")
@@ -48,7 +48,8 @@ class StepCounter(gymnasium.Env):
 
 def counters(mode, kind=SyncVectorEnv):
     builders = [lambda number=number: StepCounter(number) for number in range(3)]
-    vector = kind(builders, autoreset_mode=mode)
+    context = {"context": START_METHOD} if kind is AsyncVectorEnv else {}
+    vector = kind(builders, autoreset_mode=mode, **context)
     return GymVector(vector, task_id="counters", device=CPU)
 
 

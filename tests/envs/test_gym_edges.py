@@ -215,6 +215,19 @@ def test_a_state_of_another_number_of_environments_is_refused():
         other.load_state_dict(env.state_dict())
 
 
+def test_workers_start_as_the_platform_does_whatever_was_imported():
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)  # as torchrl does when imported
+    try:
+        env = make("gym/Pendulum-v1", EnvSettings(num_envs=2, vectorization="async"))
+        assert isinstance(env, GymVector)
+        workers = {type(process)._start_method for process in env._env.processes}
+        env.close()
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert workers == {multiprocessing.get_all_start_methods()[0]}
+
+
 def test_a_dead_worker_is_an_error_and_closing_does_not_hang():
     env = make("gym/Pendulum-v1", EnvSettings(num_envs=2, vectorization="async"))
     assert isinstance(env, GymVector)
