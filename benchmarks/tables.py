@@ -478,7 +478,7 @@ def adapters() -> str:
         (
             f"`{row['adapter']}`",
             f"{float(row['added ms']):.2f}",
-            f"{float(row['share of the step']):.1%}",
+            f"{100 * float(row['share of the step']):.1f} %",
         )
         for row in table
     ]

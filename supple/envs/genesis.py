@@ -90,8 +90,7 @@ class Genesis(TorchSim):
             raise NotImplementedError(f"{self.spec.task_id} was made without render=True")
         focus = self._task.focus().cpu().numpy()
         # Without a vertical it keeps the last one, which a new direction has tilted.
-        pose = {"pos": focus + np.array(self._task.camera), "lookat": focus, "up": VERTICAL}
-        self._camera.set_pose(**pose)
+        self._camera.set_pose(pos=focus + np.array(self._task.camera), lookat=focus, up=VERTICAL)
         picture = self._camera.render(force_render=True)[0]
         return np.ascontiguousarray(picture)
 
