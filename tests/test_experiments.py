@@ -1,11 +1,20 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import high_utd_control, improvements, maze, policy_evaluation
+from benchmarks.experiments import (
+    command,
+    high_utd_control,
+    improvements,
+    maze,
+    policy_evaluation,
+    reproduction,
+)
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
+from supple import compare, machine
 from supple.bench.table import read
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
@@ -223,3 +232,39 @@ def test_a_switch_helps_only_where_its_interval_says_so():
     assert same["difference, final return"][0] == "-"
     assert same["verdict, final return"] == "no difference"
     assert {line["seeds"] for line in (first, better, same)} == {"3"}
+
+
+def test_a_curve_is_reproduced_by_what_was_said_before_any_run():
+    ends = {"gym/HalfCheetah-v4": (8900, 9000), "gym/Hopper-v4": (1000,), "dmc/dog-stand": (400,)}
+    rows = [
+        {"task": task, "seed": str(seed), "step": str(step), "return": str(value)}
+        for task, values in ends.items()
+        for seed, end in enumerate(values)
+        for step, value in ((10_000, 0), (100_000, end))
+    ]
+    cheetah, hopper, dog = reproduction.summary(rows)
+    assert cheetah["said"] == "missed"  # 8950 of 9000
+    assert hopper["said"] == "reached"  # 2120 - 1176 = 944
+    assert dog["said"] == "missed"  # 537 - 72 = 465
+    assert cheetah["published"] == "9815 ± 174 (5 seeds)"
+    assert cheetah["of published"] == "0.91"
+    assert all(reproduction.published(task)[0] > 0 for task in reproduction.TASKS)
+
+
+def test_a_finished_run_is_recorded_once_with_where_it_ran(tmp_path):
+    flags = "--preset laptop --env-steps 40 --replay.capacity 200 --agent.min-replay 100"
+    flags += " --eval.every 20 --eval.episodes 2 --eval.no-video --device cpu"
+    (job,) = compare.plan("toy/lqr", [3], [], flags.split(), tmp_path / "runs")
+    rows = tmp_path / "rows.csv"
+    command.record([job], rows, "it")
+    assert not rows.exists()
+    assert compare.run_queue([job], 1) == 0
+    versions = job.folder / "versions.json"
+    versions.write_text(json.dumps(json.loads(versions.read_text()) | {"commit": "abc"}))
+    for _ in range(2):
+        command.record([job], rows, "it", regime="few")
+    found = read(rows)
+    assert [row["step"] for row in found] == ["24", "40"]
+    named = ("regime", "task", "variant", "seed", "threads", "commit", "command")
+    said = {tuple(row[name] for name in named) for row in found}
+    assert said == {("few", "toy/lqr", "default", "3", str(machine.cores()), "abc", "it")}

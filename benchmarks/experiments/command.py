@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from supple import compare
+from supple.bench.table import append, origin, read
+from supple.display import Display
 from supple.errors import InputError
+from supple.launch import read_settings
 
 
 def parser(
@@ -29,6 +34,46 @@ def parser(
         found.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
         found.add_argument("--jobs", type=int, default=2, help="runs at once")
     return found
+
+
+def record(planned: Sequence[compare.Job], path: Path, command: str, **facts: str) -> None:
+    """Append the evaluations of finished runs that a file does not have yet.
+
+    Args:
+        planned: runs, some of them finished.
+        path: the file of results.
+        command: that makes them.
+        facts: columns in front, the same for all of these runs.
+    """
+    names = (*facts, "task", "variant", "seed")
+    known = {tuple(row[name] for name in names) for row in read(path)}
+    for job in planned:
+        own = {**facts, "task": job.task, "variant": job.variant, "seed": str(job.seed)}
+        if job.result() is None or tuple(own.values()) in known:
+            continue
+        settings, seconds = read_settings(job.folder), job.evaluations("time/seconds")
+        found = json.loads((job.folder / "versions.json").read_text())
+        made = origin(found, gpu="gpu" in found and settings.device != "cpu")
+        rows = [
+            {
+                **own,
+                "step": step,
+                "return": round(value, 1),
+                "seconds": round(seconds[step], 1),
+                "threads": settings.threads,
+                **made,
+            }
+            for step, value in job.evaluations("eval/return_mean").items()
+        ]
+        append(rows, path, command)
+
+
+def say(title: str, lines: Sequence[Mapping[str, str]]) -> None:
+    """Print a table, or that there is none yet."""
+    if lines:
+        Display.print_rows(title, list(lines))
+    else:
+        print("no finished runs yet")
 
 
 def start(main: Callable[[], None]) -> None:

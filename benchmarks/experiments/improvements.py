@@ -31,8 +31,7 @@ import numpy as np
 
 from benchmarks.experiments import command
 from supple import compare, scores
-from supple.bench.table import append, read
-from supple.display import Display
+from supple.bench.table import read
 
 ROWS = Path(__file__).parents[1] / "results" / "improvements.csv"
 COMMAND = "python -m benchmarks.experiments.improvements"
@@ -77,32 +76,8 @@ def jobs(regime: str, out: Path, seeds: Sequence[int]) -> list[compare.Job]:
     return compare.plan_tasks(tasks, seeds, named, common, out / regime)
 
 
-def collect(regime: str, planned: Sequence[compare.Job]) -> None:
-    """Rows of the finished runs that have none yet."""
-    known = {(row["regime"], row["task"], row["variant"], row["seed"]) for row in read(ROWS)}
-    for job in planned:
-        facts = {"regime": regime, "task": job.task, "variant": job.variant, "seed": job.seed}
-        if job.result() is None or tuple(map(str, facts.values())) in known:
-            continue
-        seconds = job.evaluations("time/seconds")
-        rows = [
-            {**facts, "step": step, "return": round(value, 1), "seconds": round(seconds[step], 1)}
-            for step, value in job.evaluations("eval/return_mean").items()
-        ]
-        append(rows, ROWS, COMMAND)
-
-
 Curves = dict[tuple[str, str, str], dict[str, list[float]]]
 """Returns in order by regime, task and variant, then by seed."""
-
-
-def report() -> None:
-    """Print what ``summary`` found."""
-    found = summary(read(ROWS))
-    if not found:
-        print("no finished runs yet")
-        return
-    Display.print_rows("each switch against the default", found)
 
 
 def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -161,10 +136,10 @@ def main() -> None:
         for regime in options.regimes:
             planned = jobs(regime, options.out, options.seeds)
             stopped = compare.run_queue(planned, options.jobs)
-            collect(regime, planned)
+            command.record(planned, ROWS, COMMAND, regime=regime)
             if stopped:
                 break
-    report()
+    command.say("each switch against the default", summary(read(ROWS)))
 
 
 if __name__ == "__main__":

@@ -144,18 +144,23 @@ def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> 
 
 
 def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
-    """Add rows to a file of results, with where and how they were measured."""
-    found = machine.versions()
+    """Add rows to a file of results, with where and how they were measured.
+
+    Args:
+        rows: alike; what a row says itself of the machine, as ``origin`` does, counts.
+        path: the file.
+        command: that made them.
+    """
+    # Asking for a GPU's name initialises it: only one that holds something was used.
+    used = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
     where = {
         "date": time.strftime("%Y-%m-%d"),
         "threads": torch.get_num_threads(),
         "load": f"{os.getloadavg()[0]:.1f}",
-        "machine": _where(found),
-        "versions": f"supple {found['supple']}, torch {found['torch']}",
-        "commit": found["commit"],
+        **origin(machine.versions(), gpu=used),
         "command": command,
     }
-    columns, known = [*rows[0], *where], read(path)
+    columns, known = [*(name for name in rows[0] if name not in where), *where], read(path)
     if known and list(known[0]) != columns:
         raise InputError(
             f"{path} has other columns than this table: expected {', '.join(columns)}; write to"
@@ -165,13 +170,21 @@ def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
         writer = csv.DictWriter(file, fieldnames=columns)
         if not known:
             writer.writeheader()
-        writer.writerows([row | where for row in rows])
+        writer.writerows([where | row for row in rows])
 
 
-def _where(found: Mapping[str, str]) -> str:
-    # Asking for a GPU's name initialises it: only one that holds something was used.
-    used = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
-    return "; ".join([*([found["gpu"]] if used else []), found["processor"]])
+def origin(found: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
+    """Columns for what ``machine.versions`` found, now or in a run's ``versions.json``.
+
+    Args:
+        found: as that function returns it.
+        gpu: whether a GPU that is there was used, too.
+    """
+    return {
+        "machine": "; ".join(found[part] for part in (*["gpu"] * gpu, "processor")),
+        "versions": f"supple {found['supple']}, torch {found['torch']}",
+        "commit": found["commit"],
+    }
 
 
 def read(path: Path) -> list[dict[str, str]]:
