@@ -1,12 +1,16 @@
 import dataclasses
 import json
+import os
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from benchmarks.experiments import (
     command,
+    go1,
     high_utd_control,
     improvements,
     maze,
@@ -16,6 +20,7 @@ from benchmarks.experiments import (
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple import compare, machine
 from supple.bench.table import read
+from supple.envs import EnvSettings, make
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
 from supple.replay.prefill import prefill
@@ -268,3 +273,48 @@ def test_a_finished_run_is_recorded_once_with_where_it_ran(tmp_path):
     named = ("regime", "task", "variant", "seed", "threads", "commit", "command")
     said = {tuple(row[name] for name in named) for row in found}
     assert said == {("few", "toy/lqr", "default", "3", str(machine.cores()), "abc", "it")}
+
+
+def test_the_go1_is_turned_as_its_gravity_says():
+    pitch, yaw = 0.3, 0.5
+    gravity = np.array([np.sin(pitch), 0, -np.cos(pitch)])  # nose down
+    turn = go1.rotation(gravity, yaw)
+    ahead = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    np.testing.assert_allclose(turn @ [1, 0, 0], ahead, atol=1e-12)
+    np.testing.assert_allclose(turn @ gravity, [0, 0, -1], atol=1e-12)
+    assert np.linalg.det(turn) == pytest.approx(1)
+
+
+def test_a_go1_is_measured_until_its_first_end():
+    seen = np.zeros((4, 2, 123))
+    seen[:, :, go1.COMMANDED] = 0.6, 0.8, 0.5
+    seen[:, 0, go1.VELOCITY] = 0.6, 0.5, 9.0  # up and down does not count
+    seen[2:, 1, go1.VELOCITY] = 99.0
+    live = np.array([[1, 1], [1, 1], [1, 0], [1, 0]], dtype=bool)
+    found = go1.tracking(go1.Episodes(seen, live, np.array([False, True])))
+    assert found["velocity error [m/s]"] == pytest.approx(np.sqrt((4 * 0.09 + 2 * 1) / 6))
+    assert found["standing still [m/s]"] == pytest.approx(1)
+    assert found["yaw rate error [rad/s]"] == found["standing still [rad/s]"] == pytest.approx(0.5)
+    assert found["fell"] == 0.5
+    assert not go1.walks(found)
+    assert go1.walks(found | {"velocity error [m/s]": 0.5, "fell": 0.1})
+
+
+def test_the_go1s_critic_sees_what_the_film_replays(tmp_path):
+    pytest.importorskip("envpool")
+    compare.plan(go1.TASK, [0], [], go1.FLAGS, tmp_path)  # takes the flags
+    seen = []
+    with closing(make(go1.TASK, EnvSettings(num_envs=1), device=CPU, seed=0)) as env:
+        obs = env.reset(0)["observation"]
+        for _ in range(4):
+            seen.append(obs["critic"][0].double().numpy().copy())
+            obs = env.step(torch.zeros(1, 12))["observation"]
+        commanded = obs["policy"][0, go1.COMMANDED].double().numpy()
+    seen_TD = np.stack(seen)
+    assert (seen_TD[:, go1.COMMANDED] == commanded).all()
+    np.testing.assert_allclose(np.linalg.norm(seen_TD[:, go1.GRAVITY], axis=1), 1, atol=1e-5)
+    assert (seen_TD[:, go1.GRAVITY][:, 2] < -0.9).all()
+    assert (np.abs(seen_TD[:, go1.JOINTS]) < 0.5).all()
+    if "MUJOCO_GL" in os.environ:  # where it is not, MuJoCo may be imported already, unable to draw
+        go1.film(seen_TD, 0.02, tmp_path / "film.webp")
+        assert len(list(ImageSequence.Iterator(Image.open(tmp_path / "film.webp")))) == 2
