@@ -23,7 +23,7 @@ from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
 
 ENVS = 10
-_TASK = re.compile(r"[a-z]+/[A-Za-z0-9_.-]+")
+_TASK = re.compile(r"[a-z]+(/[A-Za-z0-9_.-]+){1,2}")
 """Tasks by a registered name: a module that a bundle names is not imported."""
 
 
