@@ -35,7 +35,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from supple.errors import InputError
+from supple.errors import InputError, SimulatorError
 from supple.files import replace_file, sync_folder, write_synced
 from supple.signed_json import UNSIGNED, own_digest, parse, sha256, short, sign
 
@@ -125,7 +125,13 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
             name = f"state-{index}.safetensors"
             write_synced(temporary / name, data)
             manifest["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
-        write_synced(temporary / MANIFEST, sign(json.dumps(manifest, indent=1) + "\n"))
+        signed = sign(json.dumps(manifest, indent=1) + "\n")
+        if len(signed) > MOST_MANIFEST_BYTES:
+            raise InputError(
+                f"a checkpoint's manifest holds at most {MOST_MANIFEST_BYTES} bytes, this one"
+                f" {len(signed)}: lower --env.num-envs"
+            )
+        write_synced(temporary / MANIFEST, signed)
         sync_folder(temporary)
         if target.exists():
             # A folder cannot be renamed onto another. Killed between the two renames, the old
@@ -175,7 +181,7 @@ def following_format(path: Path, remedy: str = "use another checkpoint") -> Iter
     """
     try:
         yield
-    except InputError:
+    except (InputError, SimulatorError):
         raise
     except (
         ArithmeticError,
@@ -337,7 +343,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_tensors(file: Path, size: int, digest: str) -> dict[str, Tensor]:
+def read_whole(file: Path, size: int, digest: str) -> bytes:
+    """A file's content, if it is what a manifest says.
+
+    Raises:
+        InputError: missing, unreadable, or of another size or digest.
+    """
     found = file.stat().st_size if file.is_file() else size  # a missing one is said below
     if found != size:
         raise InputError(
@@ -349,6 +360,11 @@ def _read_tensors(file: Path, size: int, digest: str) -> dict[str, Tensor]:
             f"{file} is damaged: expected SHA-256 {short(digest)}, got {sha256(data)};"
             " use another checkpoint"
         )
+    return data
+
+
+def _read_tensors(file: Path, size: int, digest: str) -> dict[str, Tensor]:
+    data = read_whole(file, size, digest)
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except SafetensorError as error:

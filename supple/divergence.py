@@ -110,6 +110,15 @@ class Divergence:
             found["agent/rollbacks"] = float(self._rollbacks)
         return found
 
+    def state_dict(self) -> dict[str, int]:
+        """What counts over the whole run, however often it is resumed."""
+        return {"told": self._told, "dumps": self._dumps, "rollbacks": self._rollbacks}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from ``state_dict()``'s value."""
+        self._told, self._dumps = state["told"], state["dumps"]
+        self._rollbacks = state["rollbacks"]
+
     def _roll_back(self, in_a_row: int) -> str:
         what = f"{in_a_row} gradient steps in a row were not finite"
         remedy = "lower the learning rate, or look at supple doctor --nan-dump"

@@ -86,6 +86,8 @@ def new_run(settings: Settings) -> Run:
     display.notice(f"{folder}: preset {settings.preset}, {many}")
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
+    if agent.remark:
+        display.notice(agent.remark)
     return run
 
 
@@ -155,8 +157,10 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         (own / RESULT).unlink(missing_ok=True)  # of the run before it was extended
         if found:
             checkpoint.abandon_after(own, done)
-            if env_steps is not None and world().first:
-                _write_json(folder / "settings.json", to_json(recorded))
+            if world().first:
+                _add_versions(folder)
+                if env_steps is not None:
+                    _write_json(folder / "settings.json", to_json(recorded))
         else:
             if world().first:
                 _describe(folder, recorded, env.spec)
@@ -468,6 +472,17 @@ def _describe(folder: Path, settings: Settings, spec: EnvSpec) -> None:
     _write_json(folder / "settings.json", to_json(settings))
     _write_json(folder / "spec.json", spec.to_json())
     _write_json(folder / "versions.json", machine.versions())
+
+
+def _add_versions(folder: Path) -> None:
+    """Write what a resumed run goes on with; its commits are all named, oldest first."""
+    now, path = machine.versions(), folder / "versions.json"
+    try:
+        before = str(json.loads(path.read_text())["commit"]).split(", ")
+    except (OSError, ValueError, LookupError, TypeError):
+        before = []
+    commits = list(dict.fromkeys([*before, now["commit"]]))
+    _write_json(path, now | {"commit": ", ".join(commits)})
 
 
 def _new_folder(folder: Path) -> Path:

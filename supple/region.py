@@ -158,20 +158,24 @@ class Region(Generic[T]):
 
     def _compiled(self, inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         # Tracing runs the function too; each run begins from the same state (``_untouched_state``).
-        reason, run = "in another process", self._function
+        reason, compiled = "in another process", None
         try:
             with self._untouched_state():
                 compiled = compile_graph(self._function, inputs)
-            if self._all(True):
+        except Exception as error:  # whatever a compiler may raise, training goes on
+            reason = _first_line(error)
+        if self._all(compiled is not None) and compiled is not None:
+            try:
                 with self._untouched_state():
                     compiled(*inputs)
                 return compiled
-        except Exception as error:  # whatever a compiler may raise, training goes on
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self._all(False)
+            except Exception as error:
+                if is_together():  # the others wait within the step: they see this process end
+                    raise
+                reason = _first_line(error)
         self._compute.compile = False
         warnings.warn(f"compilation failed, going on in eager: {reason}", stacklevel=2)
-        return run
+        return self._function
 
     @staticmethod
     def _all(holds: bool) -> bool:
@@ -204,6 +208,10 @@ class Region(Generic[T]):
             with torch.no_grad():
                 for value, saved in zip(state, before, strict=True):
                     value.copy_(saved)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def capture(

@@ -33,7 +33,7 @@ from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics
-from supple.errors import InputError, NotFiniteError
+from supple.errors import InputError, NotFiniteError, SimulatorError
 from supple.evaluate import Evaluation, evaluate, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
@@ -55,6 +55,8 @@ PLOT_SECONDS = 30.0
 """The learning curve is drawn anew this often, and at the end [s]."""
 PLOT_SHARE = 0.005
 """More seldom where drawing would take more than this share of the time."""
+MOST_BRIDGES = 1000
+"""Steps in a row without a valid row, after which a simulator is taken to be stuck."""
 SAME_REQUEST_S = 1.0
 """Signals closer together than this ask for one stop."""
 FINAL_VIDEO_SECONDS = 10.0
@@ -145,6 +147,8 @@ class Run:
         self._saved_at = -1
         self._steps_before = 0  # env steps before the current iteration
         self._steps_floor = 0
+        self._valid = -1  # rows of this process
+        self._moved_at = 0  # vector step of the newest of them
         self._over = False
         self._late = False
         self._eval_env: Env | None = None
@@ -165,8 +169,7 @@ class Run:
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env", *self._world.seed_words))
         else:
-            with following_format(self._resumed.path):
-                self._restore(self._resumed)
+            self._restore(self._resumed)
         self._logged = (time.monotonic(), self.env_steps, self.agent.updates)
         return self._obs
 
@@ -417,6 +420,7 @@ class Run:
                 "seconds": self.seconds,
                 "episodes": self._episodes.state_dict(),
                 "sinks": self._sinks.state_dict(),
+                "divergence": self._divergence.state_dict(),
             },
         }
         path = checkpoint.save(self.folder, self.env_steps, header, state)
@@ -444,7 +448,6 @@ class Run:
             self._saved_at = -1
         if self._saved_at != self.env_steps:
             self.save()
-        self._plot()
         if self._over and self._evaluation:
             result = {
                 "env_steps": self.env_steps,
@@ -452,8 +455,9 @@ class Run:
                 **dataclasses.asdict(self._evaluation),
             }
             replace_file(self.folder / RESULT, json.dumps(result, indent=1).encode())
-            if self.settings.eval.video and not self.stopped:
-                self._film()
+        self._plot()
+        if self._over and self._evaluation and self.settings.eval.video and not self.stopped:
+            self._film()
 
     # --- the rest ---------------------------------------------------------------------------
 
@@ -523,6 +527,14 @@ class Run:
     def _synchronise(self) -> None:
         self._quarantine.judge()
         self._invalid_here = int(self._invalid)
+        valid = self._vector_steps * self.env.spec.num_envs - self._invalid_here
+        if valid > self._valid:
+            self._valid, self._moved_at = valid, self._vector_steps
+        elif self._vector_steps - self._moved_at > MOST_BRIDGES:
+            raise SimulatorError(
+                f"{self.settings.task}: none of the last {MOST_BRIDGES} steps was valid in any"
+                " environment; supple doctor --env checks it"
+            )
         if self._world.size == 1:
             self._steps_floor = self.env_steps
             self._invalid_known = self._invalid_here
@@ -568,30 +580,33 @@ class Run:
         self._obs = self._quarantine.first(self.env.reset(seed)["observation"].to_dict())
 
     def _restore(self, resumed: Checkpoint) -> None:
-        state, run = resumed.state, resumed.state["run"]
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self._segments.load(resumed.header["replay"])
-        self._online.load_state_dict(state.get("diagnostics", {}))
-        self._vector_steps = run["vector_steps"]
-        self._quarantine.load_state_dict(run["quarantine"])
-        self._quarantine.start_from(self._vector_steps)
-        self._invalid.copy_(run["invalid"])
-        self._invalid_here = int(self._invalid)
+        exact = self.env.spec.exact_resume
+        with following_format(resumed.path):
+            state, run = resumed.state, resumed.state["run"]
+            self.agent.load_state_dict(state["agent"])
+            self.replay.load_state_dict(state["replay"])
+            self._segments.load(resumed.header["replay"])
+            self._online.load_state_dict(state.get("diagnostics", {}))
+            self._vector_steps = self._moved_at = run["vector_steps"]
+            self._quarantine.load_state_dict(run["quarantine"])
+            self._quarantine.start_from(self._vector_steps)
+            self._invalid.copy_(run["invalid"])
+            self._invalid_here = int(self._invalid)
+            self._seconds_before = run["seconds"]
+            self._episodes.load_state_dict(run["episodes"])
+            self._sinks.load_state_dict(run["sinks"])
+            if "divergence" in run:
+                self._divergence.load_state_dict(run["divergence"])
+            self._steps_floor = resumed.header["env_steps"]
+            changed = _difference(resumed.header["path"], execution_path(self.agent))
+            if exact:
+                self.env.load_state_dict(state["env"])
+                device = self.env.spec.device
+                self._obs = {name: value.to(device) for name, value in state["obs"].items()}
         self._invalid_known = round(agreed([self._invalid_here])[0])
-        self._seconds_before = run["seconds"]
-        self._episodes.load_state_dict(run["episodes"])
-        self._sinks.load_state_dict(run["sinks"])
-        self._steps_floor = resumed.header["env_steps"]
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self.env_steps
-        exact = self.env.spec.exact_resume
-        changed = _difference(resumed.header["path"], execution_path(self.agent))
-        if exact:
-            self.env.load_state_dict(state["env"])
-            device = self.env.spec.device
-            self._obs = {name: value.to(device) for name, value in state["obs"].items()}
-        else:
+        if not exact:
             self.replay.close_open_rows()
             self.agent.forget_episodes()
             self._episodes.forget_episodes()

@@ -7,6 +7,7 @@ numbers compare only between sweeps of the same grid, which is therefore part of
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from contextlib import closing
@@ -70,7 +71,9 @@ def variants(settings: Settings, rates: Sequence[float], seeds: int) -> dict[str
 def random_return(settings: Settings) -> float:
     """Mean return of whole episodes with uniform random actions."""
     with closing(make_env(settings, num_envs=EPISODES, purpose="sweep")) as env:
-        policy = policy_of(build_agent(settings, env.spec))
+        # An agent may refuse fewer environments than it trains with.
+        spec = dataclasses.replace(env.spec, num_envs=settings.env.num_envs)
+        policy = policy_of(build_agent(settings, spec))
         random = torch.Generator().manual_seed(settings.seed)
         found = roll(policy, env, episodes=EPISODES, seed=settings.seed, random=random)
     return float(found.returns.mean())

@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from supple import compare, launch, sweep
-from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
+from supple.agents.ppo_settings import PPOSettings
+from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main, train_settings
 from supple.compare import Job, plan, plan_tasks, run_queue, summarise
 from supple.configs import default_settings
 from supple.errors import InputError
@@ -122,6 +123,14 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
 
 
 # --- learning-rate sweep ---------------------------------------------------------------------
+
+
+def test_random_returns_need_no_more_environments_than_training_had():
+    flags = "toy/lqr --agent ppo --preset laptop --agent.memory 4 --agent.actor-hidden 8"
+    settings = train_settings([*flags.split(), "--agent.critic-hidden", "8"])
+    assert isinstance(settings.agent, PPOSettings)
+    assert settings.env.num_envs >= settings.agent.minibatches > sweep.EPISODES
+    assert sweep.random_return(settings) < 0
 
 
 def test_a_sweep_scales_the_whole_schedule_of_rates():

@@ -256,6 +256,10 @@ def test_many_bad_steps_in_a_row_go_back_to_the_checkpoint(agent, tmp_path, caps
     row = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["agent/skipped_updates"] >= 10
     assert row["agent/rollbacks"] == 1
+    again = launch.resumed_run(run.folder, 500)
+    with again:
+        again.start()
+    assert again._divergence.state_dict() == run._divergence.state_dict()
 
     dump = checkpoint.list_checkpoints(run.folder / DUMPS)[0]
     assert main(["doctor", "--nan-dump", str(dump)]) == DONE

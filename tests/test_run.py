@@ -1,5 +1,6 @@
 """The edges of a run: its end, its folder, its schedule."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from supple import launch, train
 from supple.agents import FlashSAC
-from supple.errors import InputError
+from supple.errors import InputError, SimulatorError
 from supple.files import claim
 from supple.metrics import read_csv
 from supple.run import RESULT
@@ -122,6 +123,49 @@ def test_rows_that_are_not_valid_repeat_no_evaluation(agent, settings_of):
     finish(run)
     late = [at - due for at, due in zip(evaluated, (20, 40, 60, 80, 90), strict=True)]
     assert all(0 <= each < reached(agent, 1) for each in late)
+
+
+def test_a_simulator_without_valid_rows_ends_the_run(settings_of, monkeypatch):
+    monkeypatch.setattr("supple.run.MOST_BRIDGES", 30)
+    run = launch.new_run(settings_of(env_steps=200))
+    original = run.env.step
+
+    def stuck(action):
+        step = original(action)
+        step["valid"] &= run.env_steps < 100
+        return step
+
+    run.env.step = stuck  # type: ignore[method-assign]
+    with pytest.raises(SimulatorError, match="none of the last 30 steps was valid"):
+        finish(run)
+    assert run.env_steps < 200
+
+
+def test_a_simulator_that_fails_on_resume_is_not_the_checkpoints_fault(settings_of, monkeypatch):
+    run = launch.new_run(settings_of())
+    finish(run)
+    resumed = launch.resumed_run(run.folder, 2 * run.settings.env_steps)
+
+    def fail(*_):
+        raise SimulatorError("the worker died")
+
+    for name in ("reset", "load_state_dict"):
+        monkeypatch.setattr(resumed.env, name, fail)
+    with pytest.raises(SimulatorError, match="the worker died"), resumed:
+        resumed.start()
+
+
+def test_a_resumed_run_says_every_commit_it_was_made_with(settings_of, monkeypatch):
+    run = launch.new_run(settings_of())
+    versions = run.folder / "versions.json"
+    now = json.loads(versions.read_text())
+    finish(run)
+    for commit, expected in (("b", ["b"]), ("b", ["b"]), ("c", ["b", "c"])):
+        monkeypatch.setattr("supple.machine.versions", lambda said=commit: now | {"commit": said})
+        resumed = launch.resumed_run(run.folder, 2 * run.settings.env_steps)
+        resumed.__exit__(None, None, None)
+        found = json.loads(versions.read_text())
+        assert found == now | {"commit": ", ".join([now["commit"], *expected])}
 
 
 def test_a_run_before_its_first_checkpoint_starts_again(settings_of):

@@ -72,6 +72,8 @@ class Agent(ABC):
     """Parts of ``state_dict`` that gradient steps change."""
     rate_scale: float = 1.0
     """Multiplies every learning rate."""
+    remark: str = ""
+    """What a run says of its agent at its start."""
 
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
         """The ring this agent wants, given what the run's settings say of it.

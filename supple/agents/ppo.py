@@ -122,6 +122,13 @@ class PPO(Agent):
                 f"--agent.minibatches {settings.minibatches} is more than the {self._sequences}"
                 f" {what} of a rollout: lower it, or {steps}"
             )
+        rows = self._sequences // settings.minibatches * self._sequence_steps * world().size
+        if settings.normalise_advantage == "minibatch" and rows < 2:
+            raise InputError(
+                "--agent.normalise-advantage minibatch makes the advantage of a minibatch of one"
+                " row 0: lower --agent.minibatches, raise --agent.rollout-steps or"
+                " --env.num-envs, or take --agent.normalise-advantage rollout"
+            )
         self._final_bootstrap = settings.timeout_bootstrap == "final" or (
             settings.timeout_bootstrap == "auto" and spec.has_final_obs
         )
@@ -129,6 +136,11 @@ class PPO(Agent):
             raise InputError(
                 f"{spec.task_id} does not report the observation before a reset: set"
                 " --agent.timeout-bootstrap auto"
+            )
+        if settings.timeout_bootstrap == "auto" and not self._final_bootstrap:
+            self.remark = (
+                f"{spec.task_id} does not report the observation before a reset: a time-out adds"
+                " the value of the one before its last step"
             )
 
         self.generators = Generators(seed, self.device, own=world().seed_words)
@@ -393,7 +405,8 @@ class PPO(Agent):
     def roll_back(self, state: Mapping[str, Any], *, rate_factor: float) -> None:
         """As any agent's; the rate that adapts by itself goes on from the lowered one."""
         super().roll_back(state, rate_factor=rate_factor)
-        self._rate.mul_(rate_factor)
+        # The state's own, which an earlier return to the same state had lowered before.
+        self._rate.mul_(self.rate_scale / state["counters"]["rate_scale"])
 
     def _rollout(self, replay: Replay) -> dict[str, Tensor]:
         """The ring's columns, (T, N, ...); observations flat, (T N, D)."""

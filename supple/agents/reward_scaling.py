@@ -58,6 +58,8 @@ class RewardScaler:
         self._mean = torch.zeros((), device=device)
         self._var = torch.ones((), device=device)
         self._count = torch.zeros((), device=device)
+        # Beyond, float32 would not count single rows, and the variance could only grow.
+        self._most = 2**23 * num_envs
         self._joint: dict[str, Tensor] = {}
         """Peak and variance over all processes, where there are several."""
 
@@ -91,7 +93,7 @@ class RewardScaler:
         merged = (self._var * (self._count + 1e-4) + batch_var * number + spread) / total
         self._mean.add_(delta * share)
         self._var.copy_(torch.where(number > 0, merged, self._var))
-        self._count.copy_(total)
+        self._count.copy_(total.clamp_max(self._most))
 
         if self.settings.reset == "after":
             updated = torch.where(done, torch.zeros_like(updated), updated)

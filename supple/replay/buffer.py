@@ -437,11 +437,13 @@ class Replay:
     def _follow(self, start: Tensor, n_step: int, gamma: float) -> Window:
         return follow(start, self._records, n_step=n_step, num_envs=self.num_envs, gamma=gamma)
 
+    def _after(self, slot: Tensor, cells: Tensor) -> Tensor:
+        """Where the observation after a step is stored: where it ended, in the side table."""
+        return torch.where(slot >= 0, self._final_start + slot, cells + self.num_envs)
+
     def _selection(self, window: Window, discount: Tensor) -> Selection:
         """What windows, (B,), stand for."""
-        final_slot = window.final_slot.long()
-        in_ring = window.last + self.num_envs
-        after = torch.where(final_slot >= 0, self._final_start + final_slot, in_ring)
+        after = self._after(window.final_slot.long(), window.last)
         return Selection(
             both=torch.cat((window.start, after)),
             reward=window.reward,
@@ -490,8 +492,7 @@ class Replay:
     def next_observations(self) -> dict[str, Tensor]:
         """What followed each row of ``window()``, before any reset: groups (T * N, D) float32."""
         slot = self._records[:, records.FINAL_SLOT].long()
-        in_ring = torch.arange(len(slot), device=self.device) + self.num_envs
-        after = torch.where(slot >= 0, self._final_start + slot, in_ring)
+        after = self._after(slot, torch.arange(len(slot), device=self.device))
         return {
             group: storage.index_select(0, after).float() for group, storage in self.storage.items()
         }
@@ -518,8 +519,7 @@ class Replay:
             is ``cells``, (B,) each.
         """
         columns = {name: column.flatten(0, 1)[cells] for name, column in self.columns.items()}
-        slot = columns["final_slot"].long()
-        after = torch.where(slot >= 0, self._final_start + slot, cells + self.num_envs)
+        after = self._after(columns["final_slot"].long(), cells)
         return {
             "observation": {g: rows[cells].float() for g, rows in self.storage.items()},
             "next_observation": {g: rows[after].float() for g, rows in self.storage.items()},

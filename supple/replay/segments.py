@@ -22,7 +22,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from supple.checkpoint import plain_name
+from supple.checkpoint import plain_name, read_whole
 from supple.errors import InputError
 from supple.files import replace_file
 from supple.replay.buffer import Replay
@@ -53,7 +53,6 @@ class Segments:
         self._length = min(-(-rows // SEGMENTS_PER_RING), max(1, SEGMENT_BYTES // step_bytes))
         self._known: dict[int, dict[str, Any]] = {}  # full segments on disk, by number
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
-        self._named: set[str] = set()  # by manifests on disk
         self._writer = ThreadPoolExecutor(1, "replay-rows") if ahead else None
 
     def write_ahead(self, until_save: int) -> None:
@@ -102,7 +101,6 @@ class Segments:
                 if last < end:
                     self._known[number] = entry
             entries.append(entry)
-        self._named |= {entry["name"] for entry in entries}
         return {"segments": entries, "vector_steps": end}
 
     def close(self) -> None:
@@ -129,7 +127,6 @@ class Segments:
             whole = entry["last"] == (number + 1) * self._length
             if whole and entry["last"] < manifest["vector_steps"]:
                 self._known[number] = dict(entry)
-            self._named.add(entry["name"])
 
     def prune(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """Delete the files no manifest names."""
@@ -138,7 +135,6 @@ class Segments:
             if path.name.startswith(("rows-", ".rows-")) and path.name not in kept:
                 path.unlink()
         self._known = {k: entry for k, entry in self._known.items() if entry["name"] in kept}
-        self._named = kept
 
     def _copy(self, first: int, last: int) -> dict[str, Tensor]:
         """A segment's content, on the host and no longer part of the ring."""
@@ -221,15 +217,4 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _read(folder: Path, entry: Mapping[str, Any]) -> bytes:
-    path = folder / plain_name(entry["name"])
-    if not path.is_file():
-        raise InputError(f"{path} is missing: the replay rows of this checkpoint are incomplete")
-    size = path.stat().st_size
-    if size != entry["bytes"]:  # before a file of any size is read
-        raise InputError(f"{path} is damaged: expected {entry['bytes']} bytes, got {size}")
-    data = path.read_bytes()
-    if sha256(data) != entry["sha256"]:
-        raise InputError(
-            f"{path} is damaged: expected SHA-256 {entry['sha256'][:12]}, got {sha256(data)[:12]}"
-        )
-    return data
+    return read_whole(folder / plain_name(entry["name"]), entry["bytes"], entry["sha256"])

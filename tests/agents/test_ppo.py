@@ -562,8 +562,26 @@ def test_a_ring_of_ones_own_is_refused(changes):
 def test_without_final_observations_time_outs_bootstrap_from_the_state_before():
     agent = small_agent(small_spec(has_final_obs=False))
     assert not agent._final_bootstrap
+    assert "a time-out adds the value of the one before its last step" in agent.remark
+    assert not small_agent().remark
     with pytest.raises(InputError, match=r"set --agent\.timeout-bootstrap auto"):
         small_agent(small_spec(has_final_obs=False), timeout_bootstrap="final")
+
+
+def test_rates_fall_with_every_return_to_one_checkpoint():
+    agent = small_agent()
+    state, rate = copy.deepcopy(agent.state_dict()), float(agent._rate)
+    for returns in (1, 2, 3):
+        agent.roll_back(state, rate_factor=0.5)
+        assert float(agent._rate) == pytest.approx(rate * 0.5**returns)
+
+
+def test_minibatches_of_one_row_are_refused_where_each_is_standardised():
+    flags = {"rollout_steps": 4, "minibatches": 4, "normalise_advantage": "minibatch"}
+    with pytest.raises(InputError, match="advantage of a minibatch of one row 0: lower"):
+        small_agent(small_spec(num_envs=1), **flags)
+    small_agent(small_spec(num_envs=2), **flags)
+    small_agent(small_spec(num_envs=1), **flags | {"normalise_advantage": "rollout"})
 
 
 def test_a_checkpoint_of_other_sizes_is_refused():

@@ -53,6 +53,17 @@ class Transcript:
         return max(np.sqrt(self.var + 1e-8), self.peak / G_MAX)
 
 
+def test_the_variance_does_not_grow_by_counting():
+    ours, never = scaler(1), torch.tensor([False])
+    ours._mean.fill_(1.0)
+    ours._count.fill_(2.0**25)
+    for value in (2.0, 0.0) * 50:
+        ours._sum_N.zero_()
+        ours.observe(torch.tensor([value]), never, ~never)
+    assert ours._count == 2**23
+    assert float(ours._var) == pytest.approx(1, abs=1e-5)
+
+
 def random_steps(num_envs, steps, *, seed=0, scale=1.0, shift=0.3, valid_rate=0.85):
     random = np.random.default_rng(seed)
     for _ in range(steps):

@@ -330,6 +330,11 @@ def damage_flipped(path):
     path.write_bytes(bytes(data))
 
 
+def damage_unreadable(path):
+    path.unlink()
+    path.mkdir()
+
+
 def damage_emptied(path):
     path.write_bytes(b"")
 
@@ -341,7 +346,8 @@ def damage_emptied(path):
         (damage_truncated, r"is damaged: expected \d+ bytes, got \d+"),
         (damage_flipped, "is damaged: expected"),
         (damage_emptied, "is damaged: expected .* got 0"),
-        (os.unlink, "is missing: the replay rows of this checkpoint are incomplete"),
+        (damage_unreadable, "cannot be read: "),
+        (os.unlink, "is missing: use another checkpoint"),
     ],
 )
 def test_a_damaged_or_missing_segment_is_refused_by_name(saved, position, damage, text):
