@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from supple.bench.table import append, origin, read
 from supple.display import Display
 from supple.errors import InputError
 from supple.launch import read_settings
+from supple.run import RESULT
 
 
 def parser(
@@ -32,8 +34,16 @@ def parser(
         found.add_argument("--out", type=Path, default=Path("runs") / runs, help="folder of runs")
     if seeds:
         found.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
-        found.add_argument("--jobs", type=int, default=2, help="runs at once")
+        found.add_argument("--jobs", type=at_least_one, default=2, help="runs at once")
     return found
+
+
+def at_least_one(text: str) -> int:
+    """A number of runs, as argparse takes it."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 def record(planned: Sequence[compare.Job], path: Path, command: str, **facts: str) -> None:
@@ -54,6 +64,8 @@ def record(planned: Sequence[compare.Job], path: Path, command: str, **facts: st
         settings, seconds = read_settings(job.folder), job.evaluations("time/seconds")
         found = json.loads((job.folder / "versions.json").read_text())
         made = origin(found, gpu="gpu" in found and settings.device != "cpu")
+        ended = (job.folder / RESULT).stat().st_mtime
+        made |= {"date": time.strftime("%Y-%m-%d", time.localtime(ended)), "load": ""}
         rows = [
             {
                 **own,
@@ -76,9 +88,9 @@ def say(title: str, lines: Sequence[Mapping[str, str]]) -> None:
         print("no finished runs yet")
 
 
-def start(main: Callable[[], None]) -> None:
-    """Run; bad input is one line."""
+def start(main: Callable[[], int | None]) -> None:
+    """Run, and exit with the status that comes of it; bad input is one line."""
     try:
-        main()
+        raise SystemExit(main())
     except InputError as error:
         raise SystemExit(str(error)) from error

@@ -30,10 +30,10 @@ import torch
 from benchmarks.experiments import command
 from supple import compare
 from supple.bench.table import read
-from supple.diagnostics.targets import load_targets
 from supple.envs.gym_packages import prepare_drawing
 from supple.errors import InputError
 from supple.evaluate import make_env, picture_writer
+from supple.launch import load_trained
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "go1.csv"
@@ -80,15 +80,15 @@ class Episodes(NamedTuple):
 @torch.no_grad()
 def roll(folder: Path) -> Episodes:
     """An episode of the last checkpoint's policy in each of ENVS environments."""
-    target = load_targets([folder])[0][-1]
+    trained = load_trained(folder)
     seen, live = [], []
-    with closing(make_env(target.settings, num_envs=ENVS, purpose="go1")) as env:
+    with closing(make_env(trained.settings, num_envs=ENVS, purpose="go1")) as env:
         obs, running = env.reset(0)["observation"], torch.ones(ENVS, dtype=torch.bool)
         fell = torch.zeros(ENVS, dtype=torch.bool)
         for _ in range(env.spec.max_episode_steps or 1000):
             seen.append(obs["critic"].double().numpy().copy())
             live.append(running.numpy().copy())
-            step = env.step(target.agent.act(obs, explore=False)[0])
+            step = env.step(trained.agent.act(obs, explore=False)[0])
             fell |= running & step["terminated"]
             running = running & ~(step["terminated"] | step["truncated"])
             obs = step["observation"]
@@ -177,21 +177,23 @@ def film(seen_TD: np.ndarray, dt: float, path: Path) -> None:
             yaw += dt * seen_D[TURNING][2]
 
 
-def main() -> None:
+def main() -> int:
     """Train what is missing, measure, film."""
     options = command.parser(__doc__, runs="go1").parse_args()
     if not options.report:
         (job,) = compare.plan(TASK, [0], [], FLAGS, options.out)
-        if compare.run_queue([job], 1):
-            return
+        status = compare.run_queue([job], 1)
+        if status:
+            return status
         command.record([job], ROWS, COMMAND)
         found = roll(job.folder)
         measured = tracking(found)
         shown = {name: f"{value:.3f}" for name, value in measured.items()}
         command.say(TASK, [shown | {"said": "walks" if walks(measured) else "does not walk"}])
-        film(found.seen_TND[:, 0], 0.02, FILM)
+        film(found.seen_TND[found.live_TN[:, 0], 0], 0.02, FILM)
     curve = [{name: row[name] for name in ("step", "return", "seconds")} for row in read(ROWS)]
     command.say("evaluations", curve)
+    return 0
 
 
 if __name__ == "__main__":

@@ -127,19 +127,21 @@ def _ends(regime: str, task: str, curves: Curves) -> tuple[float, float]:
     return low, max(float(np.mean([run[-1] for run in runs.values()])) for runs in own)
 
 
-def main() -> None:
+def main() -> int:
     """Run what is missing, then report."""
+    status = 0
     parser = command.parser(__doc__, runs="improvements", seeds=(0, 1, 2))
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
     options = parser.parse_args()
     if not options.report:
         for regime in options.regimes:
             planned = jobs(regime, options.out, options.seeds)
-            stopped = compare.run_queue(planned, options.jobs)
+            status = compare.run_queue(planned, options.jobs)
             command.record(planned, ROWS, COMMAND, regime=regime)
-            if stopped:
+            if status:
                 break
     command.say("each switch against the default", summary(read(ROWS)))
+    return status
 
 
 if __name__ == "__main__":

@@ -78,21 +78,23 @@ def published(task: str) -> tuple[float, float, int]:
     return float(row["mean"]), float(row["std"]), int(row["n_seeds"])
 
 
-def main() -> None:
+def main() -> int:
     """Run what is missing, then report."""
+    status = 0
     parser = command.parser(__doc__, runs="reproduction", seeds=(0,))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     options = parser.parse_args()
     if not options.report:
         planned = [
             job
-            for seed in options.seeds
-            for task in options.tasks
+            for seed in dict.fromkeys(options.seeds)
+            for task in dict.fromkeys(options.tasks)
             for job in compare.plan(task, [seed], [], FLAGS, options.out / task.replace("/", "-"))
         ]
-        compare.run_queue(planned, options.jobs)
+        status = compare.run_queue(planned, options.jobs)
         command.record(planned, ROWS, COMMAND)
     command.say("FlashSAC beside its published curves", summary(read(ROWS)))
+    return status
 
 
 if __name__ == "__main__":

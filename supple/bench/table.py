@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from supple import machine
 from supple.display import Display
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError
+from supple.files import replace_file
 from supple.region import Compute, Precision, has_bfloat16
 from supple.replay import Replay, ReplaySettings
 
@@ -166,11 +168,13 @@ def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
             f"{path} has other columns than this table: expected {', '.join(columns)}; write to"
             " another folder with --out"
         )
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        if not known:
-            writer.writeheader()
-        writer.writerows([where | row for row in rows])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=columns)
+    if not known:
+        writer.writeheader()
+    writer.writerows([where | row for row in rows])
+    # All or nothing: half of a run's rows would be taken for the whole of it.
+    replace_file(path, (path.read_bytes() if known else b"") + text.getvalue().encode())
 
 
 def origin(found: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
