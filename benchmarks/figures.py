@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from torch import Tensor
 
+from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from supple.agents.critics import project_to_atoms
 from supple.agents.exploration import HeldNoise, NoiseSettings, zeta_cdf
@@ -93,6 +94,21 @@ def flashsac_curves() -> Figure:
     right.axhline(3000, color=GREY, lw=1, ls=":")
     _style(right, "seconds of training", "")
     _legend(right)
+    return figure
+
+
+def reproduction() -> Figure:
+    """FlashSAC's cpu preset, a tenth of the way, beside the published mean and deviation."""
+    every = by("task", rows("reproduction"))
+    figure, panels = _panels(len(every))
+    for axes, (task, table) in zip(panels, every.items(), strict=True):
+        _seeds(axes, table, "step", COLOURS[0], "supple", of="return")
+        mean, std, count = experiment.published(task)
+        name = f"published, {count} seeds"
+        axes.errorbar(experiment.STEPS, mean, std, fmt="o", ms=5, capsize=4, color=GREY, label=name)
+        _style(axes, "environment steps", "evaluation return" if axes is panels[0] else "")
+        axes.set_title(task.partition("/")[2], fontsize=10, color=INK)
+    _legend(panels[0])
     return figure
 
 
@@ -312,6 +328,7 @@ def _legend(axes: Axes) -> None:
 FIGURES: Mapping[str, Callable[[], Figure]] = {
     "flashsac_curves": flashsac_curves,
     "flashsac_parts": flashsac_parts,
+    "reproduction": reproduction,
     "critic_curves": critic_curves,
     "policy_evaluation": policy_evaluation,
     "flow_paths": flow_paths,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments import reproduction as experiments_reproduction
 from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
 from supple.diagnostics.rules import RULES
@@ -136,6 +137,18 @@ def front() -> str:
     ]
     shown = grid(("", "supple", "beside it", "rows of commit"), body)
     return f"{shown}\n\nMachines: {machines}. Versions: {versions}."
+
+
+def reproduction() -> str:
+    """FlashSAC's returns a tenth of the way, beside the published ones."""
+    table = rows("reproduction")
+    body = experiments_reproduction.summary(table)
+    note = (
+        f"The command runs `supple train TASK {' '.join(experiments_reproduction.FLAGS)}`."
+        " Published: Holiday-Robot/FlashSAC@87edc90, `docs/data/published_cpu.csv`."
+    )
+    shown = grid(list(body[0]), [list(line.values()) for line in body])
+    return f"{shown}\n\n{source('reproduction', table, note)}"
 
 
 def _of(table: Sequence[Row], variant: str, column: str) -> float:
@@ -497,6 +510,7 @@ def rules() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "front": front,
     "critics": critics,
+    "reproduction": reproduction,
     "policy_evaluation": policy_evaluation,
     "time_to_return": time_to_return,
     "ppo": ppo,

@@ -92,6 +92,8 @@ def claim(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
+        if not isinstance(error, BlockingIOError):
+            raise
         raise InputError(
             f"{folder} is in use by another supple process: wait for it, or choose another folder"
         ) from error

@@ -1,8 +1,9 @@
 """The policy as C99: two files that need a compiler and the C library's tanhf, expf and sqrtf.
 
 No allocation, no globals that change, no recursion. Every sum has the order that its source shows:
-weights lie in tiles of rows, so that a compiler adds tiles as vectors without reordering anything,
-and the numbers do not depend on optimisation flags, ``-ffast-math`` aside.
+weights lie in tiles of rows, so that a compiler adds tiles as vectors without reordering anything.
+With ``-ffp-contract=off``, which gcc's ``-std=c99`` implies, numbers do not depend on other flags,
+``-ffast-math`` aside; else products and sums may be fused, which differs by rounding.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _SIGMOID = """\
 static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 """
 _ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "{x}[i] = {x}[i] > 0.0f ? {x}[i] : 0.0f",
+    nn.ReLU: "{x}[i] = {x}[i] < 0.0f ? 0.0f : {x}[i]",  # NaN stays NaN
     nn.Tanh: "{x}[i] = tanhf({x}[i])",
     nn.ELU: "{x}[i] = {x}[i] > 0.0f ? {x}[i] : expf({x}[i]) - 1.0f",
 }

@@ -137,6 +137,11 @@ def _check_joints(robot: Deployment, spec: EnvSpec) -> None:
                 f"EnvSpec.deployment.{name} has {len(values)} entries, expected {size}, one for"
                 " each action: mend the environment's description"
             )
+    if (robot.action_scale is None) != (robot.action_offset is None):
+        raise InputError(
+            "EnvSpec.deployment gives one of action_scale and action_offset: expected both or"
+            " neither, since commands are offset + scale * action"
+        )
     missing = set(names or ()) - set(robot.robot_joint_names or names or ())
     if missing:
         raise InputError(
@@ -180,7 +185,7 @@ def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
             "command": "the score of each choice",
         }
     assert isinstance(spec.action, Box)
-    scale, offset = _exact_map(spec, robot)
+    scale, offset = command_map(spec)
     size = spec.action.size
     bounds = ([-1.0] * size, [1.0] * size) if policy.clip else (False, False)
     return {
@@ -202,14 +207,6 @@ def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
         "safe_action": [0.0] * size,
         "simulator": {"low": spec.action.low, "high": spec.action.high, "clip": spec.action.clip},
     }
-
-
-def _exact_map(spec: EnvSpec, robot: Deployment) -> tuple[list[float], list[float]]:
-    """Scale and offset as described, in full precision; the graphs hold them in float32."""
-    if robot.action_scale is not None and robot.action_offset is not None:
-        return list(robot.action_scale), list(robot.action_offset)
-    scale, offset = command_map(spec)
-    return scale.tolist(), offset.tolist()
 
 
 def _observation(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Any]:
@@ -335,7 +332,7 @@ def _graph(policy: PlainPolicy) -> dict[str, Any]:
         "batch": 1,
         "opset": OPSET,
         "single_file": True,
-        "providers_tested": ["CPUExecutionProvider"],
+        "providers_tested": None,
     }
 
 
@@ -349,7 +346,7 @@ def _safety(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
     }
     if policy.choices:
         return record | {"command_low": False, "command_high": False}
-    scale, offset = (np.array(values) for values in _exact_map(spec, robot))
+    scale, offset = (np.array(values) for values in command_map(spec))
     if policy.clip or policy.squash:
         reach = abs(scale)
         record |= {"command_low": (offset - reach).tolist()}
@@ -360,8 +357,8 @@ def _safety(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
 
 
 def _damping(robot: Deployment) -> dict[str, Any]:
-    """Gains of the mode that only brakes."""
-    if robot.damping is not None:
+    """Gains of the mode that only brakes; a gain of 0 would not."""
+    if robot.damping is not None and min(robot.damping) > 0:
         return {"gains": robot.damping, "source": "gains.damping"}
     if robot.effort_limit is not None:
         gains = [limit / DAMPING_SPEED for limit in robot.effort_limit]

@@ -96,7 +96,7 @@ def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, byt
         },
         "latency": None,
         "evaluation": _evaluation(trained),
-        "diagnostics": _diagnostics(trained.folder),
+        "diagnostics": _diagnostics(trained.folder, trained.env_steps),
     }
     if evidence["diagnostics"] is not None:
         files["diagnostics.json"] = _json(evidence["diagnostics"])
@@ -158,7 +158,7 @@ def _own_parity(policy: PlainPolicy, vectors: Golden) -> float:
         outputs = policy(vectors.observation[row : row + 1], *before)
         expected = vectors.action[row].double()
         error = (outputs[0][0].double() - expected).abs() / expected.abs().clamp_min(1)
-        worst = max(worst, float(error.max()))
+        worst = max(worst, float(error.nan_to_num(torch.inf).max()))
         memory = outputs[-1]
     if not worst <= golden.TOLERANCE:
         raise InputError(
@@ -183,7 +183,10 @@ def _identity(folder: Path) -> dict[str, Any]:
     """Who made the bundle and from what; ``SOURCE_DATE_EPOCH`` fixes the time of export."""
     now = machine.versions()
     commit = now.pop("commit")
-    moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+    if not given.isdecimal():
+        raise InputError(f"SOURCE_DATE_EPOCH must be seconds since 1970, got {given!r}")
+    moment = int(given)
     versions = folder / "versions.json"
     with following_format(versions, PUT_ASIDE):
         trained_with = json.loads(versions.read_text()) if versions.is_file() else None
@@ -220,18 +223,29 @@ def _evaluation(trained: Trained) -> dict[str, Any] | None:
     return None
 
 
-def _diagnostics(folder: Path) -> dict[str, Any] | None:
-    """The verdicts of ``supple diagnose``, where it was run."""
+def _diagnostics(folder: Path, env_steps: int) -> dict[str, Any] | None:
+    """What ``supple diagnose`` said of this checkpoint, where it was asked."""
     report = folder / "diagnostics" / "report.json"
     if not report.is_file():
         return None
     kept = ("rule", "level", "confidence", "sentence")
     with following_format(report, "run supple diagnose again, or put the file aside"):
         record = json.loads(report.read_text())
+        own = [
+            target["id"]
+            for target in record["targets"]
+            if (target["run"], target["env_step"]) == (folder.name, env_steps)
+        ]
+        if not own:
+            return None
         return {
             "suite": str(record["suite"]),
             "created_utc": str(record["created_utc"]),
-            "verdicts": [{name: each[name] for name in kept} for each in record["verdicts"]],
+            "verdicts": [
+                {name: each[name] for name in kept}
+                for each in record["verdicts"]
+                if each["target"] in own
+            ],
         }
 
 

@@ -5,7 +5,7 @@ Their keys, with full precision and without tags that a safe YAML reader refuses
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supple.errors import InputError
@@ -22,6 +22,13 @@ def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
     Source: mujocolab/mjlab, ``rl/exporter_utils.py``.
     """
     robot = _robot(contract, "mjlab")
+    mode = contract["gains"]["control_mode"]
+    if mode != "position" or robot["offset"] != robot["default_position"]:
+        raise InputError(
+            "--also mjlab: its keys say that a command is the default joint position + action_scale"
+            f" * action; here the control mode is {mode}, the offset {robot['offset']}: drop the"
+            " flag"
+        )
     lists = {
         "joint_names": robot["names"],
         "joint_stiffness": robot["stiffness"],
@@ -57,6 +64,13 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
             " not: drop the flag"
         )
     to_robot = contract["joints"]["policy_to_robot"] or list(range(len(robot["names"])))
+    on_robot = len(contract["joints"]["robot_names"] or robot["names"])
+    # What a term does not say of its age is as old as the whole history.
+    frames: dict[tuple[str, str], int] = {}
+    for term in contract["observation"]["terms"]:
+        own = (term["group"], term["name"].partition("@")[0])
+        age = term["history"]
+        frames[own] = max(frames.get(own, 1), history["length"] if age is None else age + 1)
     # Unitree's switch for frames side by side; without it each term has its history.
     terms: dict[str, Any] = {"use_gym_history": True} if history["layout"] == "time_major" else {}
     for index, term in enumerate(contract["observation"]["terms"]):
@@ -66,7 +80,7 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
             "params": {"index": index},
             "clip": None,
             "scale": [1.0] * term["width"],
-            "history_length": history["length"],
+            "history_length": frames[term["group"], term["name"]],
         }
     low, high = contract["safety"]["command_low"], contract["safety"]["command_high"]
     action = {
@@ -81,9 +95,10 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     record = {
         "joint_ids_map": to_robot,
         "step_dt": contract["timing"]["control_dt"],
-        # These two in the robot's order, all else in the policy's.
-        "stiffness": [robot["stiffness"][joint] for joint in _inverse(to_robot)],
-        "damping": [robot["damping"][joint] for joint in _inverse(to_robot)],
+        # These two in the robot's order, 0 for joints that the policy does not move; all else in
+        # the policy's order.
+        "stiffness": _spread(robot["stiffness"], to_robot, on_robot),
+        "damping": _spread(robot["damping"], to_robot, on_robot),
         "default_joint_pos": robot["default_position"],
         "commands": contract["commands"]["ranges"] or {},
         "actions": {name: action},
@@ -121,8 +136,11 @@ def _step(contract: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return next(step for step in steps if step["step"] == name)
 
 
-def _inverse(permutation: list[int]) -> list[int]:
-    return sorted(range(len(permutation)), key=permutation.__getitem__)
+def _spread(values: Sequence[float], places: Sequence[int], size: int) -> list[float]:
+    found = [0.0] * size
+    for place, value in zip(places, values, strict=True):
+        found[place] = value
+    return found
 
 
 def _text(item: Any) -> str:

@@ -132,6 +132,8 @@ _C_TEXT = re.compile(
     r'"(?:[^"\\\n]|\\[0-7]{3})*"|/\*.*?\*/|\b\d[\w.]*(?:[eE][+-]\w+)?|(//)', re.DOTALL
 )
 """What holds no words: strings, comments, numbers. ``//`` hides the start of a comment."""
+_SPLICE = re.compile(r"[^\n -~]|\?\?|\\(?![0-7]{3})")
+"""What makes a compiler read other lines than stand there; strings hold octal escapes alone."""
 _GENERATED = re.compile(r"(?:SUPPLE_POLICY|supple_policy)_\w+|[xwb]\d+")
 _KNOWN_WORDS = frozenset(
     (
@@ -161,6 +163,10 @@ def refuse_foreign_code(source: bytes, name: str) -> None:
         text = source.decode("ascii")
     except UnicodeDecodeError as error:
         raise CannotRunError(f"{name} is not plain ASCII, a generated policy is") from error
+    # Before anything is taken away: a compiler splices lines before it looks for comments.
+    splice = _SPLICE.search(text)
+    if splice:
+        raise CannotRunError(f"{name} holds {splice[0]!r}, which no generated policy does")
     lines = text.split("\n")
     for line in lines:
         if line.lstrip().startswith("#") and not _DIRECTIVE.fullmatch(line.strip()):

@@ -145,8 +145,9 @@ class PlainPolicy(nn.Module):
         self.memory_width = memory.width if memory else 0
         if isinstance(spec.action, Box):
             scale, offset = command_map(spec)
-            self.register_buffer("scale", scale)
-            self.register_buffer("offset", offset)
+            # Whole numbers in a description stay floats in a graph.
+            self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+            self.register_buffer("offset", torch.tensor(offset, dtype=torch.float32))
         self.requires_grad_(False)
 
     def forward(self, obs_BD: Tensor, memory_BH: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -176,15 +177,17 @@ class PlainPolicy(nn.Module):
         return (*outputs, torch.where(fine, after, before))
 
 
-def command_map(spec: EnvSpec) -> tuple[Tensor, Tensor]:
-    """Scale and offset, (A,), from policy action to command: the robot's where it is described."""
+def command_map(spec: EnvSpec) -> tuple[list[float], list[float]]:
+    """Scale and offset, (A,), from policy action to command: the robot's where it is described.
+
+    In full precision; the graphs hold them in float32.
+    """
     assert isinstance(spec.action, Box)
     robot = spec.deployment
     if robot and robot.action_scale is not None and robot.action_offset is not None:
-        return torch.tensor(robot.action_scale), torch.tensor(robot.action_offset)
-    low = torch.tensor(spec.action.low, dtype=torch.float64)
-    high = torch.tensor(spec.action.high, dtype=torch.float64)
-    return ((high - low) / 2).float(), ((high + low) / 2).float()
+        return [*map(float, robot.action_scale)], [*map(float, robot.action_offset)]
+    pairs = list(zip(spec.action.low, spec.action.high, strict=True))
+    return [(high - low) / 2 for low, high in pairs], [(high + low) / 2 for low, high in pairs]
 
 
 def plain_policy(agent: Agent, spec: EnvSpec) -> PlainPolicy:

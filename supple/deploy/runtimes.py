@@ -35,7 +35,10 @@ from supple.deploy.hostile import (
     short,
 )
 
-C_FLAGS = ("-std=c99", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror", "-pedantic")
+C_FLAGS = (
+    *("-std=c99", "-O3", "-march=native", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Werror", "-pedantic"),
+)
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 120
 """After which a compiler or a replay is given up [s]."""
@@ -170,6 +173,8 @@ class OnnxRuntime(Runtime):
             raise
         except Exception as error:  # protobuf and onnxruntime raise kinds of their own
             raise CannotRunError(f"onnxruntime cannot load it: {short(error)}") from error
+        self._outputs = ["action", "scores" if _has_output(model, "scores") else "command"]
+        self._outputs += ["memory_out"] * bool(memory)
         known = {prop.key: prop.value for prop in model.metadata_props}
         self.contract = _record(known.get(onnx_file.CONTRACT_KEY, ""))
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -186,7 +191,7 @@ class OnnxRuntime(Runtime):
         if self.memory:
             inputs["memory_in"] = memory
         try:
-            return tuple(self._session.run(None, inputs))
+            return tuple(self._session.run(self._outputs, inputs))
         except Exception as error:  # onnxruntime raises kinds of its own
             raise CannotRunError(f"onnxruntime cannot run it: {short(error)}") from error
 
@@ -280,8 +285,22 @@ class CRuntime(Runtime):
         if len(out) != 4 * width * len(observation):
             raise CannotRunError(f"its process gave {len(out)} bytes for {len(observation)} rows")
         rows = np.frombuffer(out, np.float32).reshape(-1, width)
-        parts = np.split(rows, np.cumsum([1, *self._sizes]), axis=1)
-        return Outputs(*parts[1:])
+        status, *parts = np.split(rows, np.cumsum([1, *self._sizes]), axis=1)
+        self._check_status(status[:, 0], observation, parts[0])
+        return Outputs(*parts)
+
+    @staticmethod
+    def _check_status(status: np.ndarray, observation: np.ndarray, action: np.ndarray) -> None:
+        """The runner brakes by what the step returns: 1 for the safe action, and only for it."""
+        bad = ~np.isfinite(observation).all(1)
+        # Numbers so large that a layer overflows give the safe action, too: 0.
+        wrong = np.where(status == 1, ~bad & (action != 0).any(1), bad | (status != 0))
+        if wrong.any():
+            row = int(wrong.argmax())
+            what = "is not finite" if bad[row] else "is finite"
+            raise CannotRunError(
+                f"supple_policy_step returns {status[row]:g} where the observation {what}"
+            )
 
     def _call(self, arguments: list[str], given: bytes) -> bytes:
         try:
@@ -314,6 +333,10 @@ class CRuntime(Runtime):
                 names["observation"].append(name)
         self.names = names
         self.normaliser = (np.array(mean, np.float32), np.array(denominator, np.float32))
+
+
+def _has_output(model: Any, name: str) -> bool:
+    return any(output.name == name for output in model.graph.output)
 
 
 def _record(text: str) -> Any:

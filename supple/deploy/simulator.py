@@ -17,7 +17,7 @@ from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
 from supple.deploy.runtimes import Runtime
 from supple.envs import EnvSettings, make
 from supple.envs.base import Groups
-from supple.envs.gym_packages import quiet_mujoco
+from supple.envs.gym_packages import importing_packages, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
@@ -102,6 +102,9 @@ def _env_settings(recorded: Mapping[str, Any], num_envs: int) -> EnvSettings:
 def compare_returns(check: str, found: Evaluation, recorded: Mapping[str, Any] | None) -> Verdict:
     """Whether two means are as far apart as their 95 % intervals allow."""
     own = f"{found.return_mean:.6g} ± {found.return_ci95:.3g}"
+    if found.episodes < 2:
+        why = "one episode has no interval: raise --episodes"
+        return Verdict(check, SKIPPED, f"return {own}, but {why}")
     if recorded is None or recorded["episodes"] < 2:
         why = "the run holds no interval of this checkpoint: name it with --run"
         return Verdict(check, SKIPPED, f"return {own}, but {why}")
@@ -123,7 +126,12 @@ def joints_move(contract: Mapping[str, Any]) -> Verdict:
         return Verdict(check, SKIPPED, f"{task} is not one of Gymnasium's")
     if any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium")):
         return Verdict(check, SKIPPED, "MuJoCo is not installed")
-    loads = unit_loads(str(task).removeprefix("gym/"), joints, contract["action"]["simulator"])
+    name, limits = str(task).removeprefix("gym/"), contract["action"]["simulator"]
+    try:
+        with importing_packages(str(task)):
+            loads = unit_loads(name, joints, limits)
+    except InputError as error:
+        return Verdict(check, SKIPPED, f"no simulator: {error}")
     if isinstance(loads, str):
         return Verdict(check, FAILED, loads)
     steps = {step["step"]: step for step in contract["action"]["pipeline"]}

@@ -35,7 +35,10 @@ from supple.errors import InputError
 
 EPISODES = 10
 LATENCY_ROWS, LATENCY_REPEATS = 200, 10
-_MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration)
+_MALFORMED = (
+    *(LookupError, TypeError, ValueError, AttributeError, StopIteration),
+    *(ArithmeticError, RecursionError),
+)
 """What reading a contract of another shape may raise."""
 
 

@@ -125,10 +125,47 @@ def test_the_card_says_task_safety_and_what_is_not_known(files):
 
 
 def test_mjlab_keys_have_full_precision(record):
+    for other in ({"default_position": (0.0, 0.7, -0.3)}, {"control_mode": "torque"}):
+        with pytest.raises(InputError, match="default joint position"):
+            mjlab_properties(contract_of(described(**other)))
     properties = mjlab_properties(record["contract"])
     assert properties["joint_names"] == "hip,knee,ankle"
     assert properties["joint_stiffness"] == "20.0,21.123456789,22.0"
     assert properties["action_scale"] == "0.25,0.5,0.33"
+
+
+def described(**changes):
+    """The robot, described otherwise."""
+    spec = robot_spec()
+    assert spec.deployment
+    return dataclasses.replace(spec, deployment=dataclasses.replace(spec.deployment, **changes))
+
+
+def test_a_robot_is_braked_by_gains_that_brake():
+    effort = (10.0, 20.0, 30.0)
+    found = contract_of(described(damping=(0.0, 0.0, 0.0), effort_limit=effort))["safety"]
+    assert found["damping"] == {"gains": [1.0, 2.0, 3.0], "source": "effort limit at 10.0 rad/s"}
+    found = contract_of(described(damping=(0.0, 1.0, 1.0), effort_limit=None))["safety"]
+    assert found["damping"]["gains"] is None
+
+
+def test_half_of_an_action_map_is_refused():
+    with pytest.raises(InputError, match="expected both or neither"):
+        contract_of(described(action_offset=None))
+
+
+def test_unitree_gains_lie_where_the_robots_joints_are():
+    import yaml
+
+    oldest_first = robot_spec(channels=frames(reversed(range(FRAMES))))
+    assert oldest_first.deployment
+    names = ("neck", "ankle", "hip", "tail", "knee")
+    robot = dataclasses.replace(oldest_first.deployment, robot_joint_names=names)
+    found = yaml.safe_load(
+        unitree_yaml(contract_of(robot_spec(channels=oldest_first.channels, deployment=robot)))
+    )
+    assert found["joint_ids_map"] == [2, 4, 1]
+    assert found["stiffness"] == [0.0, 22.0, 20.0, 0.0, 21.123456789]
 
 
 def contract_of(spec):
@@ -286,13 +323,23 @@ def test_the_verdicts_of_a_diagnosis_are_in_the_card(tmp_path):
     report = {
         "suite": "quick",
         "created_utc": "2026-11-25T10:00:00Z",
-        "verdicts": [verdict | {"target": 0, "evidence": [1]}],
+        "targets": [
+            {"id": 0, "run": tmp_path.name, "env_step": 300},
+            {"id": 1, "run": tmp_path.name, "env_step": 200},
+            {"id": 2, "run": "another", "env_step": 300},
+        ],
+        "verdicts": [
+            verdict | {"target": 0, "evidence": [1]},
+            verdict | {"target": 1, "rule": "V3"},
+            verdict | {"target": 2, "rule": "V4"},
+        ],
     }
-    assert export._diagnostics(tmp_path) is None
+    assert export._diagnostics(tmp_path, 300) is None
     path = tmp_path / "diagnostics" / "report.json"
     path.parent.mkdir()
     path.write_text(json.dumps(report))
-    found = export._diagnostics(tmp_path)
+    assert export._diagnostics(tmp_path, 100) is None  # this checkpoint was not looked at
+    found = export._diagnostics(tmp_path, 300)
     assert found is not None
     assert found["verdicts"] == [verdict]
     assert "* warn (V2, high): Units sleep." in card._diagnostics(found)
@@ -301,4 +348,4 @@ def test_the_verdicts_of_a_diagnosis_are_in_the_card(tmp_path):
     )
     path.write_text(json.dumps(report | {"verdicts": [3]}))
     with pytest.raises(InputError, match=r"report\.json does not hold what .* run supple diagnose"):
-        export._diagnostics(tmp_path)
+        export._diagnostics(tmp_path, 300)

@@ -133,6 +133,22 @@ def test_generated_c_stays_within_its_memory(recurrent_source):
     subprocess.run([recurrent_source / "program"], check=True)
 
 
+def test_numbers_too_large_for_a_layer_give_the_safe_action_in_c_too():
+    # ReLU would hide the NaN that such numbers come to.
+    agent, spec = AGENTS["ppo squashed"]
+    policy: Any = plain_policy(agent, spec)
+    with torch.no_grad():
+        policy.normaliser.denominator.fill_(1e-3)
+    obs = np.full((2, spec.observation["policy"]), 3e38, np.float32)
+    obs[1] = 0.5
+    expected = policy(torch.from_numpy(obs))[0].numpy()
+    assert not expected[0].any() and expected[1].any()
+    runtime = c_runtime(policy, spec)
+    found = runtime.replay(obs, np.array([True, False]))
+    runtime.close()
+    np.testing.assert_allclose(found.action, expected, atol=1e-5)
+
+
 def test_weight_tiles_by_hand():
     # Ten rows of two inputs: a tile of eight, input by input, then one padded with zeros.
     weight = np.arange(20, dtype=np.float32).reshape(10, 2)
@@ -191,6 +207,13 @@ FOREIGN = {
     "asm": ("static const", 'asm("int3"); static const'),
     "#": ("#include <math.h>", "%:include <math.h>"),
     "\\\\": ("static const", "sta\\\ntic const"),
+    # A compiler splices lines before it looks for comments: their end is one to it alone.
+    "*/": (
+        "static const",
+        "/* *\\\n/ int system(const char *); /* */ static const",
+    ),
+    "carriage return": ("static const", "/*\r*/ static const"),
+    "??": ("static const", "/* ??/\n */ static const"),
     # A compiler sees a comment of one line and then code, a reader of /* */ one comment.
     "//": ("static const", "// /*\nextern int system(const char *);\n// */\nstatic const"),
 }
@@ -283,6 +306,33 @@ def test_a_graph_of_other_operators_is_never_run():
     model.graph.node[0].op_type = "If"
     with pytest.raises(CannotRunError, match="the operator If, no exported one does"):
         OnnxRuntime(model.SerializeToString(), 0)
+
+
+@pytest.mark.parametrize(("status", "where"), [("0", "is not finite"), ("1", "is finite")])
+def test_c_whose_status_would_not_brake_is_refused(status, where):
+    spec = plain_spec()
+    policy = plain_policy(ppo(spec), spec)
+    source = c_source.source(policy, labels(spec)).replace("return !fine;", f"return {status};")
+    header = c_source.header(policy, labels(spec)).encode()
+    runtime = CRuntime(source.encode(), header, 0, sizes=(2, 2))
+    obs = np.ones((2, 5), np.float32)
+    obs[1, 3] = np.nan
+    with pytest.raises(CannotRunError, match=f"returns {status} where the observation {where}"):
+        runtime.replay(obs, np.array([True, False]))
+    runtime.close()
+
+
+def test_outputs_are_taken_by_their_names():
+    spec = plain_spec()
+    policy = plain_policy(ppo(spec), spec)
+    model = onnx.load_model_from_string(onnx_file.onnx_bytes(policy, batch=1, metadata={}))
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(reversed(outputs))
+    obs = np.ones((1, 5), np.float32)
+    found = OnnxRuntime(model.SerializeToString(), 0).one(obs, np.zeros((1, 0), np.float32))
+    for one, expected in zip(found, policy(torch.from_numpy(obs)), strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filter is Linux's")

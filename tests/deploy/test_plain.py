@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_only_the_actors_observations_enter():
 def test_commands_are_scaled_shifted_and_clipped_by_hand():
     # low (-2, 0), high (2, 1): scale (2, 0.5), offset (0, 0.5).
     spec = plain_spec()
-    assert [each.tolist() for each in command_map(spec)] == [[2.0, 0.5], [0.0, 0.5]]
+    assert command_map(spec) == ([2.0, 0.5], [0.0, 0.5])
     policy: Any = plain_policy(ppo(spec), spec)
     with torch.no_grad():
         policy.body[-1].weight.zero_()
@@ -56,9 +57,17 @@ def test_commands_are_scaled_shifted_and_clipped_by_hand():
 
 
 def test_a_robots_own_scale_and_offset_come_before_the_simulators():
-    scale, offset = command_map(robot_spec())
-    assert torch.equal(scale, torch.tensor([0.25, 0.5, 0.33]))
-    assert torch.equal(offset, torch.tensor([0.1, 0.7, -0.3]))
+    assert command_map(robot_spec()) == ([0.25, 0.5, 0.33], [0.1, 0.7, -0.3])
+
+
+def test_whole_numbers_in_a_description_are_floats_in_the_graphs():
+    spec = robot_spec()
+    assert spec.deployment
+    robot = dataclasses.replace(spec.deployment, action_scale=(1, 2, 3), action_offset=(0, 0, 1))
+    spec = dataclasses.replace(spec, deployment=robot)
+    policy: Any = plain_policy(flashsac(spec), spec)
+    assert policy.scale.dtype == policy.offset.dtype == torch.float32
+    assert policy.scale.tolist() == [1, 2, 3]
 
 
 def test_denominators_by_hand():
@@ -85,7 +94,7 @@ def test_overflow_inside_gives_the_safe_action():
     spec = robot_spec()
     action, command = plain_policy(flashsac(spec), spec)(torch.full((1, 8), 3e38))
     assert not action.any()
-    assert torch.allclose(command, command_map(spec)[1])
+    assert torch.allclose(command, torch.tensor(command_map(spec)[1]))
 
 
 def test_a_memory_that_is_not_finite_is_emptied():

@@ -134,6 +134,28 @@ ODD_MANIFESTS = {
         lambda bundle: signed(bundle, lambda found: found["safety"]["damping"].update(gains=None)),
         "the manifest knows no damping gains",
     ),
+    "a gain that does not brake": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"]["damping"].update(gains=[0.5, 0.0, 0.5])
+        ),
+        "a damping gain in the manifest is not above 0",
+    ),
+    "a gain that is a word": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"]["damping"].update(gains=[0.5, "inf", 0.5])
+        ),
+        "expected a number in a list of numbers",
+    ),
+    "limits of other joints": (
+        lambda bundle: signed(bundle, lambda found: found["safety"]["command_low"].pop()),
+        "the manifest's command limits are not one for each joint",
+    ),
+    "limits the wrong way round": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"]["command_high"].__setitem__(1, -9.0)
+        ),
+        "command limits of knee are the wrong way round",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Every planted fault is caught by a sentence that names it; hostile bundles are refused."""
 
+import dataclasses
 import json
 import stat
 import struct
@@ -475,6 +476,9 @@ def test_without_an_interval_nothing_is_claimed():
     for missing in (None, recorded):
         found = compare_returns("closed loop", evaluation(10.0, 1.0), missing)
         assert found.status == SKIPPED and "--run" in found.detail
+    one = dataclasses.replace(evaluation(10.0, 0.0), episodes=1)
+    found = compare_returns("closed loop", one, recorded | {"episodes": 5})
+    assert found.status == SKIPPED and "--episodes" in found.detail
 
 
 @pytest.fixture

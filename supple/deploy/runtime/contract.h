@@ -26,6 +26,7 @@ struct Contract {
   double stale_after = 0;  // [s]
   std::vector<double> damping;              // per policy joint, command per joint speed
   std::vector<double> command_low, command_high;  // empty: not bounded
+  std::string onnx_digest;                         // SHA-256 of policy.onnx
 };
 
 inline std::size_t index_of(const std::string& name, const std::vector<std::string>& names) {
@@ -49,7 +50,11 @@ inline void require_equal(const std::vector<std::string>& wanted, const std::vec
 // A joint that the policy does not move needs a command of its own, which no manifest names yet.
 inline void require_equal_sets(const std::vector<std::string>& joints,
                                const std::vector<std::string>& robot) {
-  for (const std::string& name : joints) index_of(name, robot);
+  for (const std::string& name : joints) {
+    index_of(name, robot);
+    if (std::count(joints.begin(), joints.end(), name) != 1)
+      throw std::runtime_error("the manifest lists a joint twice");
+  }
   for (const std::string& name : robot)
     if (std::find(joints.begin(), joints.end(), name) == joints.end())
       throw std::runtime_error("the policy does not move the robot's " + name +
@@ -103,10 +108,21 @@ inline Contract read_contract(const std::string& bundle) {
   found.damping = safety.at("damping").at("gains").numbers();
   if (found.damping.size() != found.joints.size())
     throw std::runtime_error("the manifest knows no damping gains: the robot could not be braked");
+  for (const double gain : found.damping)
+    if (!(gain > 0))
+      throw std::runtime_error("a damping gain in the manifest is not above 0: it would not brake");
   if (safety.at("command_low").kind == Json::kList) {
     found.command_low = safety.at("command_low").numbers();
     found.command_high = safety.at("command_high").numbers();
+    if (found.command_low.size() != found.joints.size() ||
+        found.command_high.size() != found.joints.size())
+      throw std::runtime_error("the manifest's command limits are not one for each joint");
+    for (std::size_t i = 0; i < found.joints.size(); ++i)
+      if (found.command_low[i] > found.command_high[i])
+        throw std::runtime_error("the manifest's command limits of " + found.joints[i] +
+                                 " are the wrong way round");
   }
+  found.onnx_digest = manifest.at("files").at("policy.onnx").at("sha256").text;
 
   // The names that the policy itself was generated with.
   const std::vector<std::string> actions(

@@ -1,12 +1,15 @@
 // One way to run the policy: the generated C code, or onnxruntime.
 #pragma once
 
+#include <fstream>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "policy.h"
+#include "sha256.h"
 
 #ifdef SUPPLE_WITH_ONNXRUNTIME
 #include <onnxruntime_cxx_api.h>
@@ -38,11 +41,19 @@ class GeneratedController : public Controller {
 #ifdef SUPPLE_WITH_ONNXRUNTIME
 class OnnxController : public Controller {
  public:
-  explicit OnnxController(const std::string& bundle) : memory_(SUPPLE_POLICY_MEMORY, 0.0f) {
+  // The file has to be the one that the manifest lists.
+  OnnxController(const std::string& bundle, const std::string& digest)
+      : memory_(SUPPLE_POLICY_MEMORY, 0.0f) {
+    std::ifstream file(bundle + "/policy.onnx", std::ios::binary);
+    std::stringstream bytes;
+    bytes << file.rdbuf();
+    const std::string graph = bytes.str();
+    if (!file || sha256(graph) != digest)
+      throw std::runtime_error("policy.onnx is not the one that manifest.json lists");
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(1);
     options.SetInterOpNumThreads(1);
-    session_ = std::make_unique<Ort::Session>(env_, (bundle + "/policy.onnx").c_str(), options);
+    session_ = std::make_unique<Ort::Session>(env_, graph.data(), graph.size(), options);
   }
   void reset() override { memory_.assign(memory_.size(), 0.0f); }
   bool step(const std::vector<float>& observation, std::vector<float>& command) override {
@@ -55,6 +66,8 @@ class OnnxController : public Controller {
     const std::size_t count = inputs.size();
     std::vector<Ort::Value> outputs = session_->Run(Ort::RunOptions{nullptr}, input_names,
                                                     inputs.data(), count, output_names, count);
+    if (outputs[0].GetTensorTypeAndShapeInfo().GetElementCount() != command.size())
+      throw std::runtime_error("policy.onnx gives another number of commands");
     const float* found = outputs[0].GetTensorData<float>();
     command.assign(found, found + command.size());
     if (count == 2) {
@@ -77,12 +90,13 @@ class OnnxController : public Controller {
 #endif
 
 inline std::unique_ptr<Controller> make_controller(const std::string& kind,
-                                                   const std::string& bundle) {
+                                                   const std::string& bundle,
+                                                   const std::string& onnx_digest) {
   if (kind == "c") return std::make_unique<GeneratedController>();
 #ifdef SUPPLE_WITH_ONNXRUNTIME
-  if (kind == "onnx") return std::make_unique<OnnxController>(bundle);
+  if (kind == "onnx") return std::make_unique<OnnxController>(bundle, onnx_digest);
 #endif
-  (void)bundle;
+  (void)bundle, (void)onnx_digest;
   throw std::runtime_error("--policy " + kind + " is not in this runner: c, or onnx if built with it");
 }
 

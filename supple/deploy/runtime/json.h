@@ -28,12 +28,20 @@ struct Json {
 
   std::vector<std::string> strings() const {
     std::vector<std::string> found;
-    for (const Json& item : list) found.push_back(item.text);
+    if (kind != kNull && kind != kList) throw std::runtime_error("expected a list of texts");
+    for (const Json& item : list) {
+      if (item.kind != kString) throw std::runtime_error("expected a text in a list of texts");
+      found.push_back(item.text);
+    }
     return found;
   }
   std::vector<double> numbers() const {
     std::vector<double> found;
-    for (const Json& item : list) found.push_back(item.number);
+    if (kind != kNull && kind != kList) throw std::runtime_error("expected a list of numbers");
+    for (const Json& item : list) {
+      if (item.kind != kNumber) throw std::runtime_error("expected a number in a list of numbers");
+      found.push_back(item.number);
+    }
     return found;
   }
 };

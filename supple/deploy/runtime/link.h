@@ -45,7 +45,8 @@ class Link {
     robot_.sin_family = AF_INET;
     robot_.sin_port = htons(static_cast<std::uint16_t>(port));
     if (socket_ < 0 || inet_pton(AF_INET, host.c_str(), &robot_.sin_addr) != 1)
-      throw std::runtime_error("cannot open a socket to " + host);
+      throw std::runtime_error("cannot open a socket to " + host +
+                               ": expected an IPv4 address such as 127.0.0.1");
     // Only what this robot sends is read.
     if (::connect(socket_, reinterpret_cast<const sockaddr*>(&robot_), sizeof robot_) != 0)
       throw std::runtime_error("cannot reach " + host);

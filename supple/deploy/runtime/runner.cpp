@@ -175,7 +175,8 @@ int run(const Options& options) {
   supple::Link link(options.host, options.port);
   const std::vector<std::string> channels = shake_hands(link, contract);
   Observer observer(contract, channels);
-  const auto controller = supple::make_controller(options.policy, options.bundle);
+  const auto controller = 
+      supple::make_controller(options.policy, options.bundle, contract.onnx_digest);
   std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
   if (!options.log.empty() && !log) throw std::runtime_error("cannot write " + options.log);
   if (log) std::fprintf(log, "tick,time_s,late_us,state,state_age_ms,mode,step_us\n");
@@ -190,7 +191,8 @@ int run(const Options& options) {
   const Brake brake{link, gains, found.ticks};
   RobotClock clock;
   supple::Packet packet;
-  bool seen = false, was_damped = false;
+  bool seen = false, was_damped = false, lost = false;
+  std::size_t odd_size = 0;
   std::uint32_t newest = 0;
   const double started = now();
   double sent_at = 0, begin = started, fine = started;
@@ -200,7 +202,10 @@ int run(const Options& options) {
     const double woke = now();
     while (link.receive(packet)) {
       if (packet.head.kind != static_cast<std::uint16_t>(Kind::kState)) continue;
-      if (packet.numbers.size() != state.size()) continue;
+      if (packet.numbers.size() != state.size()) {
+        odd_size = packet.numbers.size();
+        continue;
+      }
       // Delayed and overtaken; the difference of counters that may have wrapped.
       if (seen && static_cast<std::int32_t>(packet.head.sequence - newest) <= 0) continue;
       if (seen) found.lost += packet.head.sequence - newest - 1;
@@ -211,7 +216,11 @@ int run(const Options& options) {
       seen = true;
     }
     if (!seen) {
-      if (woke - started > kHelloFor) throw std::runtime_error("the robot sends no state");
+      if (woke - started > kHelloFor)
+        throw std::runtime_error(
+            odd_size ? "the robot's states have " + std::to_string(odd_size) + " numbers, expected " +
+                           std::to_string(state.size())
+                     : "the robot sends no state");
       continue;
     }
     if (woke - begin >= options.seconds) break;
@@ -253,11 +262,11 @@ int run(const Options& options) {
     if (log)
       std::fprintf(log, "%d,%.6f,%.1f,%u,%.3f,%s,%.2f\n", found.ticks - 1, woke - begin,
                    1e6 * (woke - due), newest, 1e3 * age, damp ? "damp" : "policy", 1e6 * taken);
-    if (woke - fine > kGiveUpAfter) break;
+    lost = woke - fine > kGiveUpAfter;
+    if (lost) break;
     // After a long pause, go on from here instead of catching up in a burst.
     if (now() - due > 2 * contract.control_dt) due = now();
   }
-  const bool lost = now() - fine > kGiveUpAfter;
   if (log) std::fclose(log);
   std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"damped\": %d, \"stale\":"
               " %d, \"not_finite\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
@@ -275,6 +284,7 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   std::signal(SIGINT, [](int) { stopped = 1; });
   std::signal(SIGTERM, [](int) { stopped = 1; });
+  std::signal(SIGHUP, [](int) { stopped = 1; });
   try {
     return run(parse(argc, argv));
   } catch (const std::exception& error) {
