@@ -234,7 +234,7 @@ def _diagnostics(folder: Path, env_steps: int) -> dict[str, Any] | None:
         own = [
             target["id"]
             for target in record["targets"]
-            if (target["run"], target["env_step"]) == (folder.name, env_steps)
+            if target["run"].split("/")[-1] == folder.name and target["env_step"] == env_steps
         ]
         if not own:
             return None

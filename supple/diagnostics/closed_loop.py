@@ -20,7 +20,8 @@ from supple.diagnostics.states import visited
 from supple.errors import InputError
 
 WORST = "worst direction at declared noise"
-"""The disturbance that a verdict of a fragile direction rests upon."""
+REVERSED = ", reversed"
+"""The disturbances that a verdict of a fragile direction rests upon: this one, or its opposite."""
 
 
 def plans(
@@ -37,14 +38,16 @@ def plans(
     scale, layout = visited(policy, clean).cpu().obs.std(0), one.layout
     declared = layout.noise
     noise = 0.01 * scale if declared is None else declared
-    size = one.noise_norm() or 0.1
-    worst = WORST if declared is not None else "worst direction of 0.1 sd"
+    along = one.noise_along(one.worst)
+    size, worst = (along, WORST) if along else (0.1, "worst direction of 0.1 sd")
     families = {
         name: torch.tensor([own == name for own in layout.families])
         for name in dict.fromkeys(layout.families)
     }
     return {
+        # A direction has no sign of its own.
         worst: lambda: disturbances.along(one.worst, size, one.scale),
+        f"{worst}{REVERSED}": lambda: disturbances.along(-one.worst, size, one.scale),
         worst.replace("worst", "least"): lambda: disturbances.along(one.least, size, one.scale),
         **disturbances.shifts(families, scale, noise, generator),
     }

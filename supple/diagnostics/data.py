@@ -85,10 +85,16 @@ class Transitions:
         return self._map(lambda value: value[index])
 
     def spread(self, count: int) -> Transitions:
-        """At most so many of them, evenly over time: neighbours in time are alike."""
+        """At most so many of them, evenly over time: neighbours in time are alike.
+
+        Which of each stretch is drawn: a fixed stride may meet the same environments every time.
+        """
         if count >= len(self):
             return self
-        return self.rows(torch.arange(count, device=self.device) * len(self) // count)
+        edges = torch.arange(count + 1) * len(self) // count
+        random = torch.Generator().manual_seed(len(self))
+        place = torch.rand(count, generator=random, dtype=torch.float64) * edges.diff()
+        return self.rows((edges[:-1] + place.long()).to(self.device))
 
     def to(self, device: torch.device | str) -> Transitions:
         """On another device."""

@@ -25,7 +25,7 @@ from supple.diagnostics.directions import compare_policies
 from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import LEVELS, Evidence
 from supple.diagnostics.instability import Instability, analyse, readings
-from supple.diagnostics.measure import chosen, compare, measure
+from supple.diagnostics.measure import WHOLE, chosen, compare, measure
 from supple.diagnostics.policies import Policy, policy_of
 from supple.diagnostics.reading import Reading, reading, undefined
 from supple.diagnostics.remedies import advice
@@ -168,6 +168,9 @@ class _Work:
     def _measure_suite(self, suite: Suite, targets: Sequence[Target]) -> Callable[[], None]:
         """The groups of one suite, without those of the smaller ones."""
         groups = [group.name for group in chosen(suite) if group.suite == suite]
+        if self.options.suite == "full":  # measured once, in full
+            groups = [name for name in groups if name not in WHOLE]
+            groups += WHOLE if suite == "full" else []
 
         def work() -> None:
             for target in targets if groups else ():
@@ -177,7 +180,9 @@ class _Work:
                 except InputError as error:
                     self.document.skip(f"{suite} suite", str(error), target=target.number)
                     continue
-                measured = measure(self._subject(target), target.data, suite, groups=groups)
+                measured = measure(
+                    self._subject(target), target.data, self.options.suite, groups=groups
+                )
                 for each in measured.readings.values():
                     self.document.add(target.number, each)
                 self.found.arrays.setdefault(target.number, {}).update(measured.arrays)

@@ -23,6 +23,10 @@ from torch import Tensor
 from supple.errors import InputError
 
 DRAWS = 500
+MOST_EPISODES = 256
+"""Resampled units; a ring of many environments holds thousands of episodes."""
+MATRIX_NUMBERS = 2**27
+"""In all their matrices together: 1 GiB."""
 """Bootstrap draws over episodes."""
 STABLE_COSINE, CLEAR_GAP = 0.9, 0.1
 """Project defaults: below either, a single direction is not identified; its subspace is shown."""
@@ -170,10 +174,16 @@ def identified(cosine: float, gap: float) -> bool:
 
 
 def episode_matrices(factor_NRD: Tensor, episode_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean matrix of each episode (E, D, D), and its number of states (E,)."""
+    """The mean matrix of each episode (E, D, D), and its number of states (E,).
+
+    Where there are many, or many channels, several episodes count as one: odd with odd ones.
+    """
     found, states = [], []
-    for episode in episode_N.unique():
-        own = factor_NRD[episode_N == episode]
+    number_N = episode_N.unique(return_inverse=True)[1]
+    most = max(2, min(MOST_EPISODES, MATRIX_NUMBERS // factor_NRD.shape[-1] ** 2) // 2 * 2)
+    number_N = number_N % most
+    for episode in number_N.unique():
+        own = factor_NRD[number_N == episode]
         found.append(mean_matrix(own))
         states.append(len(own))
     return torch.stack(found), torch.tensor(states)
@@ -190,8 +200,9 @@ def bootstrap(
     episodes, channels = len(states_E), matrix_EDD.shape[-1]
     draws = DRAWS if channels <= 128 else DRAWS // 5
     drawn_BE = torch.randint(episodes, (draws, episodes), generator=generator)
-    count_BE = torch.nn.functional.one_hot(drawn_BE, episodes).sum(1) * states_E
-    weight_BE = count_BE / count_BE.sum(1, keepdim=True).double()
+    times_BE = torch.zeros(draws, episodes, dtype=torch.float64)
+    count_BE = times_BE.scatter_add_(1, drawn_BE, torch.ones_like(times_BE)) * states_E
+    weight_BE = count_BE / count_BE.sum(1, keepdim=True)
     found: dict[str, list[Tensor]] = {}
     for own_BE in weight_BE.split(max(1, AT_ONCE // channels**2)):
         value_BD, vector_BDD = torch.linalg.eigh(torch.einsum("be,eij->bij", own_BE, matrix_EDD))

@@ -67,7 +67,7 @@ class Document:
             {
                 "id": target.number,
                 "label": target.label,
-                "run": target.run.name,
+                "run": target.run_name,
                 "task": target.settings.task,
                 "roles": list(target.roles),
                 "env_step": target.env_steps,

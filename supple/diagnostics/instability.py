@@ -76,13 +76,20 @@ class Instability:
         own = [name for name, k in zip(self.layout.families, self.searched, strict=True) if k]
         return di.by_group(self.found, own)
 
-    def noise_norm(self) -> float | None:
-        """Length of the declared sensor noise [standard deviations]; None without declaration."""
+    def noise_along(self, direction_D: Tensor) -> float | None:
+        """Deviation of the declared sensor noise along a direction; None without declaration.
+
+        Not the length of the noise [spec of the diagnostics, 9.7], most of which is along other
+        directions: with many channels it exceeds this several times.
+
+        Args:
+            direction_D: unit length, in standard deviations, as the result is.
+        """
         noise = self.layout.noise
         if noise is None:
             return None
         kept = self.searched.cpu()
-        return float((noise[kept] / self.scale.cpu()[kept]).norm())
+        return float((direction_D.cpu() * noise / self.scale.cpu())[kept].norm())
 
     def quantile(self, share: float) -> float:
         """Of the distance to the decision boundary [standard deviations]."""

@@ -51,6 +51,8 @@ GROUPS: tuple[Group, ...] = (
     Group("fit_gap", "standard", learning.fit_gap),
     Group("descriptors", "full", learning.descriptors),
 )
+WHOLE = ["fit_gap"]
+"""Groups that the full suite measures at greater length than the smaller one they are part of."""
 
 
 def measure(

@@ -180,7 +180,7 @@ class Online:
             return False
         random = self._generator("anchor")
         if self._on_policy():
-            rows = max(1, self._settings.anchor_size // ANCHOR_ROLLOUTS)
+            rows = -(-self._settings.anchor_size // ANCHOR_ROLLOUTS)
             self._pool.append(draw(self._replay, rows, generator=random))
             if env_steps >= ANCHOR_AT * self._planned and len(self._pool) == ANCHOR_ROLLOUTS:
                 self._anchor = Transitions.join(list(self._pool))

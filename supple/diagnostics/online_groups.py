@@ -172,7 +172,7 @@ def curvature_of_critic(context: Context, memory: Memory) -> Iterator[Reading]:
         start = memory.get(key)
         found = lanczos(own, point.gradient_EP if start is None else start, LANCZOS_STEPS)
         memory[key] = found.vector_EP
-        stab_E = curvature.stability_of_adam(moments.rate, found.high_E)
+        stab_E = curvature.stability_of_adam(moments.step_size, found.high_E)
         yield from ensemble(stab_E, metric="stab_adam", **facts)
 
 

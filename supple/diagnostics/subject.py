@@ -39,6 +39,13 @@ class Moments:
     """Steps so far."""
     rate: float
     """Learning rate of the next step."""
+    share: float = 1.0
+    """The loss that the optimiser sees, of what ``Subject.objective`` gives for a network."""
+
+    @property
+    def step_size(self) -> float:
+        """For curvatures of the objective: the optimiser's own moments are of the smaller loss."""
+        return self.rate * self.share
 
 
 class Subject(ABC):
@@ -151,6 +158,10 @@ class Subject(ABC):
     @abstractmethod
     def moments(self, role: str) -> Moments:
         """Of the optimiser that trains a network."""
+
+    def probe_rate(self, role: str) -> float:
+        """Learning rate at which a network is asked to learn something new."""
+        return self.moments(role).rate
 
     def clipped(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients as the optimiser gets them."""

@@ -219,7 +219,10 @@ class FlashSACSubject(Subject):
         agent = self.agent
         adam: Adam = agent._optimizers[role]
         steps = agent._actor_updates if role == "actor" else agent.updates
-        return Moments(adam.mean, adam.square, steps, agent.learning_rate(steps))
+        rate = agent.rate_scale * agent.learning_rate(steps)
+        # A critic's loss is the mean over its members, its objective here their sum.
+        share = 1.0 if role == "actor" else 1 / self._critic.size.members
+        return Moments(adam.mean, adam.square, steps, rate, share)
 
     def projected(self, role: str) -> bool:
         """As its switch says."""

@@ -8,7 +8,7 @@ looked at on the same transitions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Target:
     number: int
     path: Path
     run: Path
+    run_name: str
+    """Of its folder; with as much of the path in front as tells it from others."""
     label: str
     roles: tuple[str, ...]
     """``first``, ``best``, ``last``, ``baseline``; ``named`` where its folder was given."""
@@ -92,16 +94,25 @@ def load_targets(
         roles = place.roles if known is None else tuple(dict.fromkeys(known.roles + place.roles))
         places[place.path] = dataclasses.replace(place, roles=roles)
     runs = list(dict.fromkeys(place.run for place in places.values()))
-    found = []
+    names, found = _told_apart(runs), []
     for place in places.values():
         loaded = checkpoint.load(place.path)
-        found.append(_target(place, loaded, several=len(runs) > 1, device=device))
+        found.append(_target(place, loaded, names, device=device))
     found.sort(key=lambda target: (runs.index(target.run), target.env_steps))
     for number, target in enumerate(found):
         target.number = number
     for run in runs:
         _give_data([target for target in found if target.run == run], notes)
     return found, notes
+
+
+def _told_apart(runs: Sequence[Path]) -> dict[Path, str]:
+    """Each run's name: ``supple compare`` calls one of every variant seed0."""
+    parts, names = 1, [run.name for run in runs]
+    while len(set(names)) < len(names):
+        parts += 1
+        names = ["/".join(run.parts[-parts:]) for run in runs]
+    return dict(zip(runs, names, strict=True))
 
 
 def _named(path: Path) -> _Place:
@@ -144,7 +155,7 @@ def _best_step(run: Path, steps: Sequence[int]) -> int:
     return min(steps, key=lambda step: abs(step - at))
 
 
-def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> Target:
+def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, device: str) -> Target:
     settings = launch.on_this_machine(launch.read_settings(place.run), device)
     with following_format(place.path):
         spec = EnvSpec.from_json(found.header["spec"])
@@ -154,12 +165,13 @@ def _target(place: _Place, found: Checkpoint, *, several: bool, device: str) -> 
     with following_format(place.path):
         agent.load_state_dict(found.state["agent"])
     label = f"step {env_steps:,}"
-    if several:
-        label = f"{place.run.name}, {label}"
+    if len(names) > 1:
+        label = f"{names[place.run]}, {label}"
     target = Target(
         number=0,
         path=place.path,
         run=place.run,
+        run_name=names[place.run],
         label=label,
         roles=place.roles,
         settings=settings,

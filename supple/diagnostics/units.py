@@ -34,7 +34,7 @@ def constant_fraction(activations: Tensor, share: float = 0.01, least: float = 0
 
     Source: the rule for tanh is of Moalla et al., 2024, the rest our own.
     """
-    spread = activations.double().std(-2, correction=0)
+    spread = _finite(activations.double().std(-2, correction=0))
     constant = (spread <= share * spread.mean(-1, keepdim=True)) | (spread < least)
     return constant.double().mean(-1)
 
@@ -51,13 +51,21 @@ def gradient_dormant_fraction(gradients: Tensor, threshold: float = 0.01) -> Ten
 
     Source: after the idea of Liu et al., 2025; the score is our own.
     """
-    mean = gradients.double().abs().mean(-2)
+    mean = _finite(gradients.double().abs().mean(-2))
     if bool((mean.mean(-1) < 1e-12).any()):
         raise InputError("no unit of the layer receives a gradient: the loss is at its minimum")
     return _low(mean, threshold)
 
 
+def _finite(value: Tensor) -> Tensor:
+    """Comparisons with NaN are all false: nothing would look inactive."""
+    if not bool(torch.isfinite(value).all()):
+        raise InputError("a unit's numbers are not finite")
+    return value
+
+
 def _low(mean: Tensor, threshold: float) -> Tensor:
+    mean = _finite(mean)
     return (mean <= threshold * mean.mean(-1, keepdim=True)).double().mean(-1)
 
 

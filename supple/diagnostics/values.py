@@ -32,8 +32,8 @@ class Returns(NamedTuple):
     usable_T: Tensor
     """Steps whose return is complete, or complete but for 1 %."""
     bootstrapped: bool
-    """No step was complete: the critic's own value stands for what follows the truncations, which
-    hides part of its bias."""
+    """Too few steps were complete: the critic's own value stands for what follows the truncations,
+    which hides part of its bias."""
 
 
 def soft_returns(
@@ -43,6 +43,8 @@ def soft_returns(
     terminated_T: Tensor,
     gamma: float,
     tail_T: Tensor | None = None,
+    *,
+    least_episodes: int = 1,
 ) -> Returns:
     """r_t + sum over k >= 1 of gamma^k (r_{t+k} - cost_{t+k}).
 
@@ -54,8 +56,9 @@ def soft_returns(
         episode_T: episode of each step, steps in order, episodes one after another.
         terminated_T: true ends; an episode that ends otherwise was truncated.
         gamma: discount.
-        tail_T: value of the state behind each step, its entropy bonus included; used where no
-            truncated episode is long enough.
+        tail_T: value of the state behind each step, its entropy bonus included; used where too
+            few episodes are complete or long enough.
+        least_episodes: so many have to be.
 
     Raises:
         InputError: every episode was truncated early, and there is no ``tail_T``.
@@ -65,11 +68,11 @@ def soft_returns(
     left_T = _steps_left(last_T)
     ends_T = _at_end(terminated_T, last_T)
     usable_T = ends_T | (left_T >= horizon_of(gamma))
-    bootstrapped = not bool(usable_T.any())
+    bootstrapped = len(episode_T[usable_T].unique()) < least_episodes
     if bootstrapped and tail_T is None:
         raise InputError(
-            f"every episode was truncated within {horizon_of(gamma)} steps, too early for gamma"
-            f" {gamma}: give longer episodes"
+            f"all but {len(episode_T[usable_T].unique())} episodes were truncated within"
+            f" {horizon_of(gamma)} steps, too early for gamma {gamma}: give longer episodes"
         )
     rewards, costs = reward_T.double().tolist(), cost_T.double().tolist()
     tails = (

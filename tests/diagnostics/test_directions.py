@@ -127,6 +127,17 @@ def test_intervals_come_from_episodes():
         di.split_half(matrices[0][:1], matrices[1][:1])
 
 
+def test_thousands_of_episodes_are_resampled_in_few_blocks():
+    random = torch.Generator().manual_seed(0)
+    factor, episode = torch.randn(3000, 1, 4, generator=random), torch.arange(3000) // 2
+    matrix, states = di.episode_matrices(factor, episode)
+    assert len(matrix) == di.MOST_EPISODES and states.sum() == 3000
+    odd = di.episode_matrices(factor[episode % 2 == 1], episode[episode % 2 == 1])[1].sum()
+    assert states[1::2].sum() == odd == 1500
+    whole = torch.einsum("e,eij->ij", states.double() / 3000, matrix)
+    torch.testing.assert_close(whole, di.mean_matrix(factor))
+
+
 def test_subspaces_hold_nine_tenths():
     found = di.decompose(torch.diag(torch.tensor([5.0, 4.0, 0.6, 0.4], dtype=torch.float64)))
     assert found.subspace().shape == (4, 2)

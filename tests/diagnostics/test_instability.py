@@ -171,14 +171,16 @@ def test_names_units_and_half_ranges_come_from_the_robot():
     assert gain.share == pytest.approx(0.5, rel=1e-3)
     assert gain.declared
     assert one.families["positions"][0] > 0.99
-    assert one.noise_norm() == pytest.approx(float((0.01 / one.scale).norm()), rel=1e-5)
+    for axis in torch.eye(3):
+        along = float((0.01 * axis / one.scale).norm())
+        assert one.noise_along(axis) == pytest.approx(along, rel=1e-5)
 
 
 def test_unknown_channels_get_numbers_and_assumed_noise():
     one = analysed(actuators=channels.actuators_of(spec()))
     assert one.layout.names == ("obs[0]", "obs[1]", "obs[2]")
     assert not one.layout.named
-    assert one.noise_norm() is None
+    assert one.noise_along(one.worst) is None
     gain = one.gains[0]
     assert (gain.actuator, gain.unit, gain.declared) == ("action[0]", "command per unit", False)
     assert gain.jitter == pytest.approx(gain.gain * 0.01 * float(states().obs.std(0)[0]), rel=1e-4)

@@ -17,7 +17,7 @@ from supple.diagnostics import instability
 from supple.diagnostics.channels import actuators_of, layout_of
 from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import Verdict
-from supple.diagnostics.reading import reading, undefined
+from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.page import render
 from supple.envs.base import Box, Channel, EnvSpec
@@ -344,6 +344,34 @@ def test_a_run_is_diagnosed(run, tmp_path, capsys):
     with np.load(tmp_path / "arrays.npz") as arrays:
         assert all(np.isfinite(arrays[name]).all() for name in arrays.files)
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+
+
+def test_runs_of_one_name_are_told_apart(run, tmp_path):
+    other = tmp_path / "b" / "counter"
+    shutil.copytree(run, other)
+    _, record = diagnosed(run, tmp_path / "out", "--compare", str(other))
+    names = [target["run"] for target in record["targets"]]
+    assert names[3:] == ["b/counter"] * 3
+    assert len(set(names)) == 2 and all(name.endswith("/counter") for name in names)
+    assert len({target["label"] for target in record["targets"]}) == 6
+
+
+@pytest.mark.parametrize("suite", ["standard", "full"])
+def test_the_referee_is_called_once_and_in_full_by_the_full_suite(
+    run, tmp_path, monkeypatch, suite
+):
+    asked = []
+
+    def measured(subject, data, suite, *, groups):
+        asked.append((suite, *groups))
+        return Measured({}, {})
+
+    monkeypatch.setattr("supple.diagnostics.diagnose.measure", measured)
+    diagnosed(run, tmp_path, "--suite", suite, "--episodes", "2", "--no-html")
+    calls = [call for call in asked if "fit_gap" in call]
+    assert {call[0] for call in asked} == {suite}
+    assert len(calls) == sum("value_bias" in call for call in asked)
+    assert all(("descriptors" in call) == (suite == "full") for call in calls)
 
 
 def agents_run(tmp_path, task, **changes):

@@ -62,6 +62,12 @@ def test_the_critics_loss_is_the_training_loss_but_for_the_mode_of_norms(kind):
     expected = agent.critic.loss(agent.critic(x_ND, train=False), target, *uniform)
     found = objective.loss(subject.views["critic"].module, *objective.rows)
     torch.testing.assert_close(found, 2 * expected)
+    # Adam's moments are of the smaller loss; so is the curvature that it meets.
+    torch.testing.assert_close(subject.moments("critic").share * found, expected)
+    agent.rate_scale = 0.25
+    moments = subject.moments("critic")
+    assert moments.rate == pytest.approx(agent.learning_rate(0) / 4)
+    assert moments.step_size == pytest.approx(moments.rate / 2)
     before = subject.targets(data)
     assert before.shape == (32,)
 

@@ -53,6 +53,15 @@ def test_episodes_truncated_early_borrow_the_critics_tail_and_say_so():
         episode([1.0, 1.0], terminated=False)
 
 
+def test_one_complete_episode_among_many_cut_ones_is_not_enough():
+    episode, done = torch.arange(12) // 2, torch.zeros(12, dtype=torch.bool)
+    done[1] = True
+    given = (torch.ones(12), torch.zeros(12), episode, done, 0.99, torch.full((12,), 50.0))
+    alone, found = soft_returns(*given), soft_returns(*given, least_episodes=2)
+    assert alone.usable_T.sum() == 2 and not alone.bootstrapped
+    assert found.usable_T.all() and found.bootstrapped
+
+
 def test_episodes_do_not_run_into_each_other():
     ended = torch.tensor([False, True, True])
     found = soft_returns(tensor(1, 1, 5), tensor(0, 0, 0), tensor(0, 0, 1), ended, 0.9)

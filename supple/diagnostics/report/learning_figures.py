@@ -98,25 +98,32 @@ def overwriting(source: Source) -> Iterator[Figure]:
             for e in source.document["metrics"]
             if e["id"] == metric and isinstance(e["target"], list) and e["value"] is not None
         ]
-        for network in dict.fromkeys(e["network"] for e in entries):
-            own = {tuple(e["target"]): e["value"] for e in entries if e["network"] == network}
+        runs = {t["id"]: t["run"] for t in source.document["targets"]}
+        kinds = dict.fromkeys((runs[e["target"][1]], e["network"]) for e in entries)
+        for run, network in kinds:
+            own = {
+                tuple(e["target"]): e["value"]
+                for e in entries
+                if (runs[e["target"][1]], e["network"]) == (run, network)
+            }
+            of = f"{run}, {network}" if len(source.runs()) > 1 else network
             numbers = sorted({n for pair in own for n in pair})
             if len(own) < len(numbers):  # each checkpoint and the next only
-                yield from _from_next_to_next(source, network, title, own, f"0 {low}, 1 {high}")
+                yield from _from_next_to_next(source, of, title, own, f"0 {low}, 1 {high}")
                 continue
             matrix = [[own.get((a, b)) for b in numbers] for a in numbers]
             names = [svg.number(source.document["targets"][n]["env_step"]) for n in numbers]
             yield Figure(
                 "Can it still learn?",
                 title,
-                f"{network}, checkpoints by environment steps",
+                f"{of}, checkpoints by environment steps",
                 svg.heat(matrix, names, title=title, low=low, high=high),
                 "Row: the earlier checkpoint; column: the later one.",
             )
 
 
 def _from_next_to_next(
-    source: Source, network: str, title: str, own: Mapping[tuple[int, ...], float], ends: str
+    source: Source, of: str, title: str, own: Mapping[tuple[int, ...], float], ends: str
 ) -> Iterator[Figure]:
     steps = [float(target["env_step"]) for target in source.document["targets"]]
     points = sorted((steps[after], value) for (_, after), value in own.items())
@@ -133,7 +140,7 @@ def _from_next_to_next(
     yield Figure(
         "Can it still learn?",
         title,
-        f"{network}, from each checkpoint to the next",
+        f"{of}, from each checkpoint to the next",
         frame.render(title),
         "Change that does not fade late in training: features are still being rewritten.",
     )

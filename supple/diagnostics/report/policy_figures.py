@@ -110,8 +110,8 @@ def response(source: Source) -> Iterator[Figure]:
                 kind=kind,
                 dots=True,
             )
-        noise = one.noise_norm()
-        if noise is not None:
+        noise = one.noise_along(one.worst)
+        if noise:
             frame.moment(noise, "declared noise")
         times = found.times
         title = "Finite steps along the directions"
@@ -178,8 +178,8 @@ def distance(source: Source) -> Iterator[Figure]:
         for (a, b), count in zip(pairwise(edges), counts, strict=True):
             frame.column(a, b, count)
         frame.moment(one.quantile(0.05), "5 % are nearer")
-        noise = one.noise_norm()
-        if noise is not None:
+        noise = one.noise_along(one.worst)
+        if noise:
             frame.moment(noise, "declared noise")
         title = "Distance to another decision"
         yield Figure(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from supple.diagnostics.evidence import (
     Evidence,
     Hit,
@@ -91,7 +93,7 @@ def dead_capacity(evidence: Evidence) -> Verdict | None:
     ]
     if not supports:
         return None
-    severe = (dormant is not None and dormant.value > 50) or (dead is not None and dead.value > 30)
+    severe = any(hit.value > (50 if hit is dormant else 30) for hit in mains)
     return Verdict(
         rule="V2",
         level="bad" if severe else "warn",
@@ -116,7 +118,7 @@ def step_too_large(evidence: Evidence) -> Verdict | None:
     line = THRESHOLDS["stab_adam"].warn or 2.0
     if main is None or main.value <= line:
         return None
-    before = [value for value in evidence.before(main) if value > line]
+    before = list(takewhile(lambda value: value > line, reversed(evidence.before(main))))
     loss = evidence.one("grad_norm", main.reading.network)
     fall = evidence.highest("ret_mdd_share")
     sweep = evidence.highest("lr_sens")

@@ -5,6 +5,7 @@ Nothing is said of a direction before finite steps have confirmed it.
 
 from __future__ import annotations
 
+from supple.diagnostics.closed_loop import REVERSED
 from supple.diagnostics.closed_loop import WORST as WORST_SHIFT
 from supple.diagnostics.evidence import Evidence, Rule, Verdict, confidence, places, those
 from supple.diagnostics.instability import Instability
@@ -26,11 +27,15 @@ def fragile_direction(evidence: Evidence) -> Verdict | None:
 
 
 def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
-    noise = one.noise_norm()
-    if noise is None:
-        return None  # nothing was declared: no specification to fall short of
+    noise = one.noise_along(one.worst)
+    if not noise:
+        return None  # nothing was declared here: no specification to fall short of
     near = evidence.lowest("ranld_dist", mode=one.mode, quantile=f"{MARGIN:g}")
-    loss = evidence.highest("ranld_drop", shift=WORST_SHIFT)
+    losses = [
+        evidence.highest("ranld_drop", shift=shift)
+        for shift in (WORST_SHIFT, f"{WORST_SHIFT}{REVERSED}")
+    ]
+    loss = max(filter(None, losses), key=lambda hit: hit.value, default=None)
     close = near is not None and near.value < noise
     costly = loss is not None and loss.value > 0.2
     if not (close or costly):

@@ -57,7 +57,7 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
     learner = view.probed(subject.fresh(HEAD, data).views[view.role])
     probe = Probe(
         steps=size["steps"],
-        rate=subject.moments(view.role).rate,
+        rate=subject.probe_rate(view.role),
         project=subject.projected(view.role),
         # A head that is new says nothing yet that would have to be unlearned.
         residual=learner is view,

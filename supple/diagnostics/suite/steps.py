@@ -190,11 +190,13 @@ def noise(context: Context, view: View) -> Iterator[Reading]:
     subject, data = context.subject, context.data.current()
     rows = min(subject.batch_size, len(data)) // NOISE_CHUNKS
     require_rows("the noise of a batch", rows, 1)
-    objective = subject.objective(view.role, data.spread(NOISE_CHUNKS * rows))
+    kept = data.spread(NOISE_CHUNKS * rows)
+    # In order of time neighbours, which are alike, would go to different chunks, and these agree.
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(subject.seed))
+    objective = subject.objective(view.role, kept.rows(order.to(kept.device)))
     parameters = [part for _, part in view.parameters()]
     chunks = []
     for chunk in range(NOISE_CHUNKS):
-        # Every eighth row: a stretch of time would be less varied than a batch.
         part = objective.of(slice(chunk, NOISE_CHUNKS * rows, NOISE_CHUNKS))
         with torch.enable_grad():
             loss = part.loss(view.module, *part.rows)
@@ -248,7 +250,7 @@ def _bend(context: Context, view: View, point: curvature.Curvature, rows: int) -
     of_probes = {**facts, "n": probes.probes}
     yield from ensemble(probes.trace_E, metric="hess_trace", unit="loss", **of_probes)
     yield from ensemble(
-        curvature.stability_of_descent(moments.rate, largest_E), metric="stab_gd", **facts
+        curvature.stability_of_descent(moments.step_size, largest_E), metric="stab_gd", **facts
     )
     yield from attempt(
         partial(stability, context, view, point, steps=LANCZOS_STEPS, rows=rows),
@@ -256,7 +258,9 @@ def _bend(context: Context, view: View, point: curvature.Curvature, rows: int) -
         network=view.role,
     )
     for metric, size in (("stab_sgd_trace", 1), ("stab_sgd_B", subject.batch_size)):
-        value_E = curvature.stability_of_sgd(moments.rate, probes.trace_E, probes.square_E, size)
+        value_E = curvature.stability_of_sgd(
+            moments.step_size, probes.trace_E, probes.square_E, size
+        )
         yield from ensemble(value_E, metric=metric, **facts)
 
 
@@ -269,7 +273,7 @@ def stability(
     square_EP = view.flat(moments.square)
     product = curvature.preconditioned(point.product, square_EP, moments.steps)
     found = lanczos(product, _start(context, view, point.gradient_EP), steps)
-    value_E = curvature.stability_of_adam(moments.rate, found.high_E)
+    value_E = curvature.stability_of_adam(moments.step_size, found.high_E)
     facts: dict[str, Any] = {"metric": "stab_adam", "network": view.role, "n": rows}
     yield from ensemble(value_E, reason=_doubt(found.residual_E), **facts)
 

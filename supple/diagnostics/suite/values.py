@@ -32,13 +32,13 @@ def bias(context: Context) -> Iterator[Reading]:
         episodes = int(data.episode.unique().numel())
         if episodes < LEAST_EPISODES:
             raise InputError(f"value bias needs {LEAST_EPISODES} episodes, got {episodes}")
-        yield from _bias(context, data, episodes)
+        yield from _bias(context, data)
 
     yield from attempt(measure, metric="value_bias", network=role)
 
 
 @torch.no_grad()
-def _bias(context: Context, data: Transitions, episodes: int) -> Iterator[Reading]:
+def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
     subject = context.subject
     view = subject.views[subject.critic_role]
     value_ET = view.outputs(view.module, subject.inputs(view.role, data))[..., 0]
@@ -50,6 +50,7 @@ def _bias(context: Context, data: Transitions, episodes: int) -> Iterator[Readin
         data.terminated,
         subject.gamma,
         after_ET.amin(0),
+        least_episodes=LEAST_EPISODES,
     )
     kept = found.usable_T
     readers = {"min": value_ET.amin(0), "mean": value_ET.mean(0)}
@@ -59,7 +60,7 @@ def _bias(context: Context, data: Transitions, episodes: int) -> Iterator[Readin
     reason = "bootstrapped tail: part of the bias is hidden" if found.bootstrapped else ""
     for member, value_T in readers.items():
         facts: dict[str, Any] = {"network": view.role, "member": member, "reason": reason}
-        facts["n"] = episodes
+        facts["n"] = int(episode_T.max()) + 1
         yield from _of_reader(context, value_T[kept], found.return_T[kept], episode_T, facts)
     context.arrays[f"{view.role}/all/min/value"] = readers["min"][kept].float().cpu()
     context.arrays[f"{view.role}/all/min/return"] = found.return_T[kept].float().cpu()
@@ -75,7 +76,10 @@ def _of_reader(
 
     def of(drawn: Tensor, name: str) -> Tensor:
         rows = torch.cat([groups[int(e)] for e in drawn])
-        found: Tensor = getattr(values.value_bias(value_T[rows], return_T[rows]), name)
+        try:
+            found: Tensor = getattr(values.value_bias(value_T[rows], return_T[rows]), name)
+        except InputError:  # of these episodes none returned anything: no number to sort in
+            return torch.tensor(torch.nan)
         return found
 
     for name in ("bias", "norm", "spread", "rank", "slope"):
