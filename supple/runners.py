@@ -14,6 +14,7 @@ does.
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 from collections.abc import Mapping
@@ -184,6 +185,12 @@ class RunnerPolicy(nn.Module):
 
     def reset(self, dones: Tensor | None = None) -> None:
         """Nothing: it remembers nothing."""
+
+    def as_jit(self) -> nn.Module:
+        """A traced copy on the CPU, as ``export_policy_to_jit`` scripts and saves it."""
+        own = copy.deepcopy(self).cpu()
+        traced: nn.Module = torch.jit.trace(own, own.get_dummy_inputs())
+        return traced
 
     def as_onnx(self, verbose: bool = False) -> RunnerPolicy:
         """Itself: ``torch.onnx.export`` calls it with ``get_dummy_inputs()``."""

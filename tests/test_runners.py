@@ -51,6 +51,14 @@ def test_rsl_rls_own_runner_picks_flashsac_by_name_and_trains_it(tmp_path):
     assert (tmp_path / "model_5.pt").exists()
 
 
+def test_the_runner_exports_the_policy_as_rsl_rl_does(tmp_path):
+    found = runner(tmp_path)
+    found.export_policy_to_jit(str(tmp_path))
+    obs = found.env.get_observations()
+    loaded = torch.jit.load(tmp_path / "policy.pt")
+    torch.testing.assert_close(loaded(obs["policy"]), found.alg.get_policy()(obs))
+
+
 def test_a_checkpoint_of_the_runner_restores_the_policy(tmp_path):
     first = runner(tmp_path / "a")
     first.learn(6)

@@ -59,8 +59,8 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     accepted = _accepted(factory, offered)
     made = factory(**accepted)
     if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
-        factory = made
-        made = factory(**_accepted(factory, offered))
+        factory, accepted = made, _accepted(made, offered)
+        made = factory(**accepted)
     if isinstance(made, Env):
         return _as_asked(made, task, accepted, device)
     found = _torch_simulator(made, task, settings.action_bound)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -142,7 +143,9 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         device=device,
         render=render,
     )
-    env.spec = dataclasses.replace(env.spec, channels=named_channels(one().observation_space))
+    with closing(one()) as probe:
+        channels = named_channels(probe.observation_space)
+    env.spec = dataclasses.replace(env.spec, channels=channels)
     return env
 
 

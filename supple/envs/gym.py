@@ -12,14 +12,16 @@ import importlib.util
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -236,6 +238,9 @@ class GymVector(Env):
         if self._closed:
             return
         self._closed = True
+        if getattr(self._env, "_state", AsyncState.DEFAULT) is not AsyncState.DEFAULT:
+            self._abandon()  # interrupted while it waited for a worker, perhaps one that hangs
+            return
         try:
             self._env.close()
         except _WORKER_GONE:  # a worker died earlier; the others still have to go
@@ -244,9 +249,7 @@ class GymVector(Env):
     def _abandon(self) -> None:
         """End worker processes that can no longer be asked to."""
         self._closed = self._env.closed = True
-        for process in getattr(self._env, "processes", ()):
-            process.kill()  # they do not listen to less
-            process.join()
+        _end(getattr(self._env, "processes", ()))
 
     def _seeds(self, seed: int) -> Any:
         """A seed for each environment, or one for all where a list is not taken."""
@@ -414,7 +417,16 @@ def wrap_factory(
     kind: Any = SyncVectorEnv
     if settings.vectorization == "async":
         kind = partial(AsyncVectorEnv, context=START_METHOD)
-    vector = kind([build] * settings.num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    try:
+        vector = kind(
+            [build] * settings.num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP
+        )
+    except _WORKER_GONE as error:
+        raise SimulatorError(
+            f"{task_id}: a worker process ended while it was built; look for its error above"
+        ) from error
+    # At exit Python waits for workers that nobody closed, and they listen to no request to end.
+    Finalize(vector, _end, args=(getattr(vector, "processes", ()),), exitpriority=10)
     return GymVector(
         vector,
         task_id=task_id,
@@ -423,6 +435,12 @@ def wrap_factory(
         patience=settings.patience,
         action_bound=settings.action_bound,
     )
+
+
+def _end(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def headless() -> str:

@@ -37,7 +37,15 @@ def as_torchrl(env: Env) -> EnvBase:
     Its ``next`` observation is the true one, before a reset; ``reset`` with ``_reset`` then gives
     the new episodes', which began within the step. ``valid``, (N, 1) bool, is False in rows that
     are no environment step.
+
+    Raises:
+        InputError: it does not report the observation before a reset.
     """
+    if not env.spec.has_final_obs:
+        raise InputError(
+            f"{env.spec.task_id} does not report the observation before a reset, which torchrl"
+            " takes for the next one: make the simulator keep it"
+        )
     return _TorchrlEnv(env)
 
 

@@ -37,7 +37,18 @@ def joint_action(env: Any) -> Any | None:
     if manager is None or len(manager.active_terms) != 1:
         return None
     term = manager.get_term(manager.active_terms[0])
-    return term if joint_names(term) else None
+    return term if mode_of(term) and joint_names(term) else None
+
+
+def mode_of(term: Any) -> str | None:
+    """What a joint action commands; None for others.
+
+    Inverse kinematics has joints, too, and terms that rescale to a joint's limits have a scale:
+    neither is a command of them.
+    """
+    kind = type(term).__name__
+    mode = next((mode for start, mode in MODES.items() if kind.startswith(start)), None)
+    return None if "ToLimits" in kind else mode
 
 
 def joint_names(term: Any) -> tuple[str, ...] | None:
@@ -55,12 +66,10 @@ def action_facts(term: Any, bound: float) -> dict[str, Any]:
     """
     names = joint_names(term)
     assert names is not None
-    kind = type(term).__name__
     scale = per_joint(getattr(term, "_scale", None), len(names))
-    mode = next((mode for start, mode in MODES.items() if kind.startswith(start)), None)
     return {
         "joint_names": names,
-        "control_mode": mode,
+        "control_mode": mode_of(term),
         "action_scale": None if scale is None else tuple(bound * each for each in scale),
         "action_offset": per_joint(getattr(term, "_offset", None), len(names)),
     }
@@ -82,11 +91,14 @@ def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list
     Args:
         env: with an ``observation_manager``; without one the answer is None.
         groups: our name of each group to the simulator's.
-        joints: the robot's joint names; entries of joint terms of this width are named after them.
+        joints: the robot's joint names; entries of joint terms of this width are named after them,
+            those of actions after the action term's.
     """
     manager = getattr(env, "observation_manager", None)
     if manager is None:
         return None
+    driven = joint_action(env)
+    names = {"joint": joints, "action": (joint_names(driven) if driven else None) or joints}
     return [
         channel
         for ours, theirs in groups.items()
@@ -96,7 +108,7 @@ def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list
             manager._group_obs_term_cfgs[theirs],
             strict=True,
         )
-        for channel in _term(manager, theirs, ours, name, math.prod(shape), config, joints)
+        for channel in _term(ours, name, math.prod(shape), config, names)
     ]
 
 
@@ -111,24 +123,18 @@ def history_length(env: Any, group: str) -> int | None:
 
 
 def _term(
-    manager: Any,
-    group: str,
-    ours: str,
-    name: str,
-    size: int,
-    config: Any,
-    joints: Sequence[str],
+    ours: str, name: str, size: int, config: Any, joints: Mapping[str, Sequence[str]]
 ) -> Iterator[Channel]:
     """Entries of one term, history oldest first within it, as both simulators lay it out."""
     frames = max(int(getattr(config, "history_length", 0) or 0), 1)
     width = size // frames
-    scale = config.scale if isinstance(config.scale, float | int) else None
     plain = config.scale is None or _is_one(config.scale)
-    noisy = getattr(manager.cfg, "get", lambda _: None)(group) if manager.cfg else None
-    corrupted = bool(getattr(noisy, "enable_corruption", getattr(config.noise, "std", None)))
-    spread = _noise(config.noise) if corrupted else None
+    # Both simulators take the noise out of a term where its group is not corrupted.
+    spread, scales = _noise(config.noise), _scales(config.scale, width)
     clip = config.clip
-    named = joints if name.startswith(("joint", "action")) and len(joints) == width else None
+    named = next((own for start, own in joints.items() if name.startswith(start)), None)
+    if named is not None and len(named) != width:
+        named = None
     for frame in range(frames):
         for index in range(width):
             entry = named[index] if named else str(index)
@@ -139,7 +145,7 @@ def _term(
                 history=frames - 1 - frame,
                 low=float(clip[0]) if clip and plain else None,
                 high=float(clip[1]) if clip and plain else None,
-                noise=spread if spread is None or plain else _times(spread, scale),
+                noise=None if spread is None or scales is None else spread * abs(scales[index]),
             )
 
 
@@ -149,8 +155,15 @@ def _is_one(scale: Any) -> bool:
     return bool(scale == 1)
 
 
-def _times(spread: float, scale: float | None) -> float | None:
-    return None if scale is None else spread * abs(scale)
+def _scales(scale: Any, width: int) -> list[float] | None:
+    """Of each entry; None where it is not understood."""
+    if scale is None:
+        return [1.0] * width
+    try:
+        found: list[float] = torch.as_tensor(scale).float().expand(width).tolist()
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return found
 
 
 def _noise(config: Any) -> float | None:

@@ -8,6 +8,7 @@ observations. Draws of its start-up randomisation come from the seed ``supple.en
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from supple.envs import installed, managers
 from supple.envs.base import Deployment
 from supple.envs.gym_packages import draw_without_display
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, mixed, unbounded
+from supple.errors import InputError
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -33,6 +35,9 @@ TASKS = (
     "Mjlab-Velocity-Rough-Unitree-Go1",
 )
 """Where mjlab is not installed; its own registry knows more."""
+
+
+LEAST = (1, 6)
 
 
 def recognises(made: Any) -> bool:
@@ -53,6 +58,7 @@ class Mjlab(TorchSim):
     """
 
     def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
+        _require_version(task_id)
         self._env = env
         env.cfg.auto_reset = False
         sample, _ = env.reset()
@@ -101,6 +107,16 @@ class Mjlab(TorchSim):
         if picture is None:
             raise NotImplementedError(f"{self.spec.task_id} was made without render=True")
         return np.ascontiguousarray(picture)
+
+
+def _require_version(task_id: str) -> None:
+    """Refuse mjlab before 1.6: it resets by itself, or lets a reset move other environments on."""
+    try:
+        found = importlib.metadata.version("mjlab")
+    except importlib.metadata.PackageNotFoundError:
+        return  # from a checkout
+    if tuple(map(int, found.split(".")[:2])) < LEAST:
+        raise InputError(f"{task_id} needs mjlab 1.6 or newer, got {found}: upgrade mjlab")
 
 
 def _joints(env: Any) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +58,8 @@ class RemoteEnv(Env):
         )
         self._task_id, self._device = task_id, device
         self._process.start()
+        # At exit Python waits for it, and it listens to no request to end.
+        Finalize(self, self._process.kill, exitpriority=10)
         theirs.close()
         self.spec = EnvSpec.from_json(self._answer(patience=0))  # building may take long
 
@@ -132,6 +136,10 @@ def _serve(
     """Build, say what it is, and answer until asked to close or left alone."""
     from supple.envs.registry import make
 
+    # Ctrl-C and a cluster's request to stop reach the whole process group; the run itself saves,
+    # then ends this process.
+    for request in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(request, signal.SIG_IGN)
     try:
         env = make(task_id, settings, device=device, seed=seed, render=render)
     except InputError as error:

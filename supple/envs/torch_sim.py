@@ -135,6 +135,11 @@ class Groups:
     """
 
     def __init__(self, sample: Mapping[str, Any], task: str) -> None:
+        if not hasattr(sample, "keys"):
+            raise InputError(
+                f"{task} observes a {type(sample).__name__}: expected groups by name, such as"
+                ' {"policy": (N, D)}; of rsl_rl that is version 3 or newer'
+            )
         names = list(sample.keys())
         self._source = {
             ours: next(name for name in theirs if name in names)

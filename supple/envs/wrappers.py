@@ -23,7 +23,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, Deployment, Env, EnvSpec
+from supple.envs.base import Box, Channel, Deployment, Env, EnvSpec
 from supple.errors import InputError
 from supple.rng import derive_seed, restore
 
@@ -220,7 +220,7 @@ class Noise(Wrapper):
             spec = dataclasses.replace(
                 spec,
                 channels=tuple(
-                    dataclasses.replace(channel, noise=next(noisy))
+                    dataclasses.replace(channel, noise=_together(channel, next(noisy), declared))
                     if channel.group == "policy"
                     else channel
                     for channel in spec.channels or ()
@@ -237,19 +237,32 @@ class Noise(Wrapper):
         return self._final(policy)
 
 
+def _together(channel: Channel, added: float, declared: float) -> float:
+    """What a channel's noise is then: a simulator that adds its own goes on doing so."""
+    return added if declared else math.hypot(channel.noise or 0.0, added)
+
+
 class History(Wrapper):
     """The newest frames side by side, the newest first; an episode begins with copies of one.
 
     Args:
-        env: any.
+        env: any that gives no history itself.
         frames: >= 2.
+
+    Raises:
+        InputError: it does.
     """
 
     def __init__(self, env: Env, frames: int) -> None:
         before = env.spec
+        own = max((channel.history for channel in before.channels or ()), default=0)
+        if own or ((before.deployment and before.deployment.history_length) or 1) > 1:
+            raise InputError(
+                f"{before.task_id} gives a history of its own: lengthen that one, or drop"
+                " --env.history"
+            )
         spec = _added(before, {"history": frames}, policy_differs=True)
         robot = before.deployment or Deployment()
-        seen = (robot.history_length or 1) * frames
         channels = before.channels and tuple(
             dataclasses.replace(channel, history=frame)
             for frame in range(frames)
@@ -262,7 +275,9 @@ class History(Wrapper):
                 **before.observation,
                 "policy": frames * before.observation["policy"],
             },
-            deployment=dataclasses.replace(robot, history_length=seen, history_order=NEWEST_FIRST),
+            deployment=dataclasses.replace(
+                robot, history_length=frames, history_order=NEWEST_FIRST
+            ),
             channels=channels,
         )
         super().__init__(env, spec)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -243,6 +244,27 @@ def test_a_dead_worker_is_an_error_and_closing_does_not_hang():
     assert not any(process.is_alive() for process in processes)
 
 
+def test_closing_while_a_worker_is_waited_for_does_not_hang():
+    env = make("gym/Pendulum-v1", EnvSettings(num_envs=2, vectorization="async"))
+    assert isinstance(env, GymVector)
+    env.reset(0)
+    env._env.step_async(np.zeros((2, 1), np.float32))  # Ctrl-C before the answer
+    os.kill(env._env.processes[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    env.close()
+    assert time.monotonic() - began < 5
+    assert not any(process.is_alive() for process in env._env.processes)
+
+
+def test_a_script_that_closes_nothing_ends():
+    script = (
+        "from supple.envs import EnvSettings, make\n"
+        "env = make('gym/Pendulum-v1', EnvSettings(num_envs=2, vectorization='async'))\n"
+        "env.reset(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_workers_survive_ctrl_c():
     env = wrapped(Plain, vectorization="async")
     env.reset(0)
@@ -377,10 +399,16 @@ def factory_of_factories():
     return Plain
 
 
+def factory_of_fixed_size(num_envs):
+    return fixed_size
+
+
 def test_callables_are_held_to_what_they_were_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_sim", sys.modules[__name__])
     with pytest.raises(InputError, match=r"built 5 environments, asked for num_envs=2"):
         make("own_sim:fixed_size", EnvSettings(num_envs=2))
+    with pytest.raises(InputError, match=r"built 5 environments, asked for num_envs=2"):
+        make("own_sim:factory_of_fixed_size", EnvSettings(num_envs=2))
     assert make("own_sim:factory_of_factories", EnvSettings(num_envs=2)).spec.num_envs == 2
 
 

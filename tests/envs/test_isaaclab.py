@@ -60,6 +60,52 @@ def test_a_joints_scale_is_per_unit_of_the_policys_action():
     assert facts["action_offset"] == (0.1, 0.1)
 
 
+def named(kind, **fields):
+    """An action term whose class has this name."""
+    return type(kind, (), fields)()
+
+
+def managed(term, **terms):
+    """An environment of one action term and some observation terms, each (width, config)."""
+    observed = SimpleNamespace(
+        active_terms={"policy": list(terms)},
+        group_obs_term_dim={"policy": [(width,) for width, _ in terms.values()]},
+        _group_obs_term_cfgs={"policy": [config for _, config in terms.values()]},
+    )
+    acting = SimpleNamespace(active_terms=["arm"], get_term=lambda _: term)
+    return SimpleNamespace(action_manager=acting, observation_manager=observed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("JointPositionAction", "position"),
+        ("RelativeJointPositionAction", "delta"),
+        ("JointPositionToLimitsAction", None),
+        ("DifferentialInverseKinematicsAction", None),
+    ],
+)
+def test_only_commands_of_joints_are_taken_for_such(kind, mode):
+    term = named(kind, _joint_names=["hip", "knee"], _scale=torch.ones(3, 6))
+    assert managers.mode_of(term) == mode
+    assert (managers.joint_action(managed(term)) is term) == (mode is not None)
+
+
+def test_noise_is_scaled_entry_by_entry_and_actions_follow_their_term():
+    term = named("JointPositionAction", _joint_names=["knee", "hip"])
+    noise = SimpleNamespace(operation="add", n_min=-0.3, n_max=0.3)
+    scaled = SimpleNamespace(scale=torch.tensor([1.0, 2.0]), noise=noise, clip=None)
+    plain = SimpleNamespace(scale=None, noise=None, clip=None)
+    env = managed(term, joint_pos=(2, scaled), actions=(2, plain))
+    found = managers.channels(env, {"policy": "policy"}, ("hip", "knee"))
+    assert found is not None
+    assert [channel.name for channel in found] == [
+        *("joint_pos[hip]", "joint_pos[knee]", "actions[knee]", "actions[hip]"),
+    ]
+    sizes = [channel.noise for channel in found]
+    assert sizes == [pytest.approx(0.6 / 12**0.5), pytest.approx(1.2 / 12**0.5), None, None]
+
+
 def test_isaac_labs_contract_is_kept():
     found = check_env(wrapped, steps=60)
     assert not [finding for finding in found if not finding.ok]

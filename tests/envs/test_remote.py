@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 
@@ -24,6 +27,12 @@ def test_another_process_returns_the_same_numbers(remote):
     for ours, theirs in pairs:
         for key in ours.keys(include_nested=True, leaves_only=True):
             assert torch.equal(ours[key], theirs[key])
+
+
+def test_the_other_process_survives_what_asks_the_whole_group_to_stop(remote):
+    for request in (signal.SIGINT, signal.SIGTERM):
+        os.kill(remote._process.pid, request)
+    assert remote.reset(0)["observation"].batch_size == remote.reset(0).batch_size
 
 
 def test_errors_cross_over_with_their_kind(remote):

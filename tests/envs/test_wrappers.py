@@ -109,6 +109,20 @@ def test_declared_noise_is_that_of_the_channels():
         Noise(counter(), deviation=0, declared=1)
 
 
+def test_noise_comes_on_top_of_what_the_simulator_adds():
+    env = make_toy("lqr", 3, CPU)
+    channels = tuple(Channel(name=name, group="policy", noise=0.3) for name in ("x", "v"))
+    env.spec = dataclasses.replace(env.spec, channels=channels)
+    noisy = Noise(env, deviation=0.4, declared=0.0).spec.channels
+    assert noisy is not None
+    assert [channel.noise for channel in noisy] == [pytest.approx(0.5)] * 2
+
+
+def test_a_history_of_a_history_is_refused():
+    with pytest.raises(InputError, match="gives a history of its own"):
+        History(History(counter(), 2), 2)
+
+
 def test_parameters_stay_within_an_episode_and_change_between():
     env = Randomised(counter(), action_scale=0.5, action_offset=0.2, obs_bias=0.1)
     first = env.reset(3)["observation", "policy"] - counter().reset()["observation", "policy"]
