@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import reproduction as experiments_reproduction
+from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
 from supple.diagnostics.rules import RULES
@@ -142,9 +142,9 @@ def front() -> str:
 def reproduction() -> str:
     """FlashSAC's returns a tenth of the way, beside the published ones."""
     table = rows("reproduction")
-    body = experiments_reproduction.summary(table)
+    body = experiment.summary(table)
     note = (
-        f"The command runs `supple train TASK {' '.join(experiments_reproduction.FLAGS)}`."
+        f"The command runs `supple train TASK {' '.join(experiment.FLAGS)}`."
         " Published: Holiday-Robot/FlashSAC@87edc90, `docs/data/published_cpu.csv`."
     )
     shown = grid(list(body[0]), [list(line.values()) for line in body])

@@ -23,11 +23,11 @@ from torch import Tensor
 from supple.errors import InputError
 
 DRAWS = 500
+"""Bootstrap draws over episodes."""
 MOST_EPISODES = 256
 """Resampled units; a ring of many environments holds thousands of episodes."""
 MATRIX_NUMBERS = 2**27
 """In all their matrices together: 1 GiB."""
-"""Bootstrap draws over episodes."""
 STABLE_COSINE, CLEAR_GAP = 0.9, 0.1
 """Project defaults: below either, a single direction is not identified; its subspace is shown."""
 ENERGY, MOST_DIRECTIONS = 0.9, 10

@@ -51,7 +51,7 @@ def gradient_dormant_fraction(gradients: Tensor, threshold: float = 0.01) -> Ten
 
     Source: after the idea of Liu et al., 2025; the score is our own.
     """
-    mean = _finite(gradients.double().abs().mean(-2))
+    mean = gradients.double().abs().mean(-2)
     if bool((mean.mean(-1) < 1e-12).any()):
         raise InputError("no unit of the layer receives a gradient: the loss is at its minimum")
     return _low(mean, threshold)

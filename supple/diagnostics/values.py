@@ -61,18 +61,19 @@ def soft_returns(
         least_episodes: so many have to be.
 
     Raises:
-        InputError: every episode was truncated early, and there is no ``tail_T``.
+        InputError: too many episodes were truncated early, and there is no ``tail_T``.
     """
     last_T = torch.ones_like(terminated_T)
     last_T[:-1] = episode_T[1:] != episode_T[:-1]
     left_T = _steps_left(last_T)
     ends_T = _at_end(terminated_T, last_T)
     usable_T = ends_T | (left_T >= horizon_of(gamma))
-    bootstrapped = len(episode_T[usable_T].unique()) < least_episodes
+    complete = len(episode_T[usable_T].unique())
+    bootstrapped = complete < least_episodes
     if bootstrapped and tail_T is None:
         raise InputError(
-            f"all but {len(episode_T[usable_T].unique())} episodes were truncated within"
-            f" {horizon_of(gamma)} steps, too early for gamma {gamma}: give longer episodes"
+            f"all but {complete} episodes were truncated within {horizon_of(gamma)} steps, too"
+            f" early for gamma {gamma}: give longer episodes"
         )
     rewards, costs = reward_T.double().tolist(), cost_T.double().tolist()
     tails = (

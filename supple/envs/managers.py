@@ -128,9 +128,9 @@ def _term(
     """Entries of one term, history oldest first within it, as both simulators lay it out."""
     frames = max(int(getattr(config, "history_length", 0) or 0), 1)
     width = size // frames
-    plain = config.scale is None or _is_one(config.scale)
     # Both simulators take the noise out of a term where its group is not corrupted.
     spread, scales = _noise(config.noise), _scales(config.scale, width)
+    plain = scales == [1.0] * width
     clip = config.clip
     named = next((own for start, own in joints.items() if name.startswith(start)), None)
     if named is not None and len(named) != width:
@@ -147,12 +147,6 @@ def _term(
                 high=float(clip[1]) if clip and plain else None,
                 noise=None if spread is None or scales is None else spread * abs(scales[index]),
             )
-
-
-def _is_one(scale: Any) -> bool:
-    if isinstance(scale, torch.Tensor):
-        return bool((scale == 1).all())
-    return bool(scale == 1)
 
 
 def _scales(scale: Any, width: int) -> list[float] | None:

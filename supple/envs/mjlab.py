@@ -38,6 +38,7 @@ TASKS = (
 
 
 LEAST = (1, 6)
+"""Version of mjlab."""
 
 
 def recognises(made: Any) -> bool:

@@ -23,7 +23,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, Channel, Deployment, Env, EnvSpec
+from supple.envs.base import Box, Deployment, Env, EnvSpec
 from supple.errors import InputError
 from supple.rng import derive_seed, restore
 
@@ -216,11 +216,13 @@ class Noise(Wrapper):
         chosen = {"obs_noise": deviation, "declared_noise": declared}
         spec = _added(env.spec, chosen, policy_differs=True)
         if channels:
-            noisy = iter(sizes)
+            # A simulator that adds noise of its own goes on doing so.
+            before = [0.0 if declared else channel.noise or 0.0 for channel in channels]
+            noisy = map(math.hypot, before, sizes)
             spec = dataclasses.replace(
                 spec,
                 channels=tuple(
-                    dataclasses.replace(channel, noise=_together(channel, next(noisy), declared))
+                    dataclasses.replace(channel, noise=next(noisy))
                     if channel.group == "policy"
                     else channel
                     for channel in spec.channels or ()
@@ -235,11 +237,6 @@ class Noise(Wrapper):
 
     def _now(self, policy: Tensor, begins: Tensor) -> Tensor:
         return self._final(policy)
-
-
-def _together(channel: Channel, added: float, declared: float) -> float:
-    """What a channel's noise is then: a simulator that adds its own goes on doing so."""
-    return added if declared else math.hypot(channel.noise or 0.0, added)
 
 
 class History(Wrapper):

@@ -175,7 +175,7 @@ int run(const Options& options) {
   supple::Link link(options.host, options.port);
   const std::vector<std::string> channels = shake_hands(link, contract);
   Observer observer(contract, channels);
-  const auto controller = 
+  const auto controller =
       supple::make_controller(options.policy, options.bundle, contract.onnx_digest);
   std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
   if (!options.log.empty() && !log) throw std::runtime_error("cannot write " + options.log);

@@ -88,6 +88,7 @@ def spectra(source: Source) -> Iterator[Figure]:
 
 def overwriting(source: Source) -> Iterator[Figure]:
     """What changed between checkpoints."""
+    runs, several = {t["id"]: t["run"] for t in source.document["targets"]}, len(source.runs()) > 1
     for metric, title, low, high in (
         ("retention", "What later features keep of earlier values", "lost", "kept"),
         ("reuse", "What features say of other checkpoints' values", "nothing", "all"),
@@ -98,7 +99,6 @@ def overwriting(source: Source) -> Iterator[Figure]:
             for e in source.document["metrics"]
             if e["id"] == metric and isinstance(e["target"], list) and e["value"] is not None
         ]
-        runs = {t["id"]: t["run"] for t in source.document["targets"]}
         kinds = dict.fromkeys((runs[e["target"][1]], e["network"]) for e in entries)
         for run, network in kinds:
             own = {
@@ -106,7 +106,7 @@ def overwriting(source: Source) -> Iterator[Figure]:
                 for e in entries
                 if (runs[e["target"][1]], e["network"]) == (run, network)
             }
-            of = f"{run}, {network}" if len(source.runs()) > 1 else network
+            of = f"{run}, {network}" if several else network
             numbers = sorted({n for pair in own for n in pair})
             if len(own) < len(numbers):  # each checkpoint and the next only
                 yield from _from_next_to_next(source, of, title, own, f"0 {low}, 1 {high}")
