@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from supple import checkpoint, launch
 from supple.files import claim
+from supple.run import RESULT
 from tests.small_runs import (
     assert_same,
     deterministic_rows,
@@ -43,7 +45,9 @@ def settings_of(agent, folder):
 
 
 def train_on(agent, folder):
-    """What a person does: start the run, or resume it where there is one."""
+    """What a person does: start the run, or resume it where one has not ended."""
+    if (folder / RESULT).exists():
+        return  # killed as it drew the final curve: a resume says that it has trained
     if (folder / "settings.json").exists():
         finish(launch.resumed_run(folder))
     else:
@@ -59,6 +63,8 @@ def in_child(action, *, kill_after):
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 action()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     deadline = time.monotonic() + PATIENCE
