@@ -26,6 +26,7 @@ from supple.errors import InputError
 from supple.files import claim
 from supple.launch import read_settings
 from supple.metrics import METRICS, complete, read_csv
+from supple.run import RESULT
 from supple.signals import on_signals
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
@@ -49,7 +50,7 @@ class Job:
 
     def result(self) -> dict[str, float] | None:
         """What the finished run reports; None while it is not finished."""
-        path = self.folder / "result.json"
+        path = self.folder / RESULT
         if not path.exists():
             return None
         found: dict[str, float] = json.loads(path.read_text())

@@ -204,8 +204,9 @@ def report(maze: str) -> None:
     print(verdict(found))
 
 
-def main() -> None:
+def main() -> int:
     """Run what is missing, or report."""
+    status = 0
     parser = command.parser(__doc__, runs="high_utd", seeds=(0, 1, 2))
     parser.add_argument("--maze", default="one_wall", choices=list(MAZES))
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 64])
@@ -215,11 +216,12 @@ def main() -> None:
         planned = jobs(options.out, options.maze, options.utd, options.critics, options.seeds)
         try:
             for of_utd in planned.values():
-                if compare.run_queue(of_utd, options.jobs):
+                if status := compare.run_queue(of_utd, options.jobs):
                     break
         finally:
             collect(options.maze, planned)
     report(options.maze)
+    return status
 
 
 if __name__ == "__main__":

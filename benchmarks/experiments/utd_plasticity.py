@@ -253,8 +253,9 @@ def line(
     }
 
 
-def main() -> None:
+def main() -> int:
     """Run and measure what is missing, then report."""
+    status = 0
     parser = command.parser(__doc__, runs="utd_plasticity", seeds=(0, 1, 2))
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
@@ -265,12 +266,13 @@ def main() -> None:
             utd: jobs(options.out, utd, options.critics, options.seeds) for utd in options.utd
         }
         for of_utd in planned.values():
-            if compare.run_queue(of_utd, options.jobs):
+            if status := compare.run_queue(of_utd, options.jobs):
                 break
         if options.train_only:
-            return
+            return status
         collect(planned)
     report()
+    return status
 
 
 if __name__ == "__main__":
