@@ -65,6 +65,8 @@ class Subject(ABC):
     critic_role: str
     """The view whose ``outputs`` are values."""
     gamma: float
+    n_step: int
+    """Rewards that targets sum before the bootstrap; 1 where no entropy counts."""
     batch_size: int
     """Rows of a gradient step B."""
     discrete: bool

@@ -41,6 +41,7 @@ class FlashSACSubject(Subject):
         super().__init__(agent, **facts)
         self._use(agent.actor, agent.critic, agent.target_critic)
         self.gamma = agent.settings.gamma
+        self.n_step = agent.settings.n_step
         self.batch_size = agent.settings.batch_size
         self.alpha = agent.log_alpha.detach().exp()
 

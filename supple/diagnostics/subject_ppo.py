@@ -34,6 +34,7 @@ class PPOSubject(Subject):
         self.discrete = not isinstance(agent.spec.action, Box)
         self.squashed = isinstance(agent.distribution, SquashedGaussian)
         self.gamma = agent.settings.gamma
+        self.n_step = 1
         rows = agent.horizon * agent.spec.num_envs
         self.batch_size = max(1, rows // agent.settings.minibatches)
         self._distribution: Distribution = twin(agent.distribution)

@@ -44,11 +44,13 @@ def soft_returns(
     gamma: float,
     tail_T: Tensor | None = None,
     *,
+    n_step: int = 1,
     least_episodes: int = 1,
 ) -> Returns:
-    """r_t + sum over k >= 1 of gamma^k (r_{t+k} - cost_{t+k}).
+    """r_t + sum over k >= 1 of gamma^k (r_{t+k} - cost_{t+k}), a cost only every ``n_step`` steps.
 
-    A critic of (s_t, a_t) takes the action as given: its own entropy does not count.
+    A critic of (s_t, a_t) takes the action as given: its own entropy does not count, nor does
+    that of the steps its targets sum rewards over.
 
     Args:
         reward_T: in the critic's units.
@@ -58,6 +60,7 @@ def soft_returns(
         gamma: discount.
         tail_T: value of the state behind each step, its entropy bonus included; used where too
             few episodes are complete or long enough.
+        n_step: rewards that the critic's targets sum.
         least_episodes: so many have to be.
 
     Raises:
@@ -80,12 +83,16 @@ def soft_returns(
         tail_T.double().tolist() if bootstrapped and tail_T is not None else [0.0] * len(rewards)
     )
     stops, real_ends = last_T.tolist(), terminated_T.tolist()
-    found = [0.0] * len(rewards)
+    found, charged = [0.0] * len(rewards), [0.0] * len(rewards)
+    left = left_T.tolist()
     for t in range(len(rewards) - 1, -1, -1):
         if stops[t]:
             found[t] = rewards[t] + (0.0 if real_ends[t] else gamma * tails[t])
-        else:
-            found[t] = rewards[t] + gamma * (found[t + 1] - costs[t + 1])
+            continue
+        if left[t] > n_step:
+            charged[t] = gamma**n_step * (costs[t + n_step] + charged[t + n_step])
+        found[t] = rewards[t] + gamma * found[t + 1]
+    found = [value - cost for value, cost in zip(found, charged, strict=True)]
     if bootstrapped:
         usable_T = torch.ones_like(usable_T)
     returns_T = torch.tensor(found, dtype=torch.float64, device=reward_T.device)

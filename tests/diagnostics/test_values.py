@@ -39,6 +39,14 @@ def test_the_first_actions_entropy_does_not_count_the_seconds_does():
     assert found.usable_T.all()
 
 
+def test_targets_of_two_steps_pay_for_every_second_action():
+    reward, cost, same = [1.0, 2.0, 4.0, 8.0, 16.0], tensor(1, 2, 3, 5, 7), torch.zeros(5)
+    ended = torch.tensor([False] * 4 + [True])
+    found = soft_returns(tensor(*reward), cost, same, ended, 0.5, n_step=2)
+    # By hand: 1 + 2/2 + 4/4 + 8/8 + 16/16, less 3/4 and 7/16 for the third and the fifth action.
+    assert found.return_T.tolist() == [5 - 3 / 4 - 7 / 16, 8 - 5 / 4, 12 - 7 / 4, 16, 16]
+
+
 def test_a_truncated_episode_counts_only_while_enough_of_it_is_left():
     found = episode([1.0] * 50, terminated=False)
     assert found.usable_T.sum() == 50 - 44 + 1

@@ -50,6 +50,7 @@ def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
         data.terminated,
         subject.gamma,
         after_ET.amin(0),
+        n_step=subject.n_step,
         least_episodes=LEAST_EPISODES,
     )
     kept = found.usable_T
