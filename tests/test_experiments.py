@@ -18,6 +18,7 @@ from benchmarks.experiments import (
     maze,
     policy_evaluation,
     reproduction,
+    rounding,
 )
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple import compare, machine
@@ -26,6 +27,7 @@ from supple.envs import EnvSettings, make
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
 from supple.replay.prefill import prefill
+from tests.small_runs import run_whole, small_settings
 
 CPU = torch.device("cpu")
 
@@ -330,3 +332,30 @@ def test_the_go1s_critic_sees_what_the_film_replays(tmp_path):
         check=True,
     )
     assert len(list(ImageSequence.Iterator(Image.open(tmp_path / "film.webp")))) == 2
+
+
+def test_noise_averages_out_and_bias_does_not():
+    reference = torch.tensor([[3.0, 0.0], [5.0, 0.0]])  # mean length 4
+    found = rounding.compared(reference, reference + torch.tensor([[0.0, 2.0], [0.0, -2.0]]))
+    assert found["between minibatches"] == pytest.approx(2**0.5 / 4)
+    assert found["rounding"] == pytest.approx(2 / 4)
+    assert found["bias"] == 0 and found["cosine"] == pytest.approx(1)
+    assert rounding.is_harmless(found)
+    found = rounding.compared(reference, reference + torch.tensor([0.0, 3.0]))
+    assert found["bias"] == pytest.approx(3 / 4) and found["cosine"] == pytest.approx(4 / 5)
+    assert found["noise in the bias"] == 0 and not rounding.is_harmless(found)
+
+
+def test_gradients_on_two_paths_come_from_the_same_minibatches(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounding, "MINIBATCHES", 2)
+    monkeypatch.setattr(
+        rounding, "PATHS", {"again": rounding.REFERENCE, "bfloat16": ("bfloat16", "off")}
+    )
+    run = run_whole(small_settings("toy/lqr", tmp_path / "run", env_steps=200))
+    rows = rounding.measure(run.folder / "checkpoints" / "step_200")
+    assert [(row["path"], row["network"]) for row in rows] == [
+        (path, network) for path in ("again", "bfloat16") for network in ("actor", "critic")
+    ]
+    for row in rows:
+        assert (float(row["rounding"]) == 0) == (row["path"] == "again")
+        assert float(row["between minibatches"]) > 0
