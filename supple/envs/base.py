@@ -25,7 +25,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -79,6 +79,14 @@ class Channel:
     """Largest admissible value [unit]."""
     noise: float | None = None
     """Standard deviation of the declared sensor noise [unit]."""
+    term: str | None = None
+    """The simulator's observation term it is an entry of; None: a term of its own, by its name."""
+    scale: float | None = None
+    """What the simulator multiplies the clipped value by; 1: it scales nothing, None: unknown."""
+    clip: tuple[float, float] | Literal[False] | None = None
+    """Range that the value is clipped to, before the scale; False: it is not, None: unknown."""
+    params: Mapping[str, Any] | None = field(default_factory=dict)
+    """What the term's function is called with, in values that JSON has; None: in others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +132,9 @@ class Deployment:
     """Observation frames the policy sees at once."""
     history_order: str | None = None
     """``newest_first`` or ``oldest_first``."""
+    commands: Mapping[str, Mapping[str, Any] | None] | None = None
+    """What the robot is asked to do, by name: lists [low, high] by the command's entries, or None
+    where they are unknown. Empty: the task has no commands."""
 
 
 ActionSpec: TypeAlias = Box | Discrete
@@ -176,7 +187,7 @@ class EnvSpec:
         if fields["deployment"] is not None:
             fields["deployment"] = Deployment(**_tuples(fields["deployment"]))
         if fields["channels"] is not None:
-            fields["channels"] = tuple(Channel(**channel) for channel in fields["channels"])
+            fields["channels"] = tuple(Channel(**_tuples(each)) for each in fields["channels"])
         fields["device"] = torch.device(fields["device"])
         return EnvSpec(**fields)
 

@@ -117,7 +117,7 @@ def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deploym
     read = functools.partial(_numbers, robot, joints=joints)
     return Deployment(
         **facts,
-        robot_joint_names=tuple(robot.joint_names),
+        robot_joint_names=managers.sdk_joint_names(robot),
         stiffness=read("joint_stiffness"),
         damping=read("joint_damping"),
         default_position=read("default_joint_pos"),
@@ -129,6 +129,7 @@ def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deploym
         decimation=int(env.cfg.decimation),
         history_length=history,
         history_order="oldest_first" if history and history > 1 else None,
+        commands=managers.commands(env),
     )
 
 

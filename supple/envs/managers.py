@@ -1,4 +1,4 @@
-"""What Isaac-Lab-like managers tell of a robot: action terms, observation terms, noise, history.
+"""What Isaac-Lab-like managers tell of a robot: action and observation terms, noise, commands.
 
 Isaac Lab and mjlab share the shape of these objects, not their classes; everything is read by name
 and left unknown where it is not found.
@@ -6,10 +6,12 @@ and left unknown where it is not found.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from supple.envs.base import Channel
@@ -85,6 +87,27 @@ def per_joint(value: Any, size: int) -> tuple[float, ...] | None:
     return (float(value),) * size
 
 
+def sdk_joint_names(robot: Any) -> tuple[str, ...]:
+    """The robot's joints as its SDK has them, which Unitree's configurations tell.
+
+    Others do not: then in the simulator's own order.
+    """
+    told = getattr(getattr(robot, "cfg", None), "joint_sdk_names", None)
+    return tuple(told or robot.joint_names)
+
+
+def commands(env: Any) -> dict[str, Any] | None:
+    """Ranges of each command by its name; None in place of what is not known.
+
+    They are those of the run's start, or those that a curriculum widens them to where the command
+    has ``limit_ranges``, as Unitree's do.
+    """
+    manager = getattr(env, "command_manager", None)
+    if manager is None:
+        return None
+    return {name: _ranges(manager.get_term(name)) for name in manager.active_terms}
+
+
 def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list[Channel] | None:
     """One channel per observation entry, in order.
 
@@ -99,17 +122,23 @@ def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list
         return None
     driven = joint_action(env)
     names = {"joint": joints, "action": (joint_names(driven) if driven else None) or joints}
-    return [
-        channel
-        for ours, theirs in groups.items()
-        for name, shape, config in zip(
+    found: list[Channel] = []
+    for ours, theirs in groups.items():
+        terms = zip(
             manager.active_terms[theirs],
             manager.group_obs_term_dim[theirs],
             manager._group_obs_term_cfgs[theirs],
             strict=True,
         )
-        for channel in _term(ours, name, math.prod(shape), config, names)
-    ]
+        own = [
+            channel
+            for name, shape, config in terms
+            for channel in _term(ours, name, math.prod(shape), config, names)
+        ]
+        if getattr(manager, "_group_obs_time_major", {}).get(theirs):  # a frame of all terms
+            own.sort(key=lambda channel: -channel.history)
+        found += own
+    return found
 
 
 def history_length(env: Any, group: str) -> int | None:
@@ -132,6 +161,12 @@ def _term(
     spread, scales = _noise(config.noise), _scales(config.scale, width)
     plain = scales == [1.0] * width
     clip = config.clip
+    # A modifier comes before clip and scale, which say less than the whole then.
+    whole = not getattr(config, "modifiers", None)
+    try:
+        params = _plain(getattr(config, "params", None) or {})
+    except TypeError:
+        params = None
     named = next((own for start, own in joints.items() if name.startswith(start)), None)
     if named is not None and len(named) != width:
         named = None
@@ -146,18 +181,53 @@ def _term(
                 low=float(clip[0]) if clip and plain else None,
                 high=float(clip[1]) if clip and plain else None,
                 noise=None if spread is None or scales is None else spread * abs(scales[index]),
+                term=name,
+                scale=scales[index] if scales and whole else None,
+                clip=((float(clip[0]), float(clip[1])) if clip else False) if whole else None,
+                params=params,
             )
 
 
 def _scales(scale: Any, width: int) -> list[float] | None:
-    """Of each entry; None where it is not understood."""
+    """Of each entry, as the shortest decimal of its float32; None where it is not understood."""
     if scale is None:
         return [1.0] * width
     try:
-        found: list[float] = torch.as_tensor(scale).float().expand(width).tolist()
+        found = torch.as_tensor(scale).float().expand(width).tolist()
     except (RuntimeError, TypeError, ValueError):
         return None
-    return found
+    return [float(str(np.float32(each))) for each in found]
+
+
+def _ranges(term: Any) -> Any:
+    """Of one command's entries."""
+    config = getattr(term, "cfg", None)
+    found = getattr(config, "limit_ranges", None) or getattr(config, "ranges", None)
+    try:
+        return None if found is None else _plain(found)
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A configuration's value in those that JSON has; of a part of the scene what it chooses.
+
+    Raises:
+        TypeError: it holds others.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        if any(isinstance(each, slice) for each in value.values()):  # None and : choose nothing
+            value = {key: each for key, each in value.items() if each not in (None, slice(None))}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def _noise(config: Any) -> float | None:

@@ -146,6 +146,7 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
         decimation=env.cfg.decimation,
         history_length=history,
         history_order="oldest_first" if history and history > 1 else None,
+        commands=managers.commands(env),
     )
 
 

@@ -106,6 +106,53 @@ def test_noise_is_scaled_entry_by_entry_and_actions_follow_their_term():
     assert sizes == [pytest.approx(0.6 / 12**0.5), pytest.approx(1.2 / 12**0.5), None, None]
 
 
+def test_terms_tell_scale_clip_and_parameters_and_groups_may_lie_frame_by_frame():
+    told = {"noise": None, "history_length": 2, "params": {"period": 0.8}}
+    phase = SimpleNamespace(scale=torch.tensor((0.2, 2.0)), clip=(-1, 1), modifiers=None, **told)
+    filtered = SimpleNamespace(scale=None, clip=None, modifiers=["filter"], **told)
+    env = managed(named("JointEffortAction"), phase=(4, phase), height=(2, filtered))
+
+    def found(*names):
+        channels = managers.channels(env, {"policy": "policy"}, ())
+        return [tuple(getattr(channel, name) for name in names) for channel in channels or ()]
+
+    assert found("term", "scale", "clip", "history") == [
+        *(("phase", scale, (-1.0, 1.0), age) for age in (1, 0) for scale in (0.2, 2.0)),
+        # What a modifier did before them nobody can say with a scale and a clip.
+        *(("height", None, None, age) for age in (1, 0)),
+    ]
+    assert found("params") == [({"period": 0.8},)] * 6
+    env.observation_manager._group_obs_time_major = {"policy": True}
+    assert found("term", "history") == [
+        (term, age) for age in (1, 0) for term in ("phase", "phase", "height")
+    ]
+
+
+def test_commands_tell_their_ranges():
+    ranges = {"lin_vel_x": (-0.5, 1.0), "heading": None}
+    terms = {
+        "twist": SimpleNamespace(cfg=SimpleNamespace(ranges=ranges)),
+        "grown": SimpleNamespace(cfg=SimpleNamespace(ranges=ranges, limit_ranges={"x": (-2, 2)})),
+        "motion": SimpleNamespace(cfg=SimpleNamespace()),
+        "odd": SimpleNamespace(cfg=SimpleNamespace(ranges={"x": object()})),
+    }
+    manager = SimpleNamespace(active_terms=list(terms), get_term=terms.get)
+    assert managers.commands(SimpleNamespace(command_manager=manager)) == {
+        "twist": {"lin_vel_x": [-0.5, 1.0], "heading": None},
+        "grown": {"x": [-2, 2]},
+        "motion": None,
+        "odd": None,
+    }
+    assert managers.commands(SimpleNamespace()) is None
+
+
+def test_the_robots_joint_order_is_its_sdks_where_that_is_told():
+    robot = SimpleNamespace(joint_names=["a", "b"], cfg=SimpleNamespace(joint_sdk_names=["b", "a"]))
+    assert managers.sdk_joint_names(robot) == ("b", "a")
+    robot.cfg = SimpleNamespace()
+    assert managers.sdk_joint_names(robot) == ("a", "b")
+
+
 def test_isaac_labs_contract_is_kept():
     found = check_env(wrapped, steps=60)
     assert not [finding for finding in found if not finding.ok]
