@@ -129,7 +129,8 @@ extern const float {PREFIX}_denominator[{PREFIX.upper()}_OBSERVATIONS];
 
 void {PREFIX}_reset({PREFIX}_state *state);
 
-/* One step: raw observation in, action out. {command}
+/* One step: an observation in, scaled and clipped as `feed` in manifest.json says and not
+   normalised; an action out. {command}
    Returns 0, or 1 where a number was not finite: then `action` is the safe action. */
 int {PREFIX}_step({PREFIX}_state *state, const float *observation, float *action, float *command);
 

@@ -40,6 +40,13 @@ def model_card(manifest: Mapping[str, Any], unknown: Sequence[str]) -> str:
         "",
         *_table(_action(contract)),
         "",
+        "## What to feed",
+        "",
+        "What the simulator gave the policy, without noise: each value in the simulator's units,"
+        " clipped and scaled as told here. The normaliser is inside the policy.",
+        "",
+        *(f"* {line}" for line in manifest["feed"]),
+        "",
         "## Safety envelope",
         "",
         *_table(_safety(contract)),

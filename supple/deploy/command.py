@@ -20,7 +20,8 @@ def export(arguments: list[str]) -> int:
     """``supple export DIR``; the bundle's folder is the last line."""
     parser = Parser(
         prog="supple export",
-        description="A trained policy as ONNX, torch and C99, with all a robot needs to know.",
+        description="A trained policy as ONNX, torch and C99, with what a robot needs to know and a"
+        " list of what nobody told.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     parser.add_argument(
@@ -31,7 +32,8 @@ def export(arguments: list[str]) -> int:
         nargs="+",
         default=[],
         metavar="FORMAT",
-        help="mjlab: its keys in the ONNX files; unitree: deploy.yaml",
+        help="mjlab: its keys in the ONNX files; unitree: deploy.yaml; refused, with what is"
+        " missing, where the run does not know all that they say",
     )
     parser.add_argument("--no-zip", action="store_true", help="write no archive beside the folder")
     options = parser.parse_args(arguments)

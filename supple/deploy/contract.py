@@ -15,6 +15,7 @@ import numpy as np
 
 from supple.deploy.onnx_file import OPSET
 from supple.deploy.plain import PlainPolicy, command_map
+from supple.deploy.terms import check_terms
 from supple.envs.base import Box, Channel, Deployment, EnvSpec
 from supple.errors import InputError
 
@@ -53,6 +54,7 @@ def contract(
     """
     robot = spec.deployment or Deployment()
     _check_joints(robot, spec)
+    check_terms(spec)
     record = {
         "origin": dict(origin),
         "timing": {
@@ -75,8 +77,8 @@ def contract(
         "observation": _observation(spec, groups),
         "history": _history(robot, _channels(spec, groups), spec.added.get("history")),
         "commands": {
-            "names": None,
-            "ranges": None,
+            "names": None if robot.commands is None else list(robot.commands),
+            "ranges": robot.commands,
             "scale": None,
             "dead_zone": None,
             "heading": None,
@@ -226,11 +228,13 @@ def _observation(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Any]:
                 "high": known.high,
                 "noise_std": known.noise,
                 "frame": None,
-                "source": None,
-                "scale": None,
+                "source": {"term": known.term or known.name, "params": known.params}
+                if known.term or known.params
+                else None,
+                "scale": known.scale,
                 "offset": None,
-                "clip": None,
-                "clip_before_scale": None,
+                "clip": known.clip,
+                "clip_before_scale": None if None in (known.scale, known.clip) else True,
             }
         )
     return {

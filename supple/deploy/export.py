@@ -27,6 +27,7 @@ from supple.deploy.contract import (
 from supple.deploy.formats import FORMATS, mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, answer
 from supple.deploy.plain import PlainPolicy, plain_policy
+from supple.deploy.terms import feed
 from supple.errors import InputError
 from supple.launch import Trained
 from supple.run import REPLAY_FOLDER, RESULT
@@ -104,6 +105,7 @@ def bundle_files(trained: Trained, *, also: Sequence[str] = ()) -> dict[str, byt
         "identity": _identity(trained.folder),
         "contract_sha256": labels.contract,
         "contract": record,
+        "feed": feed(record),
         "evidence": evidence,
     }
     body["unknown"] = unknown({part: body[part] for part in UNKNOWN_IN})

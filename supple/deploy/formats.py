@@ -6,37 +6,51 @@ Their keys, with full precision and without tags that a safe YAML reader refuses
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
+from supple.deploy.terms import Term, layouts, terms_of
 from supple.errors import InputError
 
 FORMATS = ("mjlab", "unitree")
+UNITREE_ACTIONS = {"position": "JointPositionAction", "velocity": "JointVelocityAction"}
+"""What its runtime has registered, by control mode."""
+SHOWN = 3
+"""Names of terms in a refusal."""
 
 
 def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
     """ONNX properties under mjlab's keys: comma-separated, in the policy's joint order.
 
-    Raises:
-        InputError: a value that the keys need is unknown.
+    Entries that are lists themselves are joined by semicolons.
 
-    Source: mujocolab/mjlab, ``rl/exporter_utils.py``.
+    Raises:
+        InputError: a value that the keys need is unknown, or they cannot say it.
+
+    Source: mujocolab/mjlab 1.6.0, ``rl/exporter_utils.py``.
     """
-    robot = _robot(contract, "mjlab")
-    mode = contract["gains"]["control_mode"]
-    if mode != "position" or robot["offset"] != robot["default_position"]:
+    robot, terms = _robot(contract, "mjlab"), terms_of(contract)
+    mode, rest = robot["control_mode"], robot["default_position"]
+    if mode not in (None, "position") or rest not in (None, robot["action_offset"]):
         raise InputError(
             "--also mjlab: its keys say that a command is the default joint position + action_scale"
-            f" * action; here the control mode is {mode}, the offset {robot['offset']}: drop the"
-            " flag"
+            f" * action; here the control mode is {mode}, the offset {robot['action_offset']}: drop"
+            " the flag"
         )
+    _require({**robot, **_untold(terms), "commands": contract["commands"]["names"]}, "mjlab")
+    _require_layout("term_major" in layouts(contract, terms), "mjlab")
     lists = {
-        "joint_names": robot["names"],
+        "joint_names": robot["joint_names"],
         "joint_stiffness": robot["stiffness"],
         "joint_damping": robot["damping"],
-        "default_joint_pos": robot["default_position"],
-        "command_names": contract["commands"]["names"] or [],
-        "observation_names": [term["name"] for term in contract["observation"]["terms"]],
-        "action_scale": robot["scale"],
+        "default_joint_pos": rest,
+        "command_names": contract["commands"]["names"],
+        "observation_names": [term.name for term in terms],
+        "observation_terms_scale": [_one_or_all(term.scale or []) for term in terms],
+        "observation_terms_flatten_history_dim": [1 for _ in terms],
+        "observation_terms_history_length": [t.frames if t.frames > 1 else 0 for t in terms],
+        "observation_terms_clip": [term.clip or [-inf, inf] for term in terms],
+        "action_scale": robot["action_scale"],
     }
     texts = {key: ",".join(_text(item) for item in values) for key, values in lists.items()}
     return {"run_path": str(contract["origin"]["run"]), **texts}
@@ -46,7 +60,8 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     """The content of ``deploy.yaml``.
 
     Raises:
-        InputError: a value that it needs is unknown, or PyYAML is not installed.
+        InputError: a value that it needs is unknown or one that it cannot say, or PyYAML is not
+            installed.
 
     Source: unitreerobotics/unitree_rl_lab, ``utils/export_deploy_cfg.py``.
     """
@@ -54,44 +69,47 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
         import yaml
     except ImportError as error:
         raise InputError('deploy.yaml needs PyYAML: pip install "supple[export]"') from error
-    robot = _robot(contract, "unitree")
-    if contract["timing"]["control_dt"] is None:
-        raise InputError("--also unitree needs timing.control_dt, which the run does not know")
-    history = contract["history"]
-    if history["length"] != 1 and history["direction"] != "oldest_first":
+    robot, terms = _robot(contract, "unitree"), terms_of(contract)
+    mode, ranges = robot["control_mode"], contract["commands"]["ranges"]
+    if mode not in (None, *UNITREE_ACTIONS):
         raise InputError(
-            "--also unitree: deploy.yaml's histories begin with the oldest frame, this policy's do"
-            " not: drop the flag"
+            f"--also unitree: its runtime takes {' or '.join(UNITREE_ACTIONS)} commands, here the"
+            f" control mode is {mode}: drop the flag"
         )
-    to_robot = contract["joints"]["policy_to_robot"] or list(range(len(robot["names"])))
-    on_robot = len(contract["joints"]["robot_names"] or robot["names"])
-    # What a term does not say of its age is as old as the whole history.
-    frames: dict[tuple[str, str], int] = {}
-    for term in contract["observation"]["terms"]:
-        own = (term["group"], term["name"].partition("@")[0])
-        age = term["history"]
-        frames[own] = max(frames.get(own, 1), history["length"] if age is None else age + 1)
-    # Unitree's switch for frames side by side; without it each term has its history.
-    terms: dict[str, Any] = {"use_gym_history": True} if history["layout"] == "time_major" else {}
-    for index, term in enumerate(contract["observation"]["terms"]):
-        if (term["history"] or 0) > 0:
-            continue  # older frames of a term are its history, not terms of their own
-        terms[term["name"]] = {
-            "params": {"index": index},
-            "clip": None,
-            "scale": [1.0] * term["width"],
-            "history_length": frames[term["group"], term["name"]],
-        }
+    needed = {
+        **robot,
+        "robot_joint_names": contract["joints"]["policy_to_robot"],
+        "control_dt": contract["timing"]["control_dt"],
+        **_untold(terms, "params"),
+        "commands": ranges,
+        **{f"the ranges of the command {name}": found for name, found in (ranges or {}).items()},
+    }
+    _require(needed, "unitree")
+    lie = layouts(contract, terms)
+    _require_layout(bool(lie), "unitree")
     low, high = contract["safety"]["command_low"], contract["safety"]["command_high"]
     action = {
         "clip": [list(pair) for pair in zip(low, high, strict=True)] if low else None,
-        "joint_names": robot["names"],
-        "scale": robot["scale"],
-        "offset": robot["offset"],
+        "joint_names": robot["joint_names"],
+        "scale": robot["action_scale"],
+        "offset": robot["action_offset"],
         "joint_ids": None,
     }
-    kind = {"position": "JointPositionAction", "velocity": "JointVelocityAction"}
-    name = kind.get(contract["gains"]["control_mode"], "JointEffortAction")
+    observations: dict[str, Any] = {
+        term.name: {
+            "params": term.params,
+            "clip": term.clip or None,
+            "scale": term.scale,
+            "history_length": term.frames,
+        }
+        for term in terms
+    }
+    if "term_major" not in lie:
+        # All terms of a frame, then the next frame. Not the first entry: by that one the runtime
+        # tells terms from groups of terms.
+        observations["use_gym_history"] = True
+    to_robot = contract["joints"]["policy_to_robot"]
+    on_robot = len(contract["joints"]["robot_names"])
     record = {
         "joint_ids_map": to_robot,
         "step_dt": contract["timing"]["control_dt"],
@@ -100,40 +118,59 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
         "stiffness": _spread(robot["stiffness"], to_robot, on_robot),
         "damping": _spread(robot["damping"], to_robot, on_robot),
         "default_joint_pos": robot["default_position"],
-        "commands": contract["commands"]["ranges"] or {},
-        "actions": {name: action},
-        "observations": terms,
+        "commands": {name: {"ranges": found} for name, found in ranges.items()},
+        "actions": {UNITREE_ACTIONS[mode]: action},
+        "observations": observations,
     }
     text: str = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     return text
 
 
-def _robot(contract: Mapping[str, Any], name: str) -> dict[str, list[Any]]:
-    """What both formats need, checked to be there. Torque-controlled joints have gains of 0."""
+def _robot(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What both formats say of joints, by the names of ``Deployment``'s fields."""
     joints, gains = contract["joints"], contract["gains"]
-    torque = gains["control_mode"] == "torque"
-    zeros = [0.0] * len(joints["policy_names"] or [])
-    found = {
-        "names": joints["policy_names"],
-        "stiffness": gains["stiffness"] or (zeros if torque else None),
-        "damping": gains["damping"] or (zeros if torque else None),
+    if contract["action"]["kind"] != "continuous":
+        raise InputError(f"--also {name}: it drives joints, this policy chooses: drop the flag")
+    values = {step["step"]: step.get("values") for step in contract["action"]["pipeline"]}
+    return {
+        "joint_names": joints["policy_names"],
+        "control_mode": gains["control_mode"],
+        "stiffness": gains["stiffness"],
+        "damping": gains["damping"],
         "default_position": joints["default_position"],
+        "action_scale": values["scale"],
+        "action_offset": values["offset"],
     }
-    missing = [key for key, value in found.items() if value is None]
-    if missing or contract["action"]["kind"] != "continuous":
-        what = ", ".join(missing) or "continuous actions"
-        raise InputError(
-            f"--also {name} needs {what}, which the run does not know: describe the robot in the"
-            " environment's EnvSpec.deployment, or drop the flag"
-        )
-    found["scale"] = _step(contract, "scale")["values"]
-    found["offset"] = _step(contract, "offset")["values"]
+
+
+def _untold(terms: Sequence[Term], *further: str) -> dict[str, None]:
+    """What terms lack of scale, clip and further fields; none of it can be guessed."""
+    found: dict[str, None] = {}
+    for field in ("scale", "clip", *further):
+        lacking = [term.name for term in terms if getattr(term, field) is None]
+        if lacking:
+            more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+            found[f"{field} of {', '.join(lacking[:SHOWN])}{more}"] = None
     return found
 
 
-def _step(contract: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    steps: list[Mapping[str, Any]] = contract["action"]["pipeline"]
-    return next(step for step in steps if step["step"] == name)
+def _require(needed: Mapping[str, Any], name: str) -> None:
+    """Refuse a format where something that it says is unknown."""
+    missing = [what for what, value in needed.items() if value is None]
+    if missing:
+        raise InputError(
+            f"--also {name} needs {'; '.join(missing)}, which the run does not know: say it in the"
+            " environment's EnvSpec.deployment and EnvSpec.channels or in the run's spec.json, or"
+            " drop the flag"
+        )
+
+
+def _require_layout(fits: bool, name: str) -> None:
+    if not fits:
+        raise InputError(
+            f"--also {name}: its terms lie one after another and their histories begin with the"
+            " oldest frame, this policy's do not: drop the flag"
+        )
 
 
 def _spread(values: Sequence[float], places: Sequence[int], size: int) -> list[float]:
@@ -143,5 +180,11 @@ def _spread(values: Sequence[float], places: Sequence[int], size: int) -> list[f
     return found
 
 
+def _one_or_all(values: Sequence[float]) -> Any:
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
 def _text(item: Any) -> str:
+    if isinstance(item, list):
+        return ";".join(_text(each) for each in item)
     return repr(item) if isinstance(item, float) else str(item)

@@ -8,7 +8,9 @@ import torch
 from supple.agents import PPO, FlashSAC, FlashSACSettings, PPOSettings
 from supple.configs import default_settings
 from supple.deploy import manifest
+from supple.deploy.contract import contract
 from supple.deploy.export import bundle_files
+from supple.deploy.plain import plain_policy
 from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec
 from supple.launch import Trained
 from supple.signed_json import sha256
@@ -21,7 +23,7 @@ FRAMES = 2
 def frames(ages):
     """All terms of one age after another."""
     return tuple(
-        Channel(name=name, group="policy", unit="rad", history=age)
+        Channel(name=name, group="policy", unit="rad", history=age, scale=1.0, clip=False)
         for age in ages
         for name in TERMS
     )
@@ -43,6 +45,7 @@ def robot_spec(**changes):
         history_order="newest_first",
         sim_dt=0.005,
         decimation=4,
+        commands={},
     )
     facts = {
         "task_id": "test/robot",
@@ -55,6 +58,17 @@ def robot_spec(**changes):
         "channels": channels,
     }
     return EnvSpec(**{**facts, **changes})
+
+
+def described(**changes):
+    """The robot, described otherwise."""
+    spec = robot_spec()
+    assert spec.deployment
+    return dataclasses.replace(spec, deployment=dataclasses.replace(spec.deployment, **changes))
+
+
+def contract_of(spec):
+    return contract(plain_policy(ppo(spec), spec), spec, groups=("policy",), origin={"run": "r"})
 
 
 def plain_spec(observation=5, action=None, **changes):

@@ -10,11 +10,9 @@ import torch
 from supple.cli import main
 from supple.deploy import card, export, manifest
 from supple.deploy.bundle import read_bundle, write_bundle
-from supple.deploy.contract import action_names, contract
+from supple.deploy.contract import action_names
 from supple.deploy.export import bundle_files
-from supple.deploy.formats import mjlab_properties, unitree_yaml
 from supple.deploy.golden import Golden, history_pairs
-from supple.deploy.plain import plain_policy
 from supple.envs import EnvSettings, make
 from supple.envs.base import Channel, Discrete
 from supple.errors import InputError
@@ -23,10 +21,9 @@ from tests.deploy.small_bundles import (
     FRAMES,
     JOINTS,
     TERMS,
+    contract_of,
+    described,
     flashsac,
-    frames,
-    plain_spec,
-    ppo,
     robot_files,
     robot_spec,
     trained,
@@ -124,23 +121,6 @@ def test_the_card_says_task_safety_and_what_is_not_known(files):
         assert text in card
 
 
-def test_mjlab_keys_have_full_precision(record):
-    for other in ({"default_position": (0.0, 0.7, -0.3)}, {"control_mode": "torque"}):
-        with pytest.raises(InputError, match="default joint position"):
-            mjlab_properties(contract_of(described(**other)))
-    properties = mjlab_properties(record["contract"])
-    assert properties["joint_names"] == "hip,knee,ankle"
-    assert properties["joint_stiffness"] == "20.0,21.123456789,22.0"
-    assert properties["action_scale"] == "0.25,0.5,0.33"
-
-
-def described(**changes):
-    """The robot, described otherwise."""
-    spec = robot_spec()
-    assert spec.deployment
-    return dataclasses.replace(spec, deployment=dataclasses.replace(spec.deployment, **changes))
-
-
 def test_a_robot_is_braked_by_gains_that_brake():
     effort = (10.0, 20.0, 30.0)
     found = contract_of(described(damping=(0.0, 0.0, 0.0), effort_limit=effort))["safety"]
@@ -152,24 +132,6 @@ def test_a_robot_is_braked_by_gains_that_brake():
 def test_half_of_an_action_map_is_refused():
     with pytest.raises(InputError, match="expected both or neither"):
         contract_of(described(action_offset=None))
-
-
-def test_unitree_gains_lie_where_the_robots_joints_are():
-    import yaml
-
-    oldest_first = robot_spec(channels=frames(reversed(range(FRAMES))))
-    assert oldest_first.deployment
-    names = ("neck", "ankle", "hip", "tail", "knee")
-    robot = dataclasses.replace(oldest_first.deployment, robot_joint_names=names)
-    found = yaml.safe_load(
-        unitree_yaml(contract_of(robot_spec(channels=oldest_first.channels, deployment=robot)))
-    )
-    assert found["joint_ids_map"] == [2, 4, 1]
-    assert found["stiffness"] == [0.0, 22.0, 20.0, 0.0, 21.123456789]
-
-
-def contract_of(spec):
-    return contract(plain_policy(ppo(spec), spec), spec, groups=("policy",), origin={"run": "r"})
 
 
 def test_what_flags_put_on_is_in_the_contract(tmp_path):
@@ -225,32 +187,6 @@ def test_a_channel_may_have_an_at_in_its_name():
 def test_choices_are_not_named_after_joints():
     robot = robot_spec(action=Discrete(n=4))
     assert action_names(robot) == ["choice"]
-
-
-def test_unitree_yaml_is_safe_and_in_the_robots_order(record):
-    import yaml
-
-    with pytest.raises(InputError, match="histories begin with the oldest frame"):
-        unitree_yaml(record["contract"])
-    oldest_first = robot_spec(channels=frames(reversed(range(FRAMES))))
-    text = unitree_yaml(contract_of(oldest_first))
-    assert "!!" not in text
-    found = yaml.safe_load(text)
-    assert found["joint_ids_map"] == [1, 2, 0]
-    assert found["stiffness"] == [22.0, 20.0, 21.123456789]
-    assert found["default_joint_pos"] == [0.1, 0.7, -0.3]
-    assert found["step_dt"] == 0.02
-    assert found["actions"]["JointPositionAction"]["scale"] == [0.25, 0.5, 0.33]
-    assert found["observations"]["pitch"]["history_length"] == 2
-    assert found["observations"]["use_gym_history"] is True
-
-
-def test_formats_say_what_they_lack(tmp_path):
-    spec = plain_spec()
-    with pytest.raises(
-        InputError, match=r"--also mjlab needs names, .* which the run does not know"
-    ):
-        bundle_files(trained(ppo(spec), spec, tmp_path), also=["mjlab"])
 
 
 @pytest.fixture(scope="module")

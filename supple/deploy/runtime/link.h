@@ -18,7 +18,7 @@ namespace supple {
 enum class Kind : std::uint16_t {
   kHello = 1,        // runner: who are you?
   kDescription = 2,  // robot: JSON with its joints and channels
-  kState = 3,        // robot: one number per channel
+  kState = 3,        // robot: one number per channel, as `feed` in manifest.json says
   kCommand = 4,      // runner: one command per joint, in the robot's order
   kDamp = 5,         // runner: brake; one gain per joint, in the robot's order
 };
