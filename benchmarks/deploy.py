@@ -10,7 +10,6 @@ and the closed loop. Every result becomes a row of ``benchmarks/results/deploy_*
 """
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ import torch
 
 from supple import machine
 from supple.agents import FlashSAC, FlashSACSettings
+from supple.bench import table
 from supple.deploy import c_source, onnx_file, torch_file
 from supple.deploy.bundle import read_bundle
 from supple.deploy.contract import action_names, observation_names
@@ -122,26 +122,17 @@ def _worst(text: str) -> str:
 
 def write(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
     """Append rows with where they are from."""
-    versions = machine.versions()
     import onnxruntime
 
-    origin = {
+    made = {
         "date": time.strftime("%Y-%m-%d"),
         "load": f"{os.getloadavg()[0]:.1f}",
-        "machine": versions["processor"],
-        "versions": f"supple {versions['supple']}, torch {versions['torch']},"
-        f" onnxruntime {onnxruntime.__version__}",
-        "commit": versions["commit"],
+        **table.origin(machine.versions(), gpu=False),
         "command": f"python benchmarks/deploy.py {sys.argv[1]}",
     }
+    made["versions"] += f", onnxruntime {onnxruntime.__version__}"
     for row in rows:
-        record = {**row, **origin}
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(record))
-            if new:
-                writer.writeheader()
-            writer.writerow(record)
+        table.add([{**row, **made}], path)
         print(row, flush=True)
 
 

@@ -1,4 +1,7 @@
 import csv
+import multiprocessing
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -7,12 +10,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from benchmarks import deploy
 from supple.agents import FlashSACSettings, PPOSettings
 from supple.agents.flashsac_settings import CRITICS
 from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.peers import update_peers
-from supple.bench.table import Shape, append, interleaved, read
+from supple.bench.table import Shape, add, append, interleaved, read
 from supple.bench.update import counted_flops, matrix_products
 from supple.cli import BAD_INPUT, DONE, main
 from supple.configs import default_settings
@@ -232,3 +236,52 @@ def test_rows_with_other_columns_are_not_mixed(tmp_path):
     with pytest.raises(InputError, match="has other columns than this table: expected variant, w"):
         append([{"variant": "c", "width": 3}], tmp_path / "rows.csv", "command")
     assert [row["size"] for row in read(tmp_path / "rows.csv")] == ["1", "2"]
+
+
+def test_rows_say_of_their_origin_what_they_know(tmp_path):
+    append([{"commit": "abc", "variant": "a"}], tmp_path / "rows.csv", "command")
+    (row,) = read(tmp_path / "rows.csv")
+    assert [*row][:3] == ["variant", "date", "threads"]
+    assert [*row][-2:] == ["commit", "command"]
+    assert row["commit"] == "abc"
+
+
+def add_many(path, name):
+    for number in range(25):
+        add([{"who": name, "number": number}], path)
+
+
+def test_no_row_is_lost_where_two_processes_write_one_file(tmp_path, one_thread):
+    fork, path = multiprocessing.get_context("fork"), tmp_path / "rows.csv"
+    writers = [fork.Process(target=add_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    for name in "ab":
+        own = [int(row["number"]) for row in read(path) if row["who"] == name]
+        assert own == list(range(25))
+
+
+def test_what_a_file_has_is_not_added_again(tmp_path):
+    path = tmp_path / "rows.csv"
+    add([{"seed": seed, "step": step} for seed in (0, 1) for step in (10, 20)], path)
+    add([{"seed": seed, "step": step} for seed in (1, 2) for step in (10, 20)], path, key=("seed",))
+    found = [(row["seed"], row["step"]) for row in read(path)]
+    assert found == [(seed, step) for seed in "012" for step in ("10", "20")]
+
+
+@pytest.mark.parametrize("what", ["latency", "parity"])
+def test_rows_of_bundles_go_on_the_committed_file(what, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / f"deploy_{what}.csv"
+    shutil.copy(deploy.RESULTS / path.name, path)
+    monkeypatch.setattr(sys, "argv", ["deploy.py", what])
+    before = read(path)
+    measured = list(before[0])[: list(before[0]).index("date")]
+    deploy.write(path, iter([dict.fromkeys(measured, "new")]))
+    *old, new = read(path)
+    assert old == before
+    assert new["machine"] and new["commit"] and "onnxruntime" in new["versions"]
+    assert new["command"] == f"python benchmarks/deploy.py {what}"

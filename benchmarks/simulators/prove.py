@@ -8,7 +8,6 @@ the folder printed before it.
 
 from __future__ import annotations
 
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from supple import cli, doctor, machine
+from supple.bench.table import add
 from supple.envs import EnvSettings, make
 from supple.envs.base import Groups
 from supple.evaluate import Evaluation, evaluate
@@ -51,10 +51,8 @@ class Proof:
 
 
 BATCHED_FLASHSAC = "--env-steps 25600 --agent.utd 0.05 --agent.update-every 1"
-BATCHED_PPO = (
-    "--env-steps 204800 --agent.rollout-steps 25 --agent.minibatches 4 --agent.epochs 8"
-    " --agent.lr 1e-3"
-)
+ROLLOUTS = "--agent.rollout-steps 25 --agent.minibatches 4 --agent.epochs 8 --agent.lr 1e-3"
+BATCHED_PPO = f"--env-steps 204800 {ROLLOUTS}"
 """Of simulators that step 64 environments at once. A quarter of these steps at 3e-4 was too little
 for PPO to leave the interval of random actions on mjlab's cartpole."""
 PROOFS = {
@@ -79,7 +77,7 @@ PROOFS = {
         # Episodes of 1000 steps begin upright, so that random actions earn 350: it takes more of
         # them to learn better than elsewhere.
         flashsac="--env-steps 102400 --agent.utd 0.1 --agent.update-every 1",
-        ppo=BATCHED_PPO.replace("204800", "409600"),
+        ppo=f"--env-steps 409600 {ROLLOUTS}",
     ),
     "brax": Proof(
         task="brax/inverted_pendulum",
@@ -165,7 +163,7 @@ def main(name: str) -> None:
         "commit": machine.commit(),
         "command": f"make sim-{name}",
     }
-    append(row)
+    add([row], RESULTS)
     print(f"picture and runs: {folder}")
     print(",".join(str(value) for value in row.values()))
 
@@ -230,16 +228,6 @@ def draw(proof: Proof, path: Path) -> None:
         picture = env.render()
     require(picture.ndim == 3 and picture.dtype == np.uint8 and picture.std() > 1, "a picture")
     imageio.imwrite(path, picture)
-
-
-def append(row: dict[str, object]) -> None:
-    """Add a row to the results table."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def prepare(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
 import time
@@ -145,36 +146,62 @@ def report(title: str, rows: list[dict[str, Any]], path: Path, command: str) -> 
     append(rows, path, command)
 
 
-def append(rows: list[dict[str, Any]], path: Path, command: str) -> None:
+def append(
+    rows: Sequence[Mapping[str, Any]], path: Path, command: str, *, key: Sequence[str] = ()
+) -> None:
     """Add rows to a file of results, with where and how they were measured.
 
     Args:
         rows: alike; what a row says itself of the machine, as ``origin`` does, counts.
         path: the file.
         command: that made them.
+        key: as of ``add``.
+
+    Raises:
+        InputError: the file has other columns.
     """
     # Asking for a GPU's name initialises it: only one that holds something was used.
     used = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
-    where = {
+    where: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "threads": torch.get_num_threads(),
         "load": f"{os.getloadavg()[0]:.1f}",
         **origin(machine.versions(), gpu=used),
         "command": command,
     }
-    columns, known = [*(name for name in rows[0] if name not in where), *where], read(path)
-    if known and list(known[0]) != columns:
-        raise InputError(
-            f"{path} has other columns than this table: expected {', '.join(columns)}; write to"
-            " another folder with --out"
-        )
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=columns)
-    if not known:
-        writer.writeheader()
-    writer.writerows([where | row for row in rows])
-    # All or nothing: half of a run's rows would be taken for the whole of it.
-    replace_file(path, (path.read_bytes() if known else b"") + text.getvalue().encode())
+    measured = [{name: row[name] for name in row if name not in where} for row in rows]
+    full = [{**own, **where, **row} for own, row in zip(measured, rows, strict=True)]
+    add(full, path, key=key)
+
+
+def add(rows: Sequence[Mapping[str, Any]], path: Path, *, key: Sequence[str] = ()) -> None:
+    """Add rows to a file as they are, all or none; of several processes each waits for its turn.
+
+    Args:
+        rows: alike.
+        path: the file.
+        key: columns that say together what a row is about: what the file has already is left out.
+
+    Raises:
+        InputError: the file has other columns.
+    """
+    columns = list(rows[0])
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        known = read(path)
+        if known and list(known[0]) != columns:
+            raise InputError(
+                f"{path} has other columns than this table: expected {', '.join(columns)}; write"
+                " to another folder with --out"
+            )
+        there = {tuple(row[name] for name in key) for row in known if key}
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=columns)
+        if not known:
+            writer.writeheader()
+        writer.writerows(row for row in rows if tuple(str(row[name]) for name in key) not in there)
+        # All or nothing: half of a run's rows would be taken for the whole of it.
+        replace_file(path, (path.read_bytes() if known else b"") + text.getvalue().encode())
 
 
 def origin(found: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
