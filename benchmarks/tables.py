@@ -27,6 +27,8 @@ PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 JOINED = "--env.num-envs 2 --agent.batch-size 256"
 """What makes one process as two with the ``laptop`` preset are together."""
 SIZES = ("17x6", "376x17", "310x37")
+ENVS = "2a32c98"
+"""Commit of the rows of ``bench_envs.csv`` that are shown."""
 
 
 def grid(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
@@ -76,7 +78,7 @@ def front() -> str:
     minutes = numbers("seconds", runs).mean() / 60
     update = rows("bench_update", commit="fd77e83", obs="376", batch="2048")
     sampled = rows("bench_ppo", commit="0a27c8d", obs="17")
-    stepped = rows("bench_envs", task="Humanoid", **{"num envs": "64"})
+    stepped = rows("bench_envs", commit=ENVS, task="Humanoid", **{"num envs": "64"})
     deployed = rows("deploy_latency", commit="6a378e3")
     bf16, official = (
         _of(update, f"{name} bfloat16", "p50 ms") for name in ("supple compiled", "official eager")
@@ -280,14 +282,14 @@ def replay() -> str:
         "Stable-Baselines3 n-step": "Stable-Baselines3, n-step",
         "index_select float32": "bare `index_select`",
     }
-    table = rows("bench_replay")
+    table = rows("bench_replay", commit="019928e")
     shown = _by_size(table, names, "per second", lambda rate: f"{rate / 1e6:.2f} M")
     return f"{shown}\n\n{source('bench_replay', table, 'Three-step windows, batch 2048.')}"
 
 
 def envs() -> str:
     """How many times as fast as others complete steps of ``mujoco/`` are."""
-    table, body = rows("bench_envs"), []
+    table, body = rows("bench_envs", commit=ENVS), []
     for other in ("SyncVectorEnv", "envpool"):
         own = [row for row in table if row["variant"] == other]
         body.append((f"over {other}", *(row["ours over it"] for row in own)))

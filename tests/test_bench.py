@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +14,17 @@ import torch
 from benchmarks import deploy
 from supple.agents import FlashSACSettings, PPOSettings
 from supple.agents.flashsac_settings import CRITICS
+from supple.bench import folder_of_rows
 from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.peers import update_peers
 from supple.bench.table import Shape, add, append, interleaved, read
 from supple.bench.update import counted_flops, matrix_products
-from supple.cli import BAD_INPUT, DONE, main
+from supple.cli import BAD_INPUT, DONE, RESUMABLE, main
 from supple.configs import default_settings
 from supple.errors import InputError
 from supple.region import Compute
+from supple.train import train
 from tests.small_runs import flags
 
 
@@ -149,6 +152,17 @@ def test_the_loop_is_timed_part_by_part(bench):
     assert outside == pytest.approx(counted - sum(seconds[name] for name in INSIDE), abs=0.1)
 
 
+def test_of_a_stopped_loop_there_are_no_rows(tmp_path, monkeypatch):
+    def stopped(run):
+        run.stopped = True  # as Ctrl-C does
+        train(run)
+
+    monkeypatch.setattr("supple.bench.loop.train", stopped)
+    own = ["--task", "toy/lqr", "--out", str(tmp_path), "--threads", "1", "--device", "cpu"]
+    assert main(["bench", "loop", *own, "--", *flags(), "--env-steps", "300"]) == RESUMABLE
+    assert not (tmp_path / "bench_loop.csv").exists()
+
+
 def test_a_part_does_not_count_the_parts_inside_it():
     watch = Stopwatch()
     with watch.part("outer"):
@@ -191,6 +205,11 @@ def test_replay_is_timed_and_written_down(bench, capsys):
         (["update", "--rounds", "0"], "--rounds must be >= 1, got 0"),
         (["update", "--reference", "/nonexistent"], "no flash_rl folder in it"),
         (["kernel"], "invalid choice: 'kernel'"),
+        (
+            ["update", "--", "--agent.critic", "flow"],
+            "flags after -- are those of the loop's run, supple bench update takes none:"
+            " leave out --agent.critic flow",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, text, capsys):
@@ -228,6 +247,20 @@ def test_what_only_a_gpu_can_is_refused_without_one(given, said, capsys, tmp_pat
     asked = ["bench", "update", "--device", "cpu", "--out", str(tmp_path), *given]
     assert main(asked) == BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_rows_go_to_the_committed_ones_only_from_within_the_checkout(tmp_path, monkeypatch):
+    committed = tmp_path / "supple" / "benchmarks" / "results"
+    committed.mkdir(parents=True)
+    monkeypatch.setattr("supple.bench.CHECKOUT", tmp_path / "supple")
+    monkeypatch.chdir(committed.parent)
+    assert folder_of_rows() == committed
+    monkeypatch.chdir(tmp_path)
+    assert folder_of_rows() == Path("runs", "bench")
+    sizes = ["--sizes", "3x1", "--batch-sizes", "8", "--rounds", "1", "--modes", "eager"]
+    assert main(["bench", "replay", *sizes, "--device", "cpu", "--threads", "1"]) == DONE
+    assert read(tmp_path / "runs" / "bench" / "bench_replay.csv")
+    assert not list(committed.iterdir())
 
 
 def test_rows_with_other_columns_are_not_mixed(tmp_path):

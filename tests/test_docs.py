@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 from benchmarks import figures, tables
+from supple.bench.table import add, read
 from supple.cli import DONE, Parser, main, train_settings
 from supple.envs import known_tasks
 from supple.errors import InputError
@@ -119,6 +121,16 @@ def test_figures_are_those_of_the_committed_rows(name):
 def test_tables_are_those_of_the_committed_rows():
     for page in tables.pages():
         assert tables.filled(page.read_text()) == page.read_text(), f"{page}: run: make figures"
+
+
+def test_rows_that_a_benchmark_adds_change_no_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path / "results")
+    shutil.copytree(tables.ROOT / "benchmarks" / "results", figures.RESULTS)
+    names = ("front", "critics", "ppo_speed", "replay", "envs", "update")
+    before = [tables.TABLES[name]() for name in names]
+    for path in figures.RESULTS.glob("bench_*.csv"):
+        add([row | {"commit": "0123456789ab"} for row in read(path)], path)
+    assert [tables.TABLES[name]() for name in names] == before
 
 
 def test_a_changed_number_in_a_table_is_seen():

@@ -24,12 +24,12 @@ from supple.bench.profile import bench_profile
 from supple.bench.replay import bench_replay
 from supple.bench.table import MODES, Shape, parse_size, precisions, report
 from supple.bench.update import bench_update
-from supple.cli import DONE, Parser
+from supple.cli import DONE, RESUMABLE, Parser
 from supple.errors import InputError
 from supple.region import Precision
 
 SIZES = ("17x6", "376x17", "310x37")
-ROWS = Path("benchmarks/results")
+CHECKOUT = Path(__file__).resolve().parents[2]
 WHAT = ("update", "profile", "replay", "kernels", "critics", "ppo", "envs", "loop", "all")
 
 
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         " (critics), PPO's iterations (ppo), MuJoCo simulators (envs) and the whole training loop,"
         " and appends rows to"
         " OUT/bench_WHAT.csv. Flags of supple train for the loop come after --.",
+        epilog="Within a checkout of supple OUT is its benchmarks/results, elsewhere runs/bench;"
+        " of a GPU the folder gpu in it.",
     )
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="OBSxACT")
@@ -60,11 +62,16 @@ def main(arguments: Sequence[str]) -> int:
         "--peers", action="store_true", help="time other libraries, those that are installed, too"
     )
     parser.add_argument("--task", default="gym/HalfCheetah-v5", help="what the loop trains on")
-    parser.add_argument("--out", type=Path, help=f"default: {ROWS}, of a GPU {ROWS / 'gpu'}")
+    parser.add_argument("--out", type=Path, help="folder of the rows; default: see below")
     given = list(arguments)
     at = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:at])
     options.flags = given[at + 1 :]
+    if options.flags and options.what not in ("loop", "all"):
+        raise InputError(
+            f"flags after -- are those of the loop's run, supple bench {options.what} takes none:"
+            f" leave out {' '.join(options.flags)}"
+        )
     options.device = machine.resolve_device(options.device)
     machine.use(options.device)
     has_graphs = options.device.type == "cuda"
@@ -86,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes = [parse_size(text) for text in options.sizes]
     if options.reference and not (options.reference / "flash_rl").is_dir():
         raise InputError(f"--reference {options.reference}: no flash_rl folder in it")
-    options.out = options.out or (ROWS / "gpu" if has_graphs else ROWS)
+    options.out = options.out or folder_of_rows() / ("gpu" if has_graphs else "")
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
@@ -120,5 +127,16 @@ def main(arguments: Sequence[str]) -> int:
             report(title, found, options.out / "bench_envs.csv", command)
     if options.what in ("loop", "all"):
         found = bench_loop(options)
+        if not found:
+            print("stopped: of a part of the loop's run there are no rows")
+            return RESUMABLE
         report(f"loop, {options.task}", found, options.out / "bench_loop.csv", command)
+    print(options.out)
     return DONE
+
+
+def folder_of_rows() -> Path:
+    """Within a checkout its committed rows', elsewhere beside the runs."""
+    committed = CHECKOUT / "benchmarks" / "results"
+    here = committed.is_dir() and Path.cwd().is_relative_to(CHECKOUT)
+    return committed if here else Path("runs") / "bench"

@@ -87,7 +87,7 @@ class Stopwatch:
 
 
 def bench_loop(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train once in a temporary folder; one row per part of the loop."""
+    """Train once in a temporary folder; one row per part of the loop, none if it was stopped."""
     settings = train_settings([options.task, "--device", str(options.device), *options.flags])
     watch = Stopwatch()
     with ExitStack() as stack:
@@ -99,6 +99,8 @@ def bench_loop(options: argparse.Namespace) -> list[dict[str, Any]]:
         stack.enter_context(run)
         with watch.part(OTHER):
             train(run)
+        if not run.complete:
+            return []
         steps, updates = run.env_steps, run.agent.updates
     return rows(watch.seconds, env_steps=steps, updates=updates)
 
