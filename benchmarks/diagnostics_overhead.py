@@ -22,6 +22,7 @@ from typing import Any
 
 from supple import launch
 from supple.bench.table import append
+from supple.cli import RESUMABLE
 from supple.configs import default_settings
 from supple.metrics import read_csv
 from supple.train import train
@@ -32,7 +33,11 @@ RESULTS = Path(__file__).parent / "results" / "diagnostics_overhead.csv"
 def measured(
     task: str, agent: str, env_steps: int, *, enabled: bool, folder: Path
 ) -> dict[str, Any]:
-    """One run, as a row."""
+    """One run, as a row.
+
+    Raises:
+        SystemExit: it was stopped.
+    """
     settings = default_settings(task, agent=agent, preset="laptop")
     settings.env_steps, settings.run_dir, settings.device = env_steps, str(folder), "cpu"
     settings.eval.video, settings.eval.episodes = False, 1
@@ -42,6 +47,8 @@ def measured(
     began, processor = time.perf_counter(), time.process_time()
     with run.display, run:
         train(run)
+    if not run.complete:
+        raise SystemExit(RESUMABLE)
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     columns = read_csv(folder / "metrics.csv")
     spent = [value for value in columns.get("diag/seconds", []) if value is not None]

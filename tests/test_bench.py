@@ -24,8 +24,7 @@ from supple.cli import BAD_INPUT, DONE, RESUMABLE, main
 from supple.configs import default_settings
 from supple.errors import InputError
 from supple.region import Compute
-from supple.train import train
-from tests.small_runs import flags
+from tests.small_runs import flags, stop_at_once
 
 
 def test_every_variant_is_timed_in_every_round_in_turn():
@@ -153,11 +152,7 @@ def test_the_loop_is_timed_part_by_part(bench):
 
 
 def test_of_a_stopped_loop_there_are_no_rows(tmp_path, monkeypatch):
-    def stopped(run):
-        run.stopped = True  # as Ctrl-C does
-        train(run)
-
-    monkeypatch.setattr("supple.bench.loop.train", stopped)
+    monkeypatch.setattr("supple.bench.loop.train", stop_at_once)
     own = ["--task", "toy/lqr", "--out", str(tmp_path), "--threads", "1", "--device", "cpu"]
     assert main(["bench", "loop", *own, "--", *flags(), "--env-steps", "300"]) == RESUMABLE
     assert not (tmp_path / "bench_loop.csv").exists()

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from benchmarks import diagnostics_overhead
 from benchmarks.experiments import (
     command,
     go1,
     high_utd_control,
     improvements,
+    instability,
     maze,
     policy_evaluation,
     reproduction,
@@ -23,11 +25,13 @@ from benchmarks.experiments import (
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple import compare, machine
 from supple.bench.table import read
+from supple.cli import DONE, RESUMABLE
 from supple.envs import EnvSettings, make
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
 from supple.replay.prefill import prefill
-from tests.small_runs import run_whole, small_settings
+from supple.run import RESULT
+from tests.small_runs import flags, result, run_until, run_whole, small_settings, stop_at_once
 
 CPU = torch.device("cpu")
 
@@ -359,3 +363,37 @@ def test_gradients_on_two_paths_come_from_the_same_minibatches(tmp_path, monkeyp
     for row in rows:
         assert (float(row["rounding"]) == 0) == (row["path"] == "again")
         assert float(row["between minibatches"]) > 0
+
+
+@pytest.fixture
+def unstable(tmp_path, monkeypatch):
+    """The instability experiment on a toy; its folder of runs."""
+    monkeypatch.setattr(instability, "ROWS", tmp_path / "rows.csv")
+    given = " ".join([*flags(), "--env-steps", "60", "--checkpoint.every", "60"])
+    monkeypatch.setattr(instability, "TASKS", {"lqr": ("toy/lqr", given)})
+    return tmp_path / "runs"
+
+
+def test_a_run_that_was_stopped_is_trained_to_its_end_before_it_is_analysed(unstable):
+    folder = unstable / "lqr"
+    run_until(small_settings("toy/lqr", folder, env_steps=60), 20)
+    assert not (folder / RESULT).exists()
+    for _ in range(2):
+        assert instability.train_missing(folder, "lqr") == DONE
+        assert result(folder)["env_steps"] == 60
+
+
+def test_a_run_that_is_stopped_is_not_analysed(unstable, monkeypatch):
+    monkeypatch.setattr("supple.train.train", stop_at_once)
+    monkeypatch.setattr(sys, "argv", ["x", "--out", str(unstable)])
+    assert instability.main() == RESUMABLE
+    assert not instability.ROWS.exists()
+
+
+def test_what_diagnostics_cost_is_not_told_from_a_stopped_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnostics_overhead, "RESULTS", tmp_path / "rows.csv")
+    monkeypatch.setattr(diagnostics_overhead, "train", stop_at_once)
+    monkeypatch.setattr(sys, "argv", ["x", "--task", "toy/lqr", "--env-steps", "60"])
+    with pytest.raises(SystemExit, match=f"^{RESUMABLE}$"):
+        diagnostics_overhead.main()
+    assert not diagnostics_overhead.RESULTS.exists()

@@ -11,7 +11,8 @@ changes it less than all of them.
     python -m benchmarks.experiments.instability --out runs/instability
     python -m benchmarks.experiments.instability --report
 
-Runs that the folder does not hold yet are trained first, 1 to 7 minutes of one core each.
+Runs that the folder does not hold yet are trained first, 1 to 7 minutes of one core each. Ctrl-C
+saves; the same command continues.
 Source: the question is Korkmaz 2024's, arXiv:2406.16979; the comparison with random directions and
 the continuous forms are our own.
 """
@@ -26,9 +27,8 @@ from typing import Any
 import torch
 
 from benchmarks.experiments import command
-from supple import launch
+from supple import cli
 from supple.bench.table import append, read
-from supple.cli import train_settings
 from supple.diagnostics.channels import layout_of
 from supple.diagnostics.directions import STABLE_COSINE
 from supple.diagnostics.instability import Instability, analyse
@@ -39,7 +39,7 @@ from supple.diagnostics.states import visited
 from supple.diagnostics.targets import load_targets
 from supple.display import Display
 from supple.evaluate import make_env
-from supple.train import train
+from supple.run import RESULT
 
 ROWS = Path(__file__).parents[1] / "results" / "instability.csv"
 COMMAND = "python -m benchmarks.experiments.instability"
@@ -53,15 +53,14 @@ TASKS = {
 }
 
 
-def train_missing(folder: Path, name: str) -> None:
-    """The run of a task, unless it is there."""
+def train_missing(folder: Path, name: str) -> int:
+    """Train a task's run to its end, unless it is there; the exit status."""
+    if (folder / RESULT).exists():
+        return cli.DONE
     if (folder / "settings.json").exists():
-        return
+        return cli.main(["resume", str(folder)])
     task, flags = TASKS[name]
-    settings = train_settings([task, *flags.split(), "--eval.no-video", "--run-dir", str(folder)])
-    run = launch.new_run(settings)
-    with run.display, run:
-        train(run)
+    return cli.main(["train", task, *flags.split(), "--eval.no-video", "--run-dir", str(folder)])
 
 
 def analyses(folder: Path) -> Iterator[tuple[Instability, float]]:
@@ -124,18 +123,20 @@ def report() -> None:
         Display.print_rows(f"steps of {JUDGED_AT} standard deviations", shown)
 
 
-def main() -> None:
+def main() -> int:
     """Train what is missing, analyse what has no row yet, report."""
     parser = command.parser(__doc__, runs="instability")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     options = parser.parse_args()
     for name in () if options.report else options.tasks:
-        train_missing(options.out / name, name)
+        if status := train_missing(options.out / name, name):
+            return status
         known = {(row["task"], row["mode"]) for row in read(ROWS)}
         for one, earned in analyses(options.out / name):
             if (TASKS[name][0], one.mode) not in known:
                 append(rows_of(name, one, earned), ROWS, COMMAND)
     report()
+    return cli.DONE
 
 
 if __name__ == "__main__":
