@@ -164,18 +164,68 @@ def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert "final RMSE" in capsys.readouterr().out
 
 
+def errors_of(*rows):
+    """What is read from rows of setting, critic, seed and final error."""
+    columns = ("setting", "critic", "seed", "rmse final")
+    written = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
+    return policy_evaluation.grouped(written, "rmse final")
+
+
 def test_the_verdict_can_be_no():
-    better, worse = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    final = {
-        ("utd 32", "flow"): worse,
-        ("utd 32", "scalar"): better,
-        ("plenty", "scalar"): better,
-        ("plenty", "flow"): worse,
-    }
-    lines = policy_evaluation.verdict(final)
+    few = [("utd 32", "flow", seed, 3 + seed) for seed in (0, 1)]
+    few += [("utd 32", "scalar", seed, 1 + seed) for seed in (0, 1)]
+    plenty = [("plenty", "scalar", seed, 1 + seed) for seed in (0, 1)]
+    plenty += [("plenty", "flow", seed, 3 + seed) for seed in (0, 1)]
+    lines = policy_evaluation.verdict(errors_of(*few, *plenty))
     assert "NOT reproduced" in lines[0] and "0 of 2 seeds" in lines[0]
     assert lines[1].endswith("not run")
     assert "reproduced, mean RMSE 1.50 against 3.50" in lines[2] and "NOT" not in lines[2]
+
+
+def test_critics_are_compared_seed_by_seed_on_the_seeds_that_both_have():
+    flow = [("utd 32", "flow", seed, error) for seed, error in ((0, 1), (1, 5), (2, 9))]
+    scalar = [("utd 32", "scalar", seed, error) for seed, error in ((1, 6), (0, 2), (3, 0))]
+    lines = policy_evaluation.verdict(errors_of(*flow, *scalar))
+    assert "mean RMSE 3.00 against 4.00 (1.33x; 2 of 2 seeds)" in lines[0]
+
+
+def test_a_blank_cell_of_a_measurement_is_reported_as_none(capsys, monkeypatch):
+    committed = read(policy_evaluation.ROWS)
+    rows = [row | {"recovery index K=8": ""} for row in committed if row["critic"] == "flow"]
+    monkeypatch.setattr(policy_evaluation, "read", lambda path: rows)
+    policy_evaluation.report()
+    assert "nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_flow_is_compared_with_more_steps_than_its_own(steps, known, monkeypatch):
+    def asked(*given, counts):
+        raise LookupError(counts)  # what comes after it takes seconds
+
+    monkeypatch.setattr(policy_evaluation.recovery, "step_sweep", asked)
+    later, earlier = (
+        policy_evaluation.make_learner(f"flow K={steps}", 1, torch.Generator().manual_seed(seed))
+        for seed in (0, 1)
+    )
+    with pytest.raises(LookupError, match=rf"\({steps}, 64\)"):
+        policy_evaluation.measure(later, earlier, known, 1)
+
+
+def test_two_processes_that_train_one_shard_leave_its_rows_once(tmp_path, known, monkeypatch):
+    monkeypatch.setattr(policy_evaluation, "truth", lambda: known)
+    monkeypatch.setattr(policy_evaluation, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setattr(policy_evaluation, "SETTINGS", {"utd 8": small()})
+    monkeypatch.setattr("sys.argv", ["x", "--critics", "scalar", "--seeds", "0", "1"])
+    alone = policy_evaluation.run_shard
+
+    def beside_another(*given):
+        monkeypatch.setattr(policy_evaluation, "run_shard", alone)
+        policy_evaluation.main()
+        return alone(*given)
+
+    monkeypatch.setattr(policy_evaluation, "run_shard", beside_another)
+    policy_evaluation.main()
+    assert [row["seed"] for row in read(policy_evaluation.ROWS)] == ["0", "1"]
 
 
 def curves_of(flow, scalar):
