@@ -273,6 +273,7 @@ def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
     for _ in range(2):
         high_utd_control.main()
         rows = read(high_utd_control.ROWS)
+        assert {row["load"] for row in rows} == {""}  # of the run, not of who collects
         assert [(row["critic"], row["step"]) for row in rows] == [
             (critic, step) for critic in ("scalar", "zero") for step in ("20", "40")
         ]

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from supple import compare
 from supple.bench.table import append, origin, read
@@ -61,23 +62,31 @@ def record(planned: Sequence[compare.Job], path: Path, command: str, **facts: st
         own = {**facts, "task": job.task, "variant": job.variant, "seed": str(job.seed)}
         if job.result() is None or tuple(own.values()) in known:
             continue
-        settings, seconds = read_settings(job.folder), job.evaluations("time/seconds")
-        found = json.loads((job.folder / "versions.json").read_text())
-        made = origin(found, gpu="gpu" in found and settings.device != "cpu")
-        ended = (job.folder / RESULT).stat().st_mtime
-        made |= {"date": time.strftime("%Y-%m-%d", time.localtime(ended)), "load": ""}
+        seconds, where = job.evaluations("time/seconds"), made(job.folder)
         rows = [
             {
                 **own,
                 "step": step,
                 "return": round(value, 1),
                 "seconds": round(seconds[step], 1),
-                "threads": settings.threads,
-                **made,
+                **where,
             }
             for step, value in job.evaluations("eval/return_mean").items()
         ]
         append(rows, path, command)
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """Columns that say when and where a finished run was made, whoever collects its rows."""
+    settings = read_settings(folder)
+    found = json.loads((folder / "versions.json").read_text())
+    ended = (folder / RESULT).stat().st_mtime
+    return {
+        "date": time.strftime("%Y-%m-%d", time.localtime(ended)),
+        "threads": settings.threads,
+        "load": "",
+        **origin(found, gpu="gpu" in found and settings.device != "cpu"),
+    }
 
 
 def say(title: str, lines: Sequence[Mapping[str, str]]) -> None:

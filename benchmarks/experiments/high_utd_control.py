@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,8 @@ def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
             result = job.result()
             if result is None or (maze, str(utd), job.variant, str(job.seed)) in known:
                 continue
-            rows: list[dict[str, Any]] = [
+            where = command.made(job.folder)
+            rows = [
                 {
                     "maze": maze,
                     "actor": "SAC",
@@ -108,6 +108,7 @@ def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
                     "step": step,
                     "success": success,
                     "seconds": round(result["seconds"]),
+                    **where,
                 }
                 for step, success in job.evaluations("eval/success_once").items()
             ]

@@ -44,6 +44,7 @@ from benchmarks.experiments import command
 from benchmarks.experiments.high_utd_control import interval80
 from supple import checkpoint, compare
 from supple.bench.table import append, read
+from supple.cli import RESUMABLE
 from supple.diagnostics.alarms import Alarms
 from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.isolation import isolated
@@ -177,7 +178,8 @@ def collect(planned: dict[int, list[compare.Job]]) -> None:
         for job in of_utd:
             if job.result() and (str(utd), job.variant, str(job.seed)) not in known:
                 print(f"measuring {job.name}, UTD {utd}", flush=True)
-                append(rows_of(job, utd), ROWS, COMMAND)
+                where = command.made(job.folder)
+                append([row | where for row in rows_of(job, utd)], ROWS, COMMAND)
 
 
 Gaps = dict[int, list[float]]
@@ -268,7 +270,7 @@ def main() -> int:
         for of_utd in planned.values():
             if status := compare.run_queue(of_utd, options.jobs):
                 break
-        if options.train_only:
+        if options.train_only or status == RESUMABLE:
             return status
         collect(planned)
     report()
