@@ -8,7 +8,8 @@ end when three evaluations in a row reached the task's higher level; all end at 
     python -m benchmarks.time_to_return --peers-python /path/to/venv/bin/python
 
 What has rows already is left out, so that the command can be stopped and given again; Ctrl-C loses
-the run in progress. The others want an environment of their own, with "gymnasium[mujoco]",
+the run in progress. A run that fails, or is not evaluated within the limit, is said, leaves no row
+and holds nothing up. The others want an environment of their own, with "gymnasium[mujoco]",
 "stable-baselines3" and "rsl-rl-lib". Every evaluation becomes a row of
 ``benchmarks/results/wall_clock.csv``.
 """
@@ -19,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from supple.bench.table import append, read
+from supple.cli import DONE, FAILED
 from supple.metrics import METRICS, complete, read_csv
 
 RESULTS = Path(__file__).parents[1] / "results" / "wall_clock.csv"
@@ -58,7 +61,8 @@ def ours(options: argparse.Namespace, learner: str, task: str, seed: int) -> tup
         command += ["--seed", str(seed), "--threads", str(options.threads), "--eval.no-video"]
         command += ["--eval.every", str(every), "--eval.episodes", "10"]
         command += ["--max-minutes", str(options.limit / 60)]
-        subprocess.run([*command, "--run-dir", f"{folder}/run"], check=True, capture_output=True)
+        command += ["--run-dir", f"{folder}/run"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         columns = read_csv(Path(folder) / "run" / METRICS)
     names = ("time/seconds", "step", "eval/return_mean", "eval/return_std")
     return [dict(zip(COLUMNS, row, strict=True)) for row in complete(columns, *names)], ""
@@ -89,8 +93,30 @@ def time_to(level: float, curve: Curve) -> str:
     return f"> {curve[-1]['seconds']:.0f} s (best {best:.0f})"
 
 
-def main() -> None:
-    """Run what has no rows yet."""
+def measure(options: argparse.Namespace, learner: str, task: str, seed: int) -> int:
+    """One run and its rows; the exit status."""
+    name = f"{task}, {learner}, seed {seed}"
+    try:
+        curve, versions = (ours if learner in OURS else theirs)(options, learner, task, seed)
+    except subprocess.CalledProcessError as error:
+        print(f"{name}: failed with exit status {error.returncode}", flush=True)
+        return FAILED
+    if not curve:
+        print(f"{name}: no evaluation within {options.limit:g} s", flush=True)
+        return DONE
+    facts = {"learner": learner, "task": task, "seed": seed}
+    rows = [
+        {**facts, **{name: round(row[name], 1) for name in COLUMNS}, "peer": versions}
+        for row in curve
+    ]
+    append(rows, RESULTS, "python -m benchmarks.time_to_return")
+    said = "; ".join(f"{level:g}: {time_to(level, curve)}" for level in LEVELS[task])
+    print(f"{name}: {said}", flush=True)
+    return DONE
+
+
+def main() -> int:
+    """Run what has no rows yet; fails if a run did."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,22 +131,15 @@ def main() -> None:
     if not options.peers_python and set(options.learners) & THEIRS.keys():
         raise SystemExit("the others need --peers-python PYTHON; or name ours with --learners")
     known = {(row["learner"], row["task"], row["seed"]) for row in read(RESULTS)}
-    for task in options.tasks:
-        for seed in options.seeds:
-            for learner in options.learners:
-                if (learner, task, str(seed)) in known:
-                    continue
-                run = ours if learner in OURS else theirs
-                curve, versions = run(options, learner, task, seed)
-                facts = {"learner": learner, "task": task, "seed": seed}
-                rows = [
-                    {**facts, **{name: round(row[name], 1) for name in COLUMNS}, "peer": versions}
-                    for row in curve
-                ]
-                append(rows, RESULTS, "python -m benchmarks.time_to_return")
-                said = "; ".join(f"{level:g}: {time_to(level, curve)}" for level in LEVELS[task])
-                print(f"{task}, {learner}, seed {seed}: {said}", flush=True)
+    return max(
+        (
+            measure(options, learner, task, seed)
+            for task, seed, learner in product(options.tasks, options.seeds, options.learners)
+            if (learner, task, str(seed)) not in known
+        ),
+        default=DONE,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
