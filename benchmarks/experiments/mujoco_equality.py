@@ -38,7 +38,7 @@ class Comparison:
     """Over all states."""
 
     worst: float
-    """Largest difference of an observation or a reward, relative to 1 + its size."""
+    """Largest difference of an observation or a reward, relative to 1 + its size; NaN is larger."""
     ends: int
     """States from which the step terminated."""
     other_ends: int
@@ -56,7 +56,7 @@ def compare(name: str, states: int, *, chunk: int = 500, seed: int = 0) -> Compa
     worst, ends, other_ends = 0.0, 0, 0
     for _ in range(states // env.spec.num_envs):
         for difference, mine, theirs in _one_step_each(env, single, name, random):
-            worst = max(worst, difference)
+            worst = float(np.maximum(worst, difference))  # unlike max, keeps NaN
             ends += theirs
             other_ends += mine != theirs
     env.close()

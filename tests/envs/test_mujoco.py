@@ -55,6 +55,11 @@ def test_a_wrong_number_would_be_seen(monkeypatch, task, attribute, name):
     assert compare(name, 20).worst > TOLERANCE
 
 
+def test_a_difference_that_is_no_number_would_be_seen(monkeypatch):
+    monkeypatch.setattr(HalfCheetah, "effort_weight", float("nan"))
+    assert not compare("HalfCheetah", 20).worst < TOLERANCE
+
+
 def read_after_forward(physics, row):
     import mujoco
 
