@@ -2,8 +2,10 @@
 
     python -m benchmarks.kernel_tiles
 
-Each candidate runs forward or backward at the sizes of ``supple bench kernels``; beside them stand
-the hidden layers' products alone and the compiled definition, both as CUDA graphs. What a candidate
+Each candidate runs forward or backward at the sizes of ``supple bench kernels``, with the table of
+encoded values; the exact kernels, which ``flow_official`` takes, with their shipped tile. Beside
+them stand the hidden layers' products alone and the compiled definition, forward and with its
+gradient, as CUDA graphs. What a candidate
 takes of registers is asked ahead of time and without a GPU:
 ``python -m supple.kernels.critic_integration.aot``.
 """
@@ -16,7 +18,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -43,69 +45,99 @@ def candidates(width: int) -> Iterator[gpu.Tile]:
         yield gpu.Tile(rows=rows, inner=inner, warps=w, stages=stages)
 
 
-def calls(
-    size: Size, products: torch.dtype, device: torch.device = CUDA
-) -> dict[str, Callable[..., Any]]:
-    """Forward and backward at one size; they take ``tile``."""
+class Call(NamedTuple):
+    """A kernel at one size."""
+
+    run: Callable[..., Any]
+    """Takes ``tile``."""
+    shipped: gpu.Tile
+    exact: bool
+    """Every z encoded, and float32 products one by one."""
+
+
+def calls(size: Size, products: torch.dtype, device: torch.device = CUDA) -> dict[str, Call]:
+    """Forward and backward at one size, with the table and exactly."""
     critic, x_BD, start_BM = fitted(size, device)
     net = critic.net
     given = start_BM[None], net.condition(x_BD[None]).unsqueeze(2), net.grid(size.K)
     rows = start_BM.numel()
-    launch = gpu.Launch.of(
-        net.field(), net.form, rows, table_points=TABLE_POINTS, products=products
-    )
-    end, states = gpu.forward(launch, net.form, *given, save=True)
-    weight: Tensor = torch.ones_like(end)
+    found = {}
+    for suffix, points in (("", TABLE_POINTS), (", exact", 0)):
+        launch = gpu.Launch.of(net.field(), net.form, rows, table_points=points, products=products)
+        end, states = gpu.forward(launch, net.form, *given, save=True)
+        there = functools.partial(gpu.forward, launch, net.form, *given, save=False)
+        weight: Tensor = torch.ones_like(end)
+        back = functools.partial(gpu.backward, launch, net.form, weight, states, *given[1:])
+        for name, run in (("forward", there), ("backward", back)):
+            shipped = launch.tile_of(backward=name == "backward")
+            found[name + suffix] = Call(run, shipped, exact=not points)
+    return found
+
+
+def references(
+    size: Size, products: torch.dtype, device: torch.device = CUDA
+) -> dict[str, Callable[[], Any]]:
+    """What the kernels are compared with: gradients are those at noise and condition, too."""
+    critic, x_BD, start_BM = fitted(size, device)
+    net = critic.net
+    field, grid = net.field(), net.grid(size.K)
+
+    def definition(start_1BM: Tensor, condition_EBH: Tensor) -> Tensor:
+        half = products == torch.bfloat16
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            return integrate(field, net.form, start_1BM, condition_EBH, grid)
+
+    compiled = torch.compile(definition, dynamic=False)
+    given = start_BM[None], net.condition(x_BD[None])
+    wanted = [part.clone().requires_grad_() for part in given]
     return {
-        "forward": functools.partial(gpu.forward, launch, net.form, *given, save=False),
-        "backward": functools.partial(gpu.backward, launch, net.form, weight, states, *given[1:]),
+        "products alone": matrix_products(size, products, device),
+        "compiled definition": lambda: compiled(*given),
+        "compiled definition, forward and backward": lambda: torch.autograd.grad(
+            compiled(*wanted).sum(), wanted
+        ),
     }
 
 
 def beside(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
     """Rows of what the kernels are compared with."""
-    critic, x_BD, start_BM = fitted(size, CUDA)
-    net = critic.net
-    given = net.field(), net.form, start_BM[None], net.condition(x_BD[None]), net.grid(size.K)
-
-    def definition() -> Tensor:
-        half = products == torch.bfloat16
-        with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
-            return integrate(*given)
-
-    runs = {"products alone": matrix_products(size, products, CUDA)}
-    runs["compiled definition"] = torch.compile(definition, dynamic=False)
-    for name, run in runs.items():
-        with torch.no_grad():
-            graph, _ = capture(run)
-        yield row(size, products, name, graph.replay, tile=None)
+    for name, run in references(size, products).items():
+        graph, _ = capture(run)
+        yield row(size, products, name, graph.replay)
 
 
 def row(
-    size: Size, products: torch.dtype, kernel: str, run: Callable[[], Any], *, tile: gpu.Tile | None
+    size: Size,
+    products: torch.dtype,
+    kernel: str,
+    run: Callable[..., Any],
+    *,
+    tile: gpu.Tile | None = None,
+    call: Call | None = None,
 ) -> dict[str, Any]:
-    """One timing."""
-    own = gpu.tile_for(size.H, products, backward=kernel == "backward")
+    """One timing; of a kernel with its tile."""
     parts = ("rows", "inner", "warps", "stages")
+    split = ("ieee" if call.exact else "tf32x3") if call and products == torch.float32 else ""
     return {
         "size": str(size),
         "products": str(products).removeprefix("torch."),
         "kernel": kernel,
         **{part: getattr(tile, part) if tile else "" for part in parts},
-        "split": "tf32x3" if tile and products == torch.float32 else "",
-        "shipped": "yes" if tile == own else "",
+        "split": split,
+        "shipped": "yes" if call and tile == call.shipped else "",
         "p50 us": f"{1e3 * triton.testing.do_bench(run, rep=60, return_mode='median'):.1f}",
     }
 
 
 def measured(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
-    """A row per candidate and kernel."""
-    for kernel, run in calls(size, products).items():
-        own = gpu.tile_for(size.H, products, backward=kernel == "backward")
-        for tile in dict.fromkeys((own, *candidates(size.H))):
+    """A row per kernel and candidate; of the exact ones, which take longest, the shipped alone."""
+    for kernel, call in calls(size, products).items():
+        others = () if call.exact else candidates(size.H)
+        for tile in dict.fromkeys((call.shipped, *others)):
+            run = functools.partial(call.run, tile=tile)
             with contextlib.suppress(triton.runtime.errors.OutOfResources):
                 # A block of this GPU has less shared memory than that.
-                yield row(size, products, kernel, functools.partial(run, tile=tile), tile=tile)
+                yield row(size, products, kernel, run, tile=tile, call=call)
 
 
 def main() -> None:

@@ -134,6 +134,18 @@ def test_every_critic_is_timed_with_its_arithmetic(bench):
     assert rows["categorical"]["x categorical's time"] == "1.00"
 
 
+def test_iterations_of_ppo_are_timed_beside_others(bench, monkeypatch):
+    monkeypatch.setattr("supple.bench.ppo.SIZES", {"cpu": (4, 8)})
+    given = ["--sizes", "3x1", "--rounds", "1", "--modes", "eager", "--peers"]
+    rows = {row["variant"]: row for row in bench("ppo", *given)}
+    peers = {"Stable-Baselines3": "stable_baselines3", "rsl_rl": "rsl_rl"}
+    there = {name for name, module in peers.items() if find_spec(module)}
+    assert rows.keys() == {"supple eager float32"} | there
+    ours = rows["supple eager float32"]
+    seconds = float(ours["p50 ms"]) / 1e3
+    assert float(ours["samples per second"]) == pytest.approx(4 * 8 / seconds, rel=0.05)
+
+
 def test_the_loop_is_timed_part_by_part(bench):
     rows = bench("loop", "--task", "toy/lqr", "--", *flags(), "--env-steps", "300")
     seconds = {row["part"]: float(row["seconds"]) for row in rows}

@@ -125,7 +125,7 @@ def test_tables_are_those_of_the_committed_rows():
 
 def test_rows_that_a_benchmark_adds_change_no_table(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "RESULTS", tmp_path / "results")
-    shutil.copytree(tables.ROOT / "benchmarks" / "results", figures.RESULTS)
+    shutil.copytree(ROOT / "benchmarks" / "results", figures.RESULTS)
     names = ("front", "critics", "ppo_speed", "replay", "envs", "update")
     before = [tables.TABLES[name]() for name in names]
     for path in figures.RESULTS.glob("bench_*.csv"):

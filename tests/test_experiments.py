@@ -26,6 +26,7 @@ from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, r
 from supple import compare, machine
 from supple.bench.table import read
 from supple.cli import DONE, RESUMABLE
+from supple.diagnostics import recovery
 from supple.envs import EnvSettings, make
 from supple.envs.check import check_env
 from supple.replay import Replay, ReplaySettings
@@ -202,7 +203,7 @@ def test_a_flow_is_compared_with_more_steps_than_its_own(steps, known, monkeypat
     def asked(*given, counts):
         raise LookupError(counts)  # what comes after it takes seconds
 
-    monkeypatch.setattr(policy_evaluation.recovery, "step_sweep", asked)
+    monkeypatch.setattr(recovery, "step_sweep", asked)
     later, earlier = (
         policy_evaluation.make_learner(f"flow K={steps}", 1, torch.Generator().manual_seed(seed))
         for seed in (0, 1)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks.time_to_return import __main__ as queue
@@ -89,7 +90,7 @@ def test_a_learner_of_others_may_have_no_time_to_be_evaluated():
 def test_the_clock_ends_a_run_after_three_evaluations_at_the_level(capsys):
     told = argparse.Namespace(task=TASK, seed=0, level=-1e9, limit=1e9)
     clock = Clock(told, every=10)
-    going = [clock.going(steps, lambda obs: [0.0]) for steps in (5, 10, 15, 20, 30)]
+    going = [clock.going(steps, lambda obs: np.zeros(1)) for steps in (5, 10, 15, 20, 30)]
     assert going == [True, True, True, True, False]
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["env_steps"] for row in rows] == [10, 20, 30]

@@ -1,7 +1,8 @@
 """``supple bench kernels``: integrating a critic's flows, beside its own hidden products.
 
 A row is only written for a result that is right: the field is fitted for a moment, so that it is
-one a critic could have, and every variant is first compared with float64.
+one a critic could have, and every variant is first compared with float64. ``exact`` encodes every
+value, as ``flow_official`` does; the others read a table.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from supple.agents.flow_critics import FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import FlowSettings
 from supple.bench.table import interleaved, quantiles
 from supple.kernels.critic_integration import critic_integration, integrate, time_features
+from supple.kernels.critic_integration.fused import TABLE_POINTS
 from supple.kernels.critic_integration.reference import LAYER_NORM_EPS
 from supple.region import capture, has_bfloat16
 
@@ -66,7 +68,7 @@ def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             return definition()
 
-    def fast(products: torch.dtype) -> Callable[[], Tensor]:
+    def fast(products: torch.dtype, points: int) -> Callable[[], Tensor]:
         def run() -> Tensor:
             return critic_integration(
                 net.field(),
@@ -74,6 +76,7 @@ def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any
                 start_BM[None],
                 net.condition(x_BD[None]),
                 net.grid(size.K),
+                table_points=points,
                 products=products,
             )
 
@@ -84,12 +87,14 @@ def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any
     variants: dict[str, Callable[[], Tensor]] = {
         "eager loop float32": loop,
         "compiled definition float32": torch.compile(definition, dynamic=False),
-        "supple float32": fast(torch.float32),
+        "supple float32": fast(torch.float32, TABLE_POINTS),
+        "supple exact float32": fast(torch.float32, 0),
     }
     ceilings = {"float32": products(size, torch.float32, device)}
     if half:
         variants["compiled definition bfloat16"] = torch.compile(in_bfloat16, dynamic=False)
-        variants["supple bfloat16"] = fast(torch.bfloat16)
+        variants["supple bfloat16"] = fast(torch.bfloat16, TABLE_POINTS)
+        variants["supple exact bfloat16"] = fast(torch.bfloat16, 0)
         ceilings["bfloat16"] = products(size, torch.bfloat16, device)
     with torch.no_grad():
         errors = check(variants, critic, x_BD, start_BM, size.K)
