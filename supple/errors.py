@@ -14,6 +14,11 @@ MOST_CHARACTERS = 1000
 """Of an error's line: a file made to harm may hold names without end."""
 
 
+def how_to_install(extra: str) -> str:
+    """What an error says of an extra of ours; supple itself comes as a checkout."""
+    return f'pip install -e ".[{extra}]" in supple\'s checkout'
+
+
 class InputError(ValueError):
     """The request cannot be met as given: the text says expected, got, what to do. Status 2."""
 

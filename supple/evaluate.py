@@ -19,7 +19,7 @@ from supple import machine
 from supple.configs.base import Settings
 from supple.envs import make
 from supple.envs.base import Env, Groups
-from supple.errors import InputError, NotFiniteError
+from supple.errors import InputError, NotFiniteError, how_to_install
 from supple.intervals import half_width95
 from supple.rng import derive_seed
 
@@ -191,7 +191,7 @@ def picture_writer(path: str, fps: float) -> Any:
         import imageio_ffmpeg  # noqa: F401 - the writer itself
     except ImportError as error:
         raise InputError(
-            'writing mp4 needs imageio and imageio-ffmpeg: pip install "supple[mujoco]"'
+            f"writing mp4 needs imageio and imageio-ffmpeg: {how_to_install('mujoco')}"
         ) from error
     return imageio.get_writer(path, fps=fps, macro_block_size=2)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 from supple.files import replace_file
 
 METRICS = "metrics.csv"
@@ -274,7 +274,7 @@ def require_wandb(project: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"--log.wandb {project} needs the wandb package, which cannot be imported"
-            f" ({error}): pip install 'supple[wandb]', or leave --log.wandb out"
+            f" ({error}): {how_to_install('wandb')}, or leave --log.wandb out"
         ) from error
 
 

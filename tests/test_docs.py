@@ -236,7 +236,7 @@ def test_commands_in_the_docs_take_their_flags(words):
         "supple compare toy/lqr --out x -- --presett laptop",
         "supple diagnose DIR --suite half",
         "make lynt",
-        'pip install "supple[exports]"',
+        'pip install -e ".[exports]"',
         "docker build -f docker/Dockerfile.gpu .",
         "docker run --rm supple:cpu train toy/lqr --presets cpu",
     ],
@@ -244,6 +244,18 @@ def test_commands_in_the_docs_take_their_flags(words):
 def test_a_misspelt_command_is_seen(line):
     with pytest.raises((InputError, AssertionError)):
         check_line(shlex.split(line))
+
+
+def test_extras_are_installed_from_a_checkout():
+    """supple is on no registry."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    known = set(pyproject["project"]["optional-dependencies"])
+    texts = [path.read_text() for path in (*TEXTS, *ROOT.joinpath("supple").rglob("*.py"))]
+    named = re.compile(r"how_to_install\([\"'](\w+)[\"']\)|pip install .*\.\[([\w,]+)\]")
+    for text in texts:
+        assert not re.search(r"pip install.*supple\[", text)
+        for in_code, in_docs in named.findall(text):
+            assert set((in_code or in_docs).split(",")) <= known
 
 
 def test_scripts_in_the_docs_are_bash():

@@ -221,7 +221,7 @@ def test_wandb_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     sinks = MetricSinks(tmp_path)
     assert sinks.state_dict() == {"wandb_run_id": None}
     sinks.load_state_dict({"wandb_run_id": "abc"})  # W&B was on before: not an error
-    with pytest.raises(InputError, match=r"pip install 'supple\[wandb\]'"):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[wandb\]"'):
         MetricSinks(tmp_path, wandb_project="robots")
 
 

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from supple.deploy.terms import Term, layouts, terms_of
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 
 FORMATS = ("mjlab", "unitree")
 UNITREE_ACTIONS = {"position": "JointPositionAction", "velocity": "JointVelocityAction"}
@@ -68,7 +68,7 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     try:
         import yaml
     except ImportError as error:
-        raise InputError('deploy.yaml needs PyYAML: pip install "supple[export]"') from error
+        raise InputError(f"deploy.yaml needs PyYAML: {how_to_install('export')}") from error
     robot, terms = _robot(contract, "unitree"), terms_of(contract)
     mode, ranges = robot["control_mode"], contract["commands"]["ranges"]
     if mode not in (None, *UNITREE_ACTIONS):

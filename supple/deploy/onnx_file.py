@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from supple.deploy.plain import PlainPolicy, Residual, RmsNorm
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 
 OPSET = 18
 IR_VERSION = 8
@@ -42,7 +42,7 @@ def require_onnx() -> Any:
         import onnx.helper
         import onnx.numpy_helper
     except ImportError as error:
-        raise InputError('this needs onnx: pip install "supple[export]"') from error
+        raise InputError(f"this needs onnx: {how_to_install('export')}") from error
     return onnx
 
 

@@ -34,6 +34,7 @@ from supple.deploy.hostile import (
     refuse_hostile_archive,
     short,
 )
+from supple.errors import how_to_install
 
 C_FLAGS = (
     *("-std=c99", "-O3", "-march=native", "-ffp-contract=off"),
@@ -159,7 +160,7 @@ class OnnxRuntime(Runtime):
             import onnx
             import onnxruntime
         except ImportError as error:
-            raise CannotRunError('not installed: pip install "supple[export]"') from error
+            raise CannotRunError(f"not installed: {how_to_install('export')}") from error
         try:
             model = onnx.load_model_from_string(data)
             refuse_foreign_graph(model)

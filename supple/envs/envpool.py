@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from supple.envs import envpool_facts
 from supple.envs.gym import GymVector
 from supple.envs.gym_packages import importing_packages
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 from supple.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _with_rows(old: Any, rows: np.ndarray, new: Any) -> Any:
 def status() -> str:
     """Whether envpool is installed."""
     if importlib.util.find_spec("envpool") is None:
-        return 'not installed: pip install "supple[envpool]"'
+        return f"not installed: {how_to_install('envpool')}"
     return "installed"
 
 
@@ -147,7 +147,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """
     task_id = f"envpool/{name}"
     if importlib.util.find_spec("envpool") is None:
-        raise InputError(f'{task_id} needs envpool: pip install "supple[envpool]"')
+        raise InputError(f"{task_id} needs envpool: {how_to_install('envpool')}")
     options = {"num_envs": settings.num_envs, "num_threads": torch.get_num_threads()}
     with importing_packages(task_id):
         vector = PoolVector(name, options)

@@ -36,7 +36,7 @@ from supple.envs.gym_packages import (
 )
 from supple.envs.gym_spaces import ActionMap, Flattener
 from supple.envs.gym_state import SUCCESS_KEYS, ManagedEnv, restores_exactly
-from supple.errors import InputError, SimulatorError
+from supple.errors import InputError, SimulatorError, how_to_install
 from supple.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def _batch_of_one(obs: Any) -> Any:
 def status() -> str:
     """Gymnasium is always installed; most of its robots need MuJoCo."""
     if importlib.util.find_spec("mujoco") is None:
-        return 'installed without MuJoCo: pip install "supple[mujoco]"'
+        return f"installed without MuJoCo: {how_to_install('mujoco')}"
     return "installed, with MuJoCo"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def importing_packages(task_id: str) -> Iterator[None]:
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise InputError(
             f"{task_id} needs packages that are not installed: {_one_line(error)}; MuJoCo tasks"
-            ' need pip install "supple[mujoco]", landers and walkers in two dimensions'
-            ' "supple[box2d]"'
+            f" need {how_to_install('mujoco')}, landers and walkers in two dimensions"
+            f" {how_to_install('box2d')}"
         ) from error
     except gymnasium.error.Error as error:
         raise InputError(f"{task_id} cannot be made: {_one_line(error)}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 
 
 def is_installed(package: str) -> bool:
@@ -16,7 +16,7 @@ def status(package: str, simulator: str) -> str:
     """For ``supple list``: installed, or how to install it."""
     if is_installed(package):
         return "installed"
-    return f'not installed: pip install "supple[{simulator}]", or make sim-{simulator}'
+    return f"not installed: {how_to_install(simulator)}, or make sim-{simulator}"
 
 
 def require(package: str, simulator: str, task_id: str) -> None:

@@ -22,7 +22,7 @@ from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
-from supple.errors import InputError
+from supple.errors import InputError, how_to_install
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -148,7 +148,8 @@ def _numbers(robot: Any, name: str, *, joints: Any) -> tuple[float, ...] | None:
 def status() -> str:
     """Whether it can run here, and if not, what to install."""
     if not installed.is_installed("isaaclab_tasks"):
-        return 'not installed: Python 3.12 and pip install "supple[isaaclab]", or make sim-isaaclab'
+        how = how_to_install("isaaclab")
+        return f"not installed: Python 3.12 and {how}, or make sim-isaaclab"
     on = "Isaac Sim" if installed.is_installed("isaacsim") else "Newton"
     return f"installed, on {on}"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from supple.envs import installed
 from supple.envs.base import Box
 from supple.envs.torch_sim import Groups, Outcome, TorchSim
+from supple.errors import how_to_install
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -96,9 +97,8 @@ def status() -> str:
     """Whether it can run here, and if not, what to install."""
     if installed.is_installed("mani_skill"):
         return "installed; it needs a GPU, or a Vulkan driver"
-    return (
-        'not installed: pip install "supple[maniskill]", on a machine with a GPU or a Vulkan driver'
-    )
+    how = how_to_install("maniskill")
+    return f"not installed: {how}, on a machine with a GPU or a Vulkan driver"
 
 
 @functools.cache

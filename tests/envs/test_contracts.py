@@ -118,7 +118,7 @@ def test_humanoidbenchs_contract_is_kept():
     ("task", "how"),
     [
         ("humanoidbench/h1-walk-v0", "git clone"),
-        ("maniskill/PullCube-v1", r"pip install \"supple\[maniskill\]\""),
+        ("maniskill/PullCube-v1", r"pip install -e \"\.\[maniskill\]\""),
         ("isaaclab/Isaac-Cartpole-Direct", "make sim-isaaclab"),
         ("playground/CartpoleBalance", "make sim-playground"),
         ("brax/ant", "make sim-brax"),

@@ -134,5 +134,5 @@ def test_ids_are_listed_and_images_refused():
 def test_without_envpool_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install" in known_tasks()["envpool"].status
-    with pytest.raises(InputError, match=r'needs envpool: pip install "supple\[envpool\]"'):
+    with pytest.raises(InputError, match=r'needs envpool: pip install -e "\.\[envpool\]"'):
         build("Hopper-v5")
