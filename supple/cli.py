@@ -391,6 +391,8 @@ def doctor(arguments: list[str]) -> int:
         description="Says what is installed and works here; --env proves an environment.",
     )
     parser.add_argument("--env", help="module:callable, or any task, to check against the contract")
+    parser.add_argument("--device", default="cpu", help="of --env: where its tensors live")
+    parser.add_argument("--num-envs", type=int, default=4, help="of --env: how many are built")
     parser.add_argument(
         "--nan-dump", type=Path, metavar="DIR", help="a dump of a run's nan folder: repeat its step"
     )
@@ -399,7 +401,9 @@ def doctor(arguments: list[str]) -> int:
 
     if options.nan_dump:
         return check_dump(options.nan_dump)
-    return check_environment(options.env) if options.env else check_machine()
+    if options.env:
+        return check_environment(options.env, device=options.device, num_envs=options.num_envs)
+    return check_machine()
 
 
 def _add_device(parser: Parser) -> None:

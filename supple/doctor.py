@@ -81,12 +81,27 @@ def _video() -> str:
     return f"yes, {width} x {height}, MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"
 
 
-def check_environment(task: str) -> int:
-    """Prove a task against the contract; returns the exit status."""
-    settings = EnvSettings(num_envs=4)
+def check_environment(task: str, *, device: str, num_envs: int) -> int:
+    """Prove a task against the contract.
+
+    Args:
+        task: any.
+        device: where its tensors are to live, as ``--device`` has it.
+        num_envs: how many environments are built, >= 1.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: no such task, device or number of environments.
+    """
+    if num_envs < 1:
+        raise InputError(f"--num-envs must be >= 1, got {num_envs}")
+    settings, place = EnvSettings(num_envs=num_envs), machine.resolve_device(device)
+    machine.use(place)
 
     def build() -> Env:
-        return make(task, settings, device=torch.device("cpu"))
+        return make(task, settings, device=place)
 
     with closing(build()) as env:
         limit = env.spec.max_episode_steps or 0

@@ -12,6 +12,7 @@ from supple import checkpoint
 from supple.agents import FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
+from supple.envs.toy import Counter
 from tests.small_runs import flags, reached, run_whole, small_settings
 
 
@@ -234,6 +235,23 @@ def test_doctor_judges_an_environment(capsys):
     assert main(["doctor", "--env", f"{__name__}:TurnsNan"]) == FAILED
     out = capsys.readouterr().out
     assert "FAIL" in out
+
+
+class OnlyThere(Counter):
+    """A simulator that runs as it is trained, and no other way."""
+
+    def __init__(self, num_envs, device):
+        assert (num_envs, str(device)) == (3, "cpu"), (num_envs, device)
+        super().__init__(num_envs, device)
+
+
+def test_doctor_builds_as_many_environments_as_asked_where_asked(capsys):
+    task = ["doctor", "--env", f"{__name__}:OnlyThere"]
+    assert main([*task, "--num-envs", "3", "--device", "cpu"]) == DONE, capsys.readouterr().out
+    assert main([*task, "--num-envs", "0"]) == BAD_INPUT
+    assert "--num-envs must be >= 1, got 0" in one_line(capsys)
+    assert main([*task, "--num-envs", "3", "--device", "cuda:99"]) == BAD_INPUT
+    assert "--device cuda:99: this machine has" in one_line(capsys)
 
 
 def test_doctor_and_list_say_what_is_here(capsys):

@@ -125,7 +125,8 @@ def main(name: str) -> None:
     proof = PROOFS[name]
     prepare(name)
     folder = Path(tempfile.mkdtemp(prefix=f"supple-{name}-"))
-    require(doctor.check_environment(proof.task) == cli.DONE, "conformance")
+    status = doctor.check_environment(proof.task, device="cpu", num_envs=4)
+    require(status == cli.DONE, "conformance")
     rate = steps_per_second(proof)
     print(f"{STEPS} steps of {proof.num_envs} environments: {rate:.0f} env steps/s")
     untrained = random_return(proof)
