@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ from supple.world import World, from_environment, may_restart, restarted
 
 if TYPE_CHECKING:
     from supple.configs.base import Settings
+    from supple.launch import Trained
     from supple.run import Run
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, VERDICT = 0, 1, 2, 3, 4
@@ -284,26 +286,37 @@ def parsed_settings(arguments: list[str]) -> Settings:
 
 def evaluate(arguments: list[str]) -> int:
     """``supple eval DIR``."""
-    parser = Parser(prog="supple eval", description="Deterministic episodes of a trained policy.")
+    parser = Parser(
+        prog="supple eval",
+        description="Deterministic episodes of a trained policy. --env.* flags, as supple train has"
+        " them, change its environment, for example --env.obs-noise 0.",
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    add_best(parser)
+    parser.add_argument("--task", default="", help="evaluate there; default: the run's own")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     _add_device(parser)
-    options = parser.parse_args(arguments)
+    options, flags = parser.parse_known_args(arguments)
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith("--env."):
+            parser.error(f"unrecognized arguments: {flag}")
     from supple import launch
     from supple.display import Display
     from supple.evaluate import evaluate as run_episodes
-    from supple.evaluate import make_env
+    from supple.evaluate import make_env, other_bounds, require_same_interface
     from supple.rng import derive_seed
 
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
-    trained = launch.load_trained(options.folder, device=options.device)
-    env = make_env(
-        trained.settings, num_envs=min(options.episodes, 10), purpose=f"eval {options.seed}"
-    )
+    trained = launch.load_trained(chosen(options.folder, options), device=options.device)
+    settings = _evaluated_in(trained, options, flags)
+    env = make_env(settings, num_envs=settings.env.num_envs, purpose=f"eval {options.seed}")
     try:
+        require_same_interface(env.spec, trained.spec, trained.agent.actor_groups)
+        if warning := other_bounds(env.spec, trained.spec):
+            print(f"supple: {warning}", file=sys.stderr)
         seed = derive_seed(options.seed, "eval")
         found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
     finally:
@@ -316,23 +329,45 @@ def evaluate(arguments: list[str]) -> int:
             "episodes": found.episodes,
             "env_steps": trained.env_steps,
         }
+        if found.success_once is not None:
+            record |= {"success_once": found.success_once, "success_end": found.success_end}
         print(json.dumps(record))
         return DONE
     rows = {
-        "task": trained.settings.task,
+        "task": settings.task,
         "trained for": f"{trained.env_steps:,} env steps",
         "return": f"{found.return_mean:.1f} ± {found.return_ci95:.1f} (95 % interval)",
         "standard deviation": f"{found.return_std:.1f} over {found.episodes} episodes",
         "episode length": f"{found.length_mean:.0f}",
     }
+    if found.success_once is not None:
+        end = f"{found.success_end:.0%} at the last step"
+        rows["success"] = f"{found.success_once:.0%} of episodes, {end}"
     Display.print_table("evaluation", rows)
     return DONE
+
+
+def _evaluated_in(trained: Trained, options: argparse.Namespace, flags: list[str]) -> Settings:
+    """The run's settings, with the task and ``--env.*`` flags of ``supple eval``."""
+    import torch
+
+    from supple.configs.flags import parse_flags
+    from supple.evaluate import evaluation_envs
+
+    own = trained.settings
+    device = torch.device(own.device)
+    env = replace(
+        own.env, num_envs=evaluation_envs(trained.spec.num_envs, device, options.episodes)
+    )
+    settings = replace(own, task=options.task or own.task, env=env)
+    return parse_flags(settings, flags) if flags else settings
 
 
 def play(arguments: list[str]) -> int:
     """``supple play DIR``."""
     parser = Parser(prog="supple play", description="Film one episode of a trained policy.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    add_best(parser)
     parser.add_argument(
         "--video",
         type=Path,
@@ -347,7 +382,7 @@ def play(arguments: list[str]) -> int:
     from supple import launch
     from supple.evaluate import film
 
-    trained = launch.load_trained(options.folder, device=options.device)
+    trained = launch.load_trained(chosen(options.folder, options), device=options.device)
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix not in (".mp4", ".webp", ".gif"):
         raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
@@ -410,6 +445,32 @@ def _add_device(parser: Parser) -> None:
     parser.add_argument(
         "--device", default="", help="default: the run's own, or cpu where that is missing"
     )
+
+
+def add_best(parser: Parser) -> None:
+    """``--best``, which ``chosen`` follows."""
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="take the checkpoint of the run's best evaluation, not the newest",
+    )
+
+
+def chosen(folder: Path, options: argparse.Namespace) -> Path:
+    """``folder`` as it is, or the checkpoint that ``--best`` finds there, which is said.
+
+    Raises:
+        InputError: it is no run's, was not evaluated, or keeps that checkpoint no more.
+    """
+    if not options.best:
+        return folder
+    from supple import launch
+    from supple.evaluate import best_checkpoint
+
+    launch.read_settings(folder)  # says "no run here" before "no evaluation here"
+    path, mean = best_checkpoint(folder)
+    print(f"supple: best evaluation {mean:.6g}, of {path}", file=sys.stderr)
+    return path
 
 
 def seed_number(text: str) -> int:

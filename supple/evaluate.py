@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from supple import machine
+from supple.checkpoint import list_checkpoints, step_of
 from supple.configs.base import Settings
 from supple.envs import make
-from supple.envs.base import Env, Groups
+from supple.envs.base import Box, Discrete, Env, EnvSpec, Groups
 from supple.errors import InputError, NotFiniteError, how_to_install
 from supple.intervals import half_width95
+from supple.metrics import best_evaluation
 from supple.rng import derive_seed
 
 Policy = Callable[[Groups], Tensor]
 """Observation groups, each (N, D), to actions (N, A) or choices (N,)."""
+MAX_CPU_ENVS = 10
+"""Evaluation environments on CPU simulators; more would only cost memory."""
 MAX_EPISODE_STEPS = 10_000
 """Where a task has no time limit of its own, evaluation cuts its episodes here."""
 
@@ -227,6 +231,78 @@ class MovingPicture:
                 duration=self._milliseconds,
                 loop=0,
             )
+
+
+def evaluation_envs(num_envs: int, device: torch.device, episodes: int) -> int:
+    """How many environments evaluate together.
+
+    Args:
+        num_envs: how many train.
+        device: where they are simulated; on a GPU as many take no longer than one.
+        episodes: of one evaluation.
+    """
+    return min(episodes, num_envs if device.type == "cuda" else MAX_CPU_ENVS)
+
+
+def require_same_interface(spec: EnvSpec, trained: EnvSpec, groups: Sequence[str]) -> None:
+    """Refuse an environment that a policy cannot act in.
+
+    Args:
+        spec: of the environment.
+        trained: of the one it was trained in.
+        groups: observation groups that the policy reads.
+
+    Raises:
+        InputError: a group is missing or of another width, or actions are of another kind or size.
+    """
+    expected, got = _interface(trained, groups), _interface(spec, groups)
+    if expected != got:
+        raise InputError(
+            f"{spec.task_id} has {got}, the policy was trained with {expected}: choose a --task and"
+            " an --env.history that give the same"
+        )
+
+
+def other_bounds(spec: EnvSpec, trained: EnvSpec) -> str:
+    """What to say where a policy's action is another command than it was in training; else empty.
+
+    Both take as many actions.
+    """
+    if isinstance(spec.action, Box) and isinstance(trained.action, Box):
+        here, there = (list(zip(a.low, a.high, strict=True)) for a in (spec.action, trained.action))
+        for index, (now, then) in enumerate(zip(here, there, strict=True)):
+            if not np.allclose(now, then):
+                return (
+                    f"the policy's action {index} spans {list(now)} in {spec.task_id}, {list(then)}"
+                    f" in {trained.task_id}, where it was trained"
+                )
+    return ""
+
+
+def _interface(spec: EnvSpec, groups: Sequence[str]) -> str:
+    widths = [f"{name} {spec.observation.get(name, 'missing')}" for name in groups]
+    kind = "choices" if isinstance(spec.action, Discrete) else "actions"
+    return f"observation {', '.join(widths)} and {spec.action.size} {kind}"
+
+
+def best_checkpoint(run: Path) -> tuple[Path, float]:
+    """The checkpoint of a run's best evaluation, the later of equals, and its mean return.
+
+    Raises:
+        InputError: nothing was evaluated yet, or that checkpoint is not kept; says which are.
+    """
+    found = best_evaluation(run)
+    if found is None:
+        raise InputError(f"{run} has no evaluation to tell its best checkpoint by: drop --best")
+    step, mean = found
+    kept = {step_of(path): path for path in list_checkpoints(run)}
+    if step not in kept:
+        names = ", ".join(path.name for path in kept.values()) or "none"
+        raise InputError(
+            f"{run}: the best evaluation, {mean:.6g}, was at step {step}, of which no checkpoint is"
+            f" kept: give one of {run / 'checkpoints'} instead of --best: {names}"
+        )
+    return kept[step], mean
 
 
 def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = False) -> Env:

@@ -128,6 +128,18 @@ def complete(columns: Mapping[str, Sequence[float | None]], *names: str) -> list
     return [tuple(value for value in row if value is not None) for row in rows if None not in row]
 
 
+def best_evaluation(run: Path) -> tuple[int, float] | None:
+    """Step and mean return of a run's best evaluation, the later of equals; None without any.
+
+    Raises:
+        InputError: its metrics are not ours.
+    """
+    path = run / METRICS
+    columns = read_csv(path) if path.exists() else {}
+    found = max(complete(columns, "eval/return_mean", "step"), default=None)
+    return None if found is None else (int(found[1]), found[0])
+
+
 class Sink(Protocol):
     """One destination of metric rows; the methods are those of ``MetricSinks``."""
 

@@ -34,7 +34,7 @@ from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
 from supple.episodes import EpisodeStatistics
 from supple.errors import InputError, NotFiniteError, SimulatorError
-from supple.evaluate import Evaluation, evaluate, film, make_env
+from supple.evaluate import Evaluation, evaluate, evaluation_envs, film, make_env
 from supple.files import replace_file
 from supple.metrics import MetricSinks
 from supple.quarantine import Quarantine
@@ -45,8 +45,6 @@ from supple.rng import derive_seed
 from supple.signals import on_signals
 from supple.stillness import StillWatch
 
-MAX_EVALUATION_ENVS = 10
-"""Evaluation environments on CPU simulators; more would only cost memory."""
 REPLAY_FOLDER = "replay"
 """Where a run's folder keeps the replay rows; checkpoints name the files they need."""
 RESULT = "result.json"
@@ -519,9 +517,8 @@ class Run:
         self.display.notice("stopping: finishing this step and saving (again to stop at once)")
 
     def _make_eval_env(self) -> Env:
-        on_gpu = self.env.spec.device.type == "cuda"
-        most = self.env.spec.num_envs if on_gpu else MAX_EVALUATION_ENVS
-        count = min(self.settings.eval.episodes, most)
+        spec = self.env.spec
+        count = evaluation_envs(spec.num_envs, spec.device, self.settings.eval.episodes)
         return make_env(self.settings, num_envs=count, purpose="evaluation")
 
     def _synchronise(self) -> None:

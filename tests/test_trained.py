@@ -3,17 +3,20 @@
 import json
 import shutil
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from supple import checkpoint, launch
 from supple.checkpoint import list_checkpoints
-from supple.cli import BAD_INPUT, DONE, FAILED, main
+from supple.cli import BAD_INPUT, DONE, FAILED, VERDICT, main
 from supple.envs.toy import Counter
-from supple.evaluate import evaluate
+from supple.evaluate import evaluate, evaluation_envs
 from supple.files import claim
 from supple.rng import Generators
-from tests.small_runs import finish, run_until, small_settings
+from tests.small_runs import finish, run_until, run_whole, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,124 @@ def test_every_round_counts_in_the_success_rate():
     zeros = torch.zeros(1, env.spec.action.size)
     found = evaluate(lambda: lambda obs: zeros, env, episodes=4, seed=0)
     assert (found.success_once, found.success_end) == (0.25, 0.25)
+
+
+# --- the best checkpoint ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fell(tmp_path_factory):
+    """A run with a checkpoint every 40 steps, whose return rose twice to the same and fell."""
+    folder = tmp_path_factory.mktemp("runs") / "fell"
+    settings = small_settings("toy/lqr", folder, env_steps=160, agent="ppo")
+    settings.checkpoint.every = 40
+    run_whole(settings)
+    (folder / "metrics.csv").write_text(
+        "step,eval/return_mean\n40,-9.0\n80,-2.5\n100,\n120,-2.5\n160,-7.0\n"
+    )
+    return folder
+
+
+def test_the_best_checkpoint_is_taken_wherever_a_run_is(fell, tmp_path, capsys):
+    assert main(["eval", str(fell), "--best", "--episodes", "1", "--json"]) == DONE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["env_steps"] == 120
+    best = fell / "checkpoints" / "step_120"
+    assert said.err.splitlines() == [f"supple: best evaluation -2.5, of {best}"]
+    bundle = str(tmp_path / "bundle")
+    assert main(["export", str(fell), "--best", "--no-zip", "--out", bundle]) == DONE
+    check = ["verify", bundle, "--no-latency", "--episodes", "0"]
+    assert main([*check, "--run", str(fell), "--best"]) == DONE
+    assert main([*check, "--run", str(fell)]) == VERDICT  # the newest one acts otherwise
+    assert main(["play", str(fell), "--best", "--video", str(tmp_path / "a.mp4")]) == BAD_INPUT
+    assert str(best) in capsys.readouterr().err  # toy/lqr has no picture to draw
+
+
+def test_a_best_checkpoint_that_is_not_kept_is_refused_with_those_that_are(fell, tmp_path, capsys):
+    run = shutil.copytree(fell, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step_120")
+    assert main(["eval", str(run), "--best"]) == BAD_INPUT
+    error = error_line(capsys)
+    assert "the best evaluation, -2.5, was at step 120, of which no checkpoint is kept" in error
+    assert error.endswith("instead of --best: step_40, step_80, step_160")
+    (run / "metrics.csv").unlink()
+    assert main(["eval", str(run), "--best"]) == BAD_INPUT
+    assert "has no evaluation to tell its best checkpoint by" in error_line(capsys)
+    assert main(["eval", str(tmp_path), "--best"]) == BAD_INPUT
+    assert "holds no run" in error_line(capsys)
+    assert main(["verify", str(run), "--best"]) == BAD_INPUT
+    assert "--best chooses among the checkpoints of --run" in error_line(capsys)
+
+
+# --- in another environment ------------------------------------------------------------------
+
+
+class Reached(gymnasium.Env):
+    """Numbers of the shape of toy/lqr's; every episode succeeds at its third of four steps."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Box(-2, 2, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        found = {"success": self.steps == 3}
+        return np.zeros(2, np.float32), 0.5, False, self.steps == 4, found
+
+
+def test_a_policy_is_evaluated_in_another_task_of_the_same_interface(stopped, capsys):
+    task = ["eval", str(stopped), "--task", f"{__name__}:Reached", "--episodes", "3"]
+    assert main([*task, "--json"]) == DONE
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["return_mean"], found["success_once"], found["success_end"]) == (2.0, 1.0, 0.0)
+    assert f"action 0 spans [-2.0, 2.0] in {__name__}:Reached, [-4.0, 4.0] in toy/lqr" in said.err
+    assert main(task) == DONE
+    assert "100% of episodes, 0% at the last step" in capsys.readouterr().out
+
+
+def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
+    def returns(*flags):
+        assert main(["eval", str(stopped), "--episodes", "2", "--json", *flags]) == DONE
+        return json.loads(capsys.readouterr().out)["return_mean"]
+
+    own = returns()
+    assert own == returns("--env.obs-noise", "0") != returns("--env.obs-noise", "1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--env.history", "2"], "toy/lqr has observation policy 4 and 1 actions, the policy was"),
+        (["--task", "toy/counter"], "toy/counter has observation policy 4 and 1 actions"),
+        (["--task", "toy/lqrr"], "unknown task toy/lqrr; did you mean toy/lqr?"),
+        (["--env.histori", "2"], "unknown flag --env.histori; did you mean --env.history?"),
+        (["--agent.gamma", "0.5"], "unrecognized arguments: --agent.gamma; see supple eval --help"),
+    ],
+)
+def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, flags, text, capsys):
+    assert main(["eval", str(stopped), *flags]) == BAD_INPUT
+    assert text in error_line(capsys)
+
+
+def test_as_many_environments_evaluate_on_a_gpu_as_train_there(stopped, monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert evaluation_envs(4096, cuda, 100) == 100
+    assert evaluation_envs(64, cuda, 100) == 64
+    assert evaluation_envs(1, cpu, 100) == 10
+    asked = []
+
+    def count(num_envs, device, episodes):
+        asked.append((num_envs, device, episodes))
+        return 3
+
+    monkeypatch.setattr("supple.evaluate.evaluation_envs", count)
+    assert main(["eval", str(stopped), "--episodes", "7", "--json"]) == DONE
+    assert asked == [(2, cpu, 7)]
 
 
 # --- interrupts ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supple.cli import DONE, FAILED, VERDICT, Parser, seed_number, train
+from supple.cli import DONE, FAILED, VERDICT, Parser, add_best, chosen, seed_number, train
 from supple.deploy.bundle import zip_path
 from supple.errors import InputError, require_rules
 
@@ -24,6 +24,7 @@ def export(arguments: list[str]) -> int:
         " list of what nobody told.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
+    add_best(parser)
     parser.add_argument(
         "--out", type=Path, help="the folder to write; default: bundle in the run's folder"
     )
@@ -39,7 +40,8 @@ def export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from supple.deploy.export import export as write
 
-    out = write(options.folder, options.out, also=options.also, archive=not options.no_zip)
+    run = chosen(options.folder, options)
+    out = write(run, options.out, also=options.also, archive=not options.no_zip)
     if not options.no_zip:
         print(zip_path(out))
     print(out)
@@ -54,6 +56,7 @@ def verify(arguments: list[str]) -> int:
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="its folder or .zip")
     parser.add_argument("--run", type=Path, help="the run it came from: compared with it as well")
+    add_best(parser)
     parser.add_argument(
         "--episodes", type=int, default=10, help="of the closed loop in the simulator; 0: none"
     )
@@ -62,11 +65,13 @@ def verify(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.episodes < 0:
         raise InputError(f"--episodes must be >= 0, got {options.episodes}")
+    if options.best and options.run is None:
+        raise InputError("--best chooses among the checkpoints of --run: give it")
     from supple.deploy.verify import verify as check
 
     report = check(
         options.bundle,
-        run=options.run,
+        run=options.run and chosen(options.run, options),
         episodes=options.episodes,
         latency=not options.no_latency,
     )

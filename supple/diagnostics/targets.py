@@ -20,7 +20,7 @@ from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, g
 from supple.diagnostics.online import stored_sets
 from supple.envs.base import EnvSpec
 from supple.errors import InputError
-from supple.metrics import complete, read_csv
+from supple.metrics import best_evaluation
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
@@ -146,12 +146,10 @@ def _of_run(run: Path, notes: list[str]) -> list[_Place]:
 
 def _best_step(run: Path, steps: Sequence[int]) -> int:
     """The checkpoint nearest to the best evaluation; the last without any."""
-    table = run / "metrics.csv"
-    columns = read_csv(table) if table.exists() else {}
-    evaluated = complete(columns, "eval/return_mean", "step")
-    if not evaluated:
+    found = best_evaluation(run)
+    if found is None:
         return steps[-1]
-    _, at = max(evaluated)
+    at, _ = found
     return min(steps, key=lambda step: abs(step - at))
 
 
