@@ -263,6 +263,12 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def run_of(path: Path) -> Path:
+    """The folder of the run that a checkpoint's folder is in; any other folder itself."""
+    path = path.resolve()
+    return path.parent.parent if (path / MANIFEST).exists() else path
+
+
 def step_of(path: Path) -> int:
     """Environment steps of a listed checkpoint, by its name."""
     match = _FOLDER_NAME.fullmatch(path.name)

@@ -324,7 +324,7 @@ class Trained:
         return self.agent.greedy()
 
 
-def load_trained(path: Path, *, device: str = "") -> Trained:
+def load_trained(path: Path | str, *, device: str = "") -> Trained:
     """The policy of a run's newest intact checkpoint, or of one checkpoint folder.
 
     Args:
@@ -334,11 +334,11 @@ def load_trained(path: Path, *, device: str = "") -> Trained:
     Raises:
         InputError: nothing there, damaged, or of another agent.
     """
-    path = path.resolve()
-    if (path / "manifest.json").exists():
-        found, folder = checkpoint.load(path), path.parent.parent
+    path = Path(path).resolve()
+    folder = checkpoint.run_of(path)
+    if folder != path:
+        found = checkpoint.load(path)
     else:
-        folder = path
         read_settings(folder)  # says "no run here" before "no checkpoint here"
         found, skipped = checkpoint.newest_intact(folder)
         for reason in skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,7 @@ def chain(arguments: list[str]) -> int:
         " simulated robot in another process; ends with a video.",
     )
     parser.add_argument("what", metavar="DIR|TASK", help="a run's folder, or a task to train first")
+    add_best(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seconds", type=float, default=20.0, help="that the robot moves, > 0")
     parser.add_argument("--loss", type=float, default=0.01, help="probability, per packet")
@@ -120,12 +122,15 @@ def chain(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=seed_number, default=0, help="of start, losses and delays")
     parser.add_argument("--no-video", action="store_true")
     options = parser.parse_args(arguments)
+    from supple.checkpoint import run_of
     from supple.deploy.bundle import read_bundle
     from supple.deploy.chain import build_runner, drive, film
     from supple.deploy.export import export as write
-    from supple.deploy.robot import require_robot
+    from supple.deploy.robot import Body
     from supple.deploy.verify import verify as check
     from supple.display import Display
+    from supple.envs.gym_packages import importing_packages
+    from supple.launch import read_settings
 
     out: Path = options.out
     rules = (
@@ -137,12 +142,15 @@ def chain(arguments: list[str]) -> int:
     if out.exists():
         raise InputError(f"{out} is there already: choose another --out")
     run = Path(options.what)
+    task = read_settings(run_of(run)).task if run.is_dir() else options.what
+    with importing_packages(task), closing(Body({"origin": {"task": task}})):
+        pass  # no robot here: said before minutes go into training or a build
     if not run.is_dir():
-        require_robot(options.what)
         run = out / "run"
-        status = train([options.what, "--preset", "laptop", "--run-dir", str(run)])
+        status = train([task, "--preset", "laptop", "--run-dir", str(run)])
         if status != DONE:
             return status
+    run = chosen(run, options)
     bundle = write(run, out / "bundle", archive=False)
     report = check(bundle, run=run)
     _print_report(report)

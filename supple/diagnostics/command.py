@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from supple.checkpoint import run_of
 from supple.cli import seed_number
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Diagnosis, Options, diagnose
@@ -102,10 +103,9 @@ def read_options(options: argparse.Namespace, arguments: Sequence[str]) -> Optio
 
 
 def _default_out(path: Path) -> Path:
-    path = path.resolve()
-    folder = path.parent.parent if (path / "manifest.json").exists() else path
+    folder = run_of(path)
     if not folder.is_dir():
-        raise InputError(f"no run or checkpoint at {path}: give the folder of one")
+        raise InputError(f"no run or checkpoint at {folder}: give the folder of one")
     return folder / "diagnostics"
 
 

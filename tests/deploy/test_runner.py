@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from supple import launch
 from supple.cli import main
+from supple.configs import default_settings
 from supple.deploy import chain
 from supple.deploy.bundle import read_bundle
 from supple.deploy.chain import build_runner, carry_floor, drive
@@ -365,9 +367,15 @@ def test_the_floor_is_drawn_where_the_robot_is():
 
 
 def test_a_chain_says_what_is_wrong_before_it_writes_anything(tmp_path, capsys):
-    out = tmp_path / "out"
+    out, toy = tmp_path / "out", tmp_path / "toy"
+    toy.mkdir()
+    settings = default_settings("toy/lqr", preset="laptop")
+    (toy / "settings.json").write_text(launch.as_text(settings))
     for arguments, text in (
+        ([str(toy)], "toy/lqr: the stand-in robot knows Gymnasium's MuJoCo tasks"),
         (["toy/lqr"], "the stand-in robot knows Gymnasium's MuJoCo tasks"),
+        (["gym/Pendulum-v1"], "gym/Pendulum-v1: expected torque-controlled joints"),
+        (["gym/Hoper-v5"], "gym/Hoper-v5 cannot be made"),
         ([str(tmp_path)], "holds no run"),
         (["gym/Hopper-v5", "--seconds", "nan"], "--seconds must be a number > 0, got nan"),
         (["gym/Hopper-v5", "--loss", "1"], "--loss must be in [0, 1), got 1.0"),
