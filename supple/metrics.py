@@ -32,13 +32,21 @@ class MetricSinks:
     Args:
         folder: the run's folder.
         wandb_project: Weights & Biases project; empty is off.
+        settings: what W&B is told of the run, nested; its ``task`` groups runs.
         writes: False takes rows and keeps none.
 
     Raises:
         InputError: W&B is wanted but not installed, or ``metrics.csv`` is not one of ours.
     """
 
-    def __init__(self, folder: Path, *, wandb_project: str = "", writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        wandb_project: str = "",
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
+    ) -> None:
         self._folder = folder
         self._sinks: list[Sink] = []
         if writes:
@@ -47,8 +55,9 @@ class MetricSinks:
                 JsonlSink(folder / "metrics.jsonl"),
                 TensorBoardSink(folder),
             ]
-        self._wandb = WandbSink(folder, wandb_project) if wandb_project and writes else None
-        if self._wandb:
+        self._wandb: WandbSink | None = None
+        if wandb_project and writes:
+            self._wandb = WandbSink(folder, wandb_project, settings or {})
             self._sinks.append(self._wandb)
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
@@ -77,6 +86,11 @@ class MetricSinks:
         """
         for sink in self._sinks:
             sink.truncate_after(step)
+
+    def show_video(self, step: int, path: Path) -> None:
+        """Send a film to where films can be looked at: W&B."""
+        if self._wandb:
+            self._wandb.show_video(step, path)
 
     def row_at(self, step: int) -> dict[str, float]:
         """The newest row, if it is that of ``step``; else nothing."""
@@ -293,30 +307,46 @@ def require_wandb(project: str) -> Any:
 class WandbSink:
     """One Weights & Biases run, continued by its id.
 
+    Args:
+        folder: the run's folder, whose path is its name there.
+        project: of W&B, which reads entity, tags and mode from its own variables.
+        settings: of the run; those of one ``task`` are a group, or what ``WANDB_RUN_GROUP`` says.
+
     Raises:
         InputError: the package is missing.
     """
 
-    def __init__(self, folder: Path, project: str) -> None:
+    def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
         self._wandb = require_wandb(project)
         self._folder = folder
         self._project = project
+        self._settings = settings
         self._run: Any = None
         self.run_id = uuid.uuid4().hex[:12]
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Send a row."""
+        self._log(step, row)
+
+    def show_video(self, step: int, path: Path) -> None:
+        """Send a film."""
+        self._log(step, {f"videos/{path.stem}": self._wandb.Video(str(path))})
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
         if self._run is None:
             self._run = self._wandb.init(
                 project=self._project,
                 id=self.run_id,
                 name="/".join(self._folder.absolute().parts[-3:]),
+                group=os.environ.get("WANDB_RUN_GROUP") or self._settings.get("task"),
+                config=dict(self._settings),
+                allow_val_change=True,  # a resume may extend training
                 dir=str(self._folder),
                 resume="allow",
             )
             # W&B's own step only grows, and would drop the rows a resume repeats.
             self._run.define_metric("*", step_metric="env_steps")
-        self._run.log({"env_steps": step, **row})
+        self._run.log({"env_steps": step, **values})
 
     def truncate_after(self, step: int) -> None:
         """Nothing: what was sent stays."""

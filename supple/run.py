@@ -119,7 +119,9 @@ class Run:
             folder=folder,
             header={"settings": to_json(settings), "spec": env.spec.to_json()},
         )
-        self._sinks = MetricSinks(folder, wandb_project=settings.log.wandb, writes=first)
+        self._sinks = MetricSinks(
+            folder, wandb_project=settings.log.wandb, settings=to_json(settings), writes=first
+        )
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
         self._quarantine = Quarantine(
             env.spec,
@@ -558,14 +560,16 @@ class Run:
         self._plot_due = now + max(PLOT_SECONDS, (now - began) / PLOT_SHARE)
 
     def _film(self) -> None:
+        video = self.folder / "videos" / "final.mp4"
         try:
             film(
                 self.settings,
                 self.agent.greedy,
-                self.folder / "videos" / "final.mp4",
+                video,
                 seed=self.settings.seed,
                 max_seconds=FINAL_VIDEO_SECONDS,
             )
+            self._sinks.show_video(self.env_steps, video)
         except Exception as error:  # drawing must not cost the run its end
             self.display.notice(f"no video: {error}")
 

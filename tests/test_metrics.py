@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing import event_accumulator  # type: igno
 
 from supple.errors import InputError
 from supple.metrics import CsvSink, JsonlSink, MetricSinks, Sink, read_csv
+from tests.small_runs import run_whole, small_settings
 
 
 @pytest.fixture
@@ -206,6 +207,9 @@ class FakeWandb(types.ModuleType):
         self.calls.append(("init", options))
         return self
 
+    def Video(self, path):  # noqa: N802 - wandb's own name
+        return f"film of {path}"
+
     def define_metric(self, name, step_metric):
         self.calls.append(("define", name, step_metric))
 
@@ -246,8 +250,28 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
     assert [each["id"] for each in options] == [state["wandb_run_id"]] * 2
     assert options[0]["project"] == "robots" and options[0]["resume"] == "allow"
     assert options[0]["name"] == "task/agent/seed0"
+    assert options[0]["group"] is None and options[0]["config"] == {}
     assert fake.calls[1:4] == [
         ("define", "*", "env_steps"),
         ("log", {"env_steps": 1, "a": 0.5}),
         ("finish",),
     ]
+
+
+@pytest.mark.parametrize("group", ["", "wide nets"])
+def test_wandb_is_told_what_the_run_is(tmp_path, monkeypatch, group):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_RUN_GROUP", group)
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=80, agent="ppo")
+    settings.log.wandb, settings.eval.video = "robots", True
+    monkeypatch.setattr("supple.run.film", lambda *_, **__: None)
+    run_whole(settings)
+    (options,) = [call[1] for call in fake.calls if call[0] == "init"]
+    assert options["group"] == (group or "toy/lqr")
+    assert options["config"]["agent_name"] == "ppo"
+    assert options["config"]["agent"]["gamma"] == settings.agent.gamma
+    assert not {"entity", "tags", "mode"} & options.keys()  # left to W&B's own variables
+    film = f"film of {tmp_path / 'run' / 'videos' / 'final.mp4'}"
+    shown = [call[1] for call in fake.calls if call[0] == "log" and film in call[1].values()]
+    assert shown == [{"env_steps": 80, "videos/final": film}]
