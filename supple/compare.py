@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from supple import checkpoint, machine, sweep
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, seed_number, train_settings
@@ -42,6 +43,8 @@ class Job:
     folder: Path
     flags: tuple[str, ...]
     task: str = ""
+    any_gpu: bool = False
+    """Whether it runs on whichever GPU it is given."""
 
     @property
     def name(self) -> str:
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="supple compare",
         usage="supple compare TASK … --out D [--seeds K …] [--variant …] [--jobs J] [--csv FILE …]"
         " [-- FLAGS]",
-        description="Train seeds of one or more variants, as many at once as the cores allow,"
+        description="Train seeds of one or more variants, as many at once as GPUs or cores allow,"
         " then draw one table and one figure. Run the same command again to continue. What follows"
         " -- are flags of supple train for every run. Intervals are of the stratified bootstrap;"
         " over several tasks, returns are scaled so that 0 is the worst first evaluation of a task"
@@ -94,7 +97,12 @@ def main(arguments: Sequence[str]) -> int:
         help="a variant for each learning rate, and how sensitive returns are to it; without"
         " rates, five over two decades around the preset's",
     )
-    parser.add_argument("--jobs", type=int, default=0, help="runs at once; default: one a core")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="runs at once, which share the GPUs; default: one a GPU, or a core without any",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="folder for all of it")
     parser.add_argument(
         "--csv",
@@ -118,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     variants = options.variant or [*rates]
     jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
     curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
-    at_once = options.jobs or min(machine.cores(), len(jobs))
+    gpus = visible_gpus() if any(job.any_gpu for job in jobs) else []
+    at_once = options.jobs or min(len(gpus) or machine.cores(), len(jobs))
     if at_once < 1:
         raise InputError(f"--jobs must be >= 1, got {options.jobs}")
     try:
@@ -126,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise InputError(f"cannot write {options.out}: {error.strerror}") from error
     with claim(options.out):
-        status = run_queue(jobs, at_once)
+        status = run_queue(jobs, at_once, gpus)
         if any(job.result() for job in jobs):
             report([*summarise(jobs), *foreign(curves)], options.out)
             if rates and status != RESUMABLE:
@@ -197,8 +206,10 @@ def plan(
                 raise InputError(f"{flag} is set by supple compare for every run: leave it out")
         for seed in seeds:
             own = (task, *common, *flags, "--seed", str(seed))
-            job = Job(name, seed, out / name / f"seed{seed}", own, task)
-            _check_same(job, train_settings(list(own)))
+            settings = train_settings(list(own))
+            any_gpu = settings.device in ("auto", "cuda")
+            job = Job(name, seed, out / name / f"seed{seed}", own, task, any_gpu)
+            _check_same(job, settings)
             jobs.append(job)
     return jobs
 
@@ -217,8 +228,22 @@ def _check_same(job: Job, settings: Settings) -> None:
             )
 
 
-def run_queue(jobs: Sequence[Job], at_once: int) -> int:
+def visible_gpus() -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` calls each GPU that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = map(str, range(count)) if named is None else map(str.strip, named.split(","))
+    return list(names)[:count]
+
+
+def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> int:
     """Run what is not finished, ``at_once`` runs at a time.
+
+    Args:
+        jobs: all of them.
+        at_once: >= 1.
+        gpus: by the names of ``CUDA_VISIBLE_DEVICES``. Each run has one to itself, or shares it
+            where there are more runs than GPUs.
 
     Returns:
         Exit status: done, failed if any run failed, resumable if stopped.
@@ -227,6 +252,7 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
     running: dict[Job, subprocess.Popen[bytes]] = {}
+    places: dict[Job, str] = {}
     codes: set[int] = set()
     unignored = [
         number
@@ -238,8 +264,12 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.pop(0)
-                    running[job] = start(job, threads=max(1, machine.cores() // at_once))
-                    print(f"started {job.name}", flush=True)
+                    threads = max(1, machine.cores() // at_once)
+                    taken = [places[other] for other in running]
+                    places[job] = min(gpus, key=taken.count, default="") if job.any_gpu else ""
+                    running[job] = start(job, threads=threads, gpu=places[job])
+                    where = f" on GPU {places[job]}" if places[job] else ""
+                    print(f"started {job.name}{where}", flush=True)
                 time.sleep(0.2)
                 for job, process in list(running.items()):
                     code = process.poll()
@@ -267,8 +297,8 @@ def run_queue(jobs: Sequence[Job], at_once: int) -> int:
     return FAILED if codes - {DONE} else DONE
 
 
-def start(job: Job, *, threads: int) -> subprocess.Popen[bytes]:
-    """Start or resume one run in a process of its own."""
+def start(job: Job, *, threads: int, gpu: str = "") -> subprocess.Popen[bytes]:
+    """Start or resume one run in a process of its own, which sees ``gpu`` alone if it is named."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "supple.cli"]
     if (job.folder / "settings.json").exists():
@@ -276,6 +306,9 @@ def start(job: Job, *, threads: int) -> subprocess.Popen[bytes]:
     else:
         command += ["train", *job.flags, "--run-dir", str(job.folder), "--threads", str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    environment.setdefault("WANDB_RUN_GROUP", f"{job.task}, {job.variant}")
     with log_file(job).open("ab") as log:
         # A session of its own: a terminal's Ctrl-C reaches it once, through the queue.
         return subprocess.Popen(

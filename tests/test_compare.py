@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+import torch
 
 from supple import compare, launch, sweep
 from supple.agents.ppo_settings import PPOSettings
@@ -27,7 +28,7 @@ def replace_runs(monkeypatch, *programs):
     """Children that run these Python programs, one a job, instead of training; returns them."""
     children = []
 
-    def start(job, *, threads):
+    def start(job, *, threads, gpu):
         program = programs[job.seed]
         if isinstance(program, Exception):
             raise program
@@ -95,7 +96,7 @@ def test_several_tasks_have_a_folder_each_and_take_turns_by_seed(tmp_path):
 
 
 def test_a_folder_that_another_compare_uses_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "run_queue", lambda jobs, at_once: DONE)
+    monkeypatch.setattr(compare, "run_queue", lambda jobs, at_once, gpus: DONE)
     with claim(tmp_path):
         assert main(["compare", "toy/lqr", "--out", str(tmp_path), "--seeds", "0"]) == BAD_INPUT
     assert "in use by another supple process" in capsys.readouterr().err
@@ -120,6 +121,57 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
     plan("toy/lqr", [0], [], [*laptop, "--agent.gamma", "0.5"], tmp_path)
     with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.99\)"):
         plan("toy/lqr", [0], [], laptop, tmp_path)
+
+
+# --- GPUs --------------------------------------------------------------------------------------
+
+
+def environments(monkeypatch, tmp_path, *flags, seeds=3, count=2, visible=None):
+    """What ``CUDA_VISIBLE_DEVICES`` is in each run, and how many ran at once, on ``count`` GPUs."""
+    popen = subprocess.Popen
+    children, most = [], []
+
+    def start(command, **options):
+        children.append(popen([sys.executable, "-S", "-c", "import time; time.sleep(1)"]))
+        most.append(sum(child.poll() is None for child in children))
+        seen.append(options["env"].get("CUDA_VISIBLE_DEVICES"))
+        groups.add(options["env"]["WANDB_RUN_GROUP"])
+        return children[-1]
+
+    seen: list[str | None] = []
+    groups: set[str] = set()
+    monkeypatch.setattr(compare.subprocess, "Popen", start)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = ["toy/lqr", "--out", str(tmp_path), "--seeds", *map(str, range(seeds))]
+    cut = flags.index("--") if "--" in flags else len(flags)
+    laptop = ["--", "--preset", "laptop", *flags[cut + 1 :]]
+    assert main(["compare", *given, *flags[:cut], *laptop]) == DONE
+    assert groups == {"toy/lqr, default"}
+    return seen, max(most)
+
+
+def test_each_run_has_a_gpu_to_itself(monkeypatch, tmp_path):
+    assert environments(monkeypatch, tmp_path) == (["0", "1", "0"], 2)
+
+
+def test_only_gpus_that_are_visible_are_given_out(monkeypatch, tmp_path):
+    found, _ = environments(monkeypatch, tmp_path, visible="3, GPU-7f,-1")
+    assert sorted(found[:2]) == ["3", "GPU-7f"] and found[2] in found[:2]
+
+
+def test_more_runs_than_gpus_share_them_in_turn(monkeypatch, tmp_path):
+    found = environments(monkeypatch, tmp_path, "--jobs", "4", seeds=4)
+    assert found == (["0", "1", "0", "1"], 4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_runs_that_name_their_device_are_given_no_gpu(monkeypatch, tmp_path, device):
+    found, _ = environments(monkeypatch, tmp_path, "--", "--device", device, seeds=1)
+    assert found == [None]
 
 
 # --- learning-rate sweep ---------------------------------------------------------------------
@@ -163,7 +215,7 @@ def test_a_sweep_counts_diverged_runs_as_no_learning(tmp_path, monkeypatch, caps
     returns = {1e-5: 10.0, 1e-4: 50.0, 1e-3: 100.0, 3e-3: 100.0, 1e-2: 80.0, 1e-1: -20.0}
     out = tmp_path / "sweep"
 
-    def learned(jobs, at_once):
+    def learned(jobs, at_once, gpus):
         for job in jobs:
             rate = float(job.variant.removeprefix("lr "))
             if rate in returns:  # all runs of the largest rate fail
