@@ -322,7 +322,7 @@ def evaluate(arguments: list[str]) -> int:
     finally:
         env.close()
     if options.json:
-        record = {
+        record: dict[str, Any] = {
             "return_mean": found.return_mean,
             "return_std": found.return_std,
             "return_ci95": found.return_ci95,

@@ -121,7 +121,7 @@ class MetricSinks:
             self._wandb.run_id = state["wandb_run_id"]
 
 
-def read_csv(path: Path) -> dict[str, list[float | None]]:
+def read_csv(path: Path | str) -> dict[str, list[float | None]]:
     """The columns of a ``metrics.csv``; None where a row lacks the metric.
 
     Half-written rows are left out, so that a run in progress can be read.
@@ -129,7 +129,7 @@ def read_csv(path: Path) -> dict[str, list[float | None]]:
     Raises:
         InputError: no such file, or not one of ours.
     """
-    columns, rows = _read_table(path)
+    columns, rows = _read_table(Path(path))
     return {
         name: [float(row[i]) if row[i] else None for row in rows] for i, name in enumerate(columns)
     }

@@ -140,7 +140,7 @@ def environments(monkeypatch, tmp_path, *flags, seeds=3, count=2, visible=None):
 
     seen: list[str | None] = []
     groups: set[str] = set()
-    monkeypatch.setattr(compare.subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

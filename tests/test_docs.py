@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from nbclient import NotebookClient
 from benchmarks import figures, tables
 from supple.bench.table import add, read
 from supple.cli import DONE, Parser, main, train_settings
+from supple.configs import default_settings
+from supple.configs.flags import parse_flags
 from supple.envs import known_tasks
 from supple.errors import InputError
 from tests.small_runs import flags
@@ -184,14 +187,18 @@ def read_flags(arguments):
     cut = rest.index("--") if "--" in rest else len(rest)
     if command == "compare":
         train_settings([rest[0], *rest[cut + 1 :]])
-    parse = Parser.parse_args
+    parse = Parser.parse_known_args
 
-    def stop(self, args):
-        parse(self, args)
+    def stop(self, args=None, namespace=None):
+        _, unknown = parse(self, args, namespace)
+        flags = [each for each in unknown if each.startswith("--")]
+        if unknown and not (command == "eval" and all(each.startswith("--env.") for each in flags)):
+            raise InputError(f"{command} takes no {unknown}")
+        parse_flags(default_settings("toy/lqr"), unknown)
         raise SystemExit(0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parser, "parse_args", stop)
+        patch.setattr(Parser, "parse_known_args", stop)
         status = main([command, *rest[:cut]])
     if status != DONE:
         raise InputError(f"supple {' '.join(arguments)}")
@@ -235,6 +242,9 @@ def test_commands_in_the_docs_take_their_flags(words):
         "supple train toy/lqr --agent.gama 0.9",
         "supple compare toy/lqr --out x -- --presett laptop",
         "supple diagnose DIR --suite half",
+        "supple export DIR --env.obs-noise 0",
+        "supple eval DIR --agent.gamma 0.9",
+        "supple eval DIR --env.obs-nois 0",
         "make lynt",
         'pip install -e ".[exports]"',
         "docker build -f docker/Dockerfile.gpu .",
@@ -289,6 +299,22 @@ def test_the_library_loop_runs_and_learns_something(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "'critic/loss'" in done.stdout
+
+
+def test_what_the_page_about_python_shows_runs_in_its_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed = {}
+    for name in ("train", "policy", "onnx", "metrics"):
+        if name == "onnx":
+            assert main(["export", "runs/pendulum", "--out", "bundle", "--no-zip"]) == DONE
+        capsys.readouterr()
+        runpy.run_path(str(DOCS / "examples" / f"python_{name}.py"))
+        printed[name] = capsys.readouterr().out
+    assert "'environment steps': '4,096'" in printed["train"]
+    assert float(printed["policy"].removeprefix("return ")) < 0
+    first, second = (float(line.split("[[")[1][:-2]) for line in printed["onnx"].splitlines())
+    assert first == pytest.approx(second, abs=1e-5) and abs(first) <= 2
+    assert "eval/return_mean" in printed["metrics"] and "4096 steps: -" in printed["metrics"]
 
 
 def test_what_an_environment_says_of_its_robot_is_in_the_bundle(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,15 @@
+"""An exported policy, without supple: onnxruntime, and torch alone."""
+
+import numpy as np
+import onnxruntime
+import torch
+
+obs = np.array([[1.0, 0.0, 0.5]], np.float32)  # one row
+
+session = onnxruntime.InferenceSession("bundle/policy.onnx")
+action, command = session.run(None, {"observation": obs})
+print("onnxruntime", command)
+
+policy = torch.export.load("bundle/policy.pt2").module()
+action, command = policy(torch.from_numpy(obs))
+print("torch", command.numpy())
