@@ -18,8 +18,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from supple.envs import envpool_facts
-from supple.envs.gym import GymVector
+from supple.envs.gym import SEED_BITS, GymVector
 from supple.envs.gym_packages import importing_packages
+from supple.envs.gym_state import SUCCESS_KEYS
 from supple.errors import InputError, how_to_install
 from supple.rng import derive_seed
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 _GROUPS = {"state": "policy", "privileged_state": "critic"}
 """MuJoCo Playground's names."""
-_SUCCESS = ("success", "solved")
-"""MetaWorld's and MyoSuite's."""
-_SEED_BITS = 2**31 - 1
 
 
 class PoolVector(VectorEnv[Any, Any, Any]):
@@ -77,7 +75,7 @@ class PoolVector(VectorEnv[Any, Any, Any]):
         """Step every environment."""
         obs, reward, terminated, truncated, info = self._pool.step(actions)
         self._obs = _grouped(obs)
-        told = [np.asarray(info[key]).astype(bool) for key in _SUCCESS if key in info]
+        told = [np.asarray(info[key]).astype(bool) for key in SUCCESS_KEYS if key in info]
         return self._obs, reward, terminated, truncated, {"success": told[0]} if told else {}
 
     def close_extras(self, **options: Any) -> None:
@@ -90,7 +88,7 @@ class PoolVector(VectorEnv[Any, Any, Any]):
         import envpool
 
         self.close_extras()
-        seeds = [derive_seed(seed, row) & _SEED_BITS for row in range(self.num_envs)]
+        seeds = [derive_seed(seed, row) & SEED_BITS for row in range(self.num_envs)]
         self._pool = envpool.make_gymnasium(self._name, seed=seeds, **self._options)
 
 

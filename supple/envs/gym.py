@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
 _WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
-_SEED_BITS = 2**31 - 1
+SEED_BITS = 2**31 - 1
 """Some simulators hold their seed in 32 bits, with a sign."""
 START_METHOD = multiprocessing.get_all_start_methods()[0]
 """Of worker processes: the platform's. Importing torchrl, as PPO's first update does, makes it
@@ -254,8 +254,8 @@ class GymVector(Env):
     def _seeds(self, seed: int) -> Any:
         """A seed for each environment, or one for all where a list is not taken."""
         if not isinstance(self._env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-            return derive_seed(seed, "vector") & _SEED_BITS
-        return [derive_seed(seed, index) & _SEED_BITS for index in range(self.spec.num_envs)]
+            return derive_seed(seed, "vector") & SEED_BITS
+        return [derive_seed(seed, index) & SEED_BITS for index in range(self.spec.num_envs)]
 
     def _patched(
         self, now: dict[str, np.ndarray], info: Mapping[str, Any], done: np.ndarray

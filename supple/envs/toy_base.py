@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs.base import Box, Env, EnvSpec, reset_result, step_result
+from supple.envs.torch_sim import mixed
 from supple.errors import InputError
 from supple.rng import derive_seed, restore
 
@@ -87,7 +88,7 @@ class ToyEnv(Env):
         self._check(action)
         state, outcome = self._advance(self._state, action)
         ended = outcome["terminated"] | outcome["truncated"]
-        self._state = choose_rows(ended, self._start(), state)
+        self._state = mixed(ended, self._start(), state)
         return self._result(state, outcome)
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,14 +140,3 @@ class ToyEnv(Env):
         """Numbers between -1 and 1."""
         shape = (self.spec.num_envs, *width)
         return 2 * torch.rand(shape, generator=self._generator, device=self.spec.device) - 1
-
-
-def choose_rows(rows: Tensor, where_true: State, where_false: State) -> State:
-    """Row by row, one of two states; ``rows`` is (N,) bool."""
-
-    def pick(name: str) -> Tensor:
-        old = where_false[name]
-        mask = rows.view(-1, *([1] * (old.dim() - 1)))
-        return torch.where(mask, where_true[name], old)
-
-    return {name: pick(name) for name in where_false}

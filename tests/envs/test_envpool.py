@@ -47,15 +47,14 @@ def test_only_what_ended_is_reset_and_its_final_observation_is_the_true_one():
     """A pool of its own with the same seeds, on which nobody resets early, tells the truth."""
     import envpool
 
-    from supple.envs.envpool import _SEED_BITS
-    from supple.envs.gym import GymVector
+    from supple.envs.gym import SEED_BITS, GymVector
     from supple.rng import derive_seed
 
     env = build("Hopper-v5", 3)
     assert isinstance(env, GymVector)
     env.reset(7)
-    vector = derive_seed(7, "vector") & _SEED_BITS
-    seeds = [derive_seed(vector, row) & _SEED_BITS for row in range(3)]
+    vector = derive_seed(7, "vector") & SEED_BITS
+    seeds = [derive_seed(vector, row) & SEED_BITS for row in range(3)]
     alone = envpool.make_gymnasium("Hopper-v5", num_envs=3, seed=seeds)
     alone.reset()
     running = np.ones(3, dtype=bool)
