@@ -33,6 +33,22 @@ def test_published_values_of_a_task_are_its_defaults(task, gamma, n_step):
     assert default_settings(task, agent="ppo", preset="gpu").agent.gamma == gamma
 
 
+@pytest.mark.parametrize(
+    ("task", "agent", "bound"),
+    [
+        ("isaaclab/Isaac-Open-Drawer-Franka", "flashsac", 3.0),
+        ("isaaclab/IsaacContrib-Lift-Cube-Franka", "flashsac", 3.0),
+        ("isaaclab/Isaac-Open-Drawer-Franka", "ppo", 1.0),
+        ("isaaclab/Isaac-Velocity-Flat-G1", "flashsac", 1.0),
+    ],
+)
+def test_flashsac_moves_isaac_labs_franka_as_far_as_published(task, agent, bound):
+    settings = default_settings(task, agent=agent, preset="gpu")
+    assert settings.env.action_bound == bound
+    if agent == "flashsac":
+        assert settings.agent.n_step == 3  # type: ignore[union-attr]
+
+
 def test_a_preset_comes_after_the_recipe_and_a_flag_last():
     task = "envpool/MuJoCoPlayground/Go1JoystickFlatTerrain-v1"
     given = train_settings([task, "--preset", "laptop", "--agent.gamma", "0.9"])

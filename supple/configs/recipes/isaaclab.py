@@ -12,4 +12,15 @@ def isaaclab(settings: Settings) -> None:
         settings.agent.n_step = 3
 
 
-RECIPES = {"*": isaaclab}
+def franka(settings: Settings) -> None:
+    """FlashSAC: three-step returns, actions between -3 and 3."""
+    isaaclab(settings)
+    if isinstance(settings.agent, FlashSACSettings):
+        settings.env.action_bound = 3.0
+
+
+RECIPES = {
+    "IsaacContrib-Lift-Cube-Franka": franka,
+    "Isaac-Open-Drawer-Franka": franka,
+    "*": isaaclab,
+}
