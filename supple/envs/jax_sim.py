@@ -70,14 +70,17 @@ class JaxSim(TorchSim):
         self._reset_fn = jax.jit(lambda keys: settled(jax.vmap(env.reset)(keys)))
         self._step_fn = jax.jit(stepping(env, physics_field, limit, action_repeat))
         size = int(env.action_size)
+        sample = self._groups_of(self._begin(0, num_envs))
+        groups = Groups(sample, task_id)
         super().__init__(
-            Groups(self._groups_of(self._begin(0, num_envs)), task_id),
+            groups,
             action=Box(low=(-1.0,) * size, high=(1.0,) * size, clip=True),
             task_id=task_id,
             num_envs=num_envs,
             device=device,
             max_episode_steps=limit,
             control_dt=float(env.dt) * action_repeat,
+            critic_contains_policy=begins_with_policy(groups(sample)),
             deployment=deployment,
         )
         self._seeds = 0
@@ -164,6 +167,12 @@ def camera_of(model: Any) -> str | None:
     following = [index for index in range(model.ncam) if model.cam_mode[index] == _FOLLOWS]
     chosen = (following or list(range(model.ncam)))[:1]
     return next((model.camera(index).name or None for index in chosen), None)
+
+
+def begins_with_policy(groups: Mapping[str, Tensor]) -> bool:
+    """Whether the critic's numbers, (N, D), begin with the very ones of the policy."""
+    policy, critic = groups["policy"], groups.get("critic")
+    return critic is not None and torch.equal(critic[:, : policy.shape[1]], policy)
 
 
 def stepping(env: Any, physics_field: str, limit: int, action_repeat: int) -> Any:

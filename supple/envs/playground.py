@@ -1,7 +1,10 @@
 """MuJoCo Playground: ``playground/<task>``, MJX in JAX, or Warp on a GPU.
 
 Locomotion and manipulation tasks fetch their robots from GitHub as they are first loaded. States
-named ``privileged_state`` become the critic's group; they begin with the policy's own numbers.
+named ``privileged_state`` become the critic's group; where they begin with the policy's own
+numbers, as all but those of policies with a history do, the critic reads these once. Pushes and
+sensor noise are as a task's configuration has them; Playground's domain randomisers, which only its
+own trainings apply, are never called.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def tasks() -> tuple[str, ...]:
 
 
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Playground:
-    """Environments of a registered task; pushes and domain randomisation are as it ships them.
+    """Environments of a registered task, every one with the same robot.
 
     Raises:
         InputError: Playground is not installed, or cannot fetch the task's robot.

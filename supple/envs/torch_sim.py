@@ -7,6 +7,8 @@ bounds. ``TorchSim`` settles all of that once; an adapter only says how to resta
 
 from __future__ import annotations
 
+import functools
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -123,8 +125,8 @@ def mixed(rows: Tensor, chosen: Any, others: Any) -> Any:
 class Groups:
     """A simulator's observation groups as ours: (N, D) float32, in memory of our own.
 
-    Groups are found by name (``GROUP_NAMES``). A group that is itself a dict of terms is joined in
-    its own order; each part is flattened to (N, -1).
+    Groups are found by name (``GROUP_NAMES``); others are left out, which is said once. A group
+    that is itself a dict of terms is joined in its own order; each part is flattened to (N, -1).
 
     Args:
         sample: an observation, as the simulator gives it.
@@ -159,6 +161,13 @@ class Groups:
                         " from flat vectors only; choose a state-based task"
                     )
         self.widths = {name: int(rows.shape[1]) for name, rows in self(sample).items()}
+        unused = [str(name) for name in names if name not in self._source.values()]
+        if unused:
+            read = ", ".join(f"{ours} from {theirs}" for ours, theirs in self._source.items())
+            _say_once(
+                f"{task}: nothing is learned from the observation groups {', '.join(unused)}; read"
+                f" are {read}"
+            )
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
         """Copies, so that the simulator may go on using its buffers."""
@@ -167,6 +176,11 @@ class Groups:
     def source(self, ours: str) -> str:
         """What the simulator calls one of our groups."""
         return self._source[ours]
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(f"supple: {text}", file=sys.stderr)
 
 
 def _parts(group: Any) -> list[Tensor]:

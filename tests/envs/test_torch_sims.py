@@ -10,6 +10,7 @@ from supple.envs import EnvSettings, make
 from supple.envs.base import Box
 from supple.envs.check import check_env
 from supple.envs.isaac_gym import LeggedGym, VecTask
+from supple.envs.jax_sim import begins_with_policy
 from supple.envs.rsl_rl import RslRl
 from supple.envs.torch_sim import Groups, PhysicalActions, RandomStreams
 from supple.envs.torchrl_env import TorchRL
@@ -228,6 +229,25 @@ def test_groups_without_one_for_the_policy_are_refused():
         Groups({"camera": torch.zeros(2, 3)}, "t")
     with pytest.raises(InputError, match="observes images"):
         Groups({"policy": torch.zeros(2, 3, 8, 8)}, "t")
+
+
+def test_groups_that_nobody_learns_from_are_named_once(capsys):
+    sample = {"actor": torch.zeros(2, 3), "teacher": torch.zeros(2, 4), "rgb": torch.zeros(2, 1)}
+    for _ in range(2):
+        Groups(sample, "named_once")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "named_once: nothing is learned from the observation groups teacher, rgb" in said
+    Groups({"actor": torch.zeros(2, 3)}, "another")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_critic_that_begins_with_the_policys_numbers_is_recognised():
+    policy, rest = torch.rand(3, 2), torch.rand(3, 4)
+    assert begins_with_policy({"policy": policy, "critic": torch.cat((policy, rest), dim=1)})
+    assert not begins_with_policy({"policy": policy, "critic": rest})
+    assert not begins_with_policy({"policy": policy, "critic": policy[:, :1]})
+    assert not begins_with_policy({"policy": policy})
 
 
 def test_a_group_of_terms_is_joined_in_its_own_order():
