@@ -1,12 +1,18 @@
-"""Statistics of training episodes."""
+"""Statistics of training episodes, and what a simulator reports of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def columns_of(report: Mapping[str, float]) -> dict[str, float]:
+    """What ``Env.report`` gave, as columns of a metrics row."""
+    return {"env/" + re.sub(r"[^\w./-]", "_", name): value for name, value in report.items()}
 
 
 class EpisodeStatistics:

@@ -32,7 +32,7 @@ from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
-from supple.episodes import EpisodeStatistics
+from supple.episodes import EpisodeStatistics, columns_of
 from supple.errors import InputError, NotFiniteError, SimulatorError
 from supple.evaluate import Evaluation, evaluate, evaluation_envs, film, make_env
 from supple.files import replace_file
@@ -366,6 +366,7 @@ class Run:
         device_values = dict(metrics) | self.agent.diagnostics() | self.replay.metrics()
         row = _to_host(device_values)
         row |= self._episodes.report()
+        row |= columns_of(self.env.report())
         row |= written or {}
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()

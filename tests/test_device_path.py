@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.envs.base import Discrete, step_result
+from supple.envs.sim_log import SimulatorLog
 from supple.quarantine import Quarantine
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
@@ -186,6 +187,16 @@ def test_looking_for_bad_rows_stays_on_the_device(fake_cuda):
             action, step = quarantine.admit(on_gpu(4, 3), fake_step(spec).to_dict())
     assert {action.device, step["valid"].device, step["reward"].device} == {CUDA}
     assert all(value.device == CUDA for value in step["observation"].values())
+
+
+def test_what_a_simulator_logs_stays_on_the_device_until_it_is_asked_for(fake_cuda):
+    log = SimulatorLog(CUDA)
+    with NoTransfers():
+        for _ in range(2):
+            count = on_gpu(1, dtype=torch.int64)
+            log.observe({"log": {"reward": on_gpu(), "ended": count, "terrain": 0.5}})
+    with pytest.raises(DataDependentOutputException):
+        log.report()
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")

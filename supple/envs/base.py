@@ -230,6 +230,14 @@ class Env(ABC):
             The TensorDict described at the top of this module; ``step_result`` builds it.
         """
 
+    def report(self) -> dict[str, float]:
+        """Means, by name, of what the simulator said of itself since the last report.
+
+        Asked once per metrics row, whose columns ``env/<name>`` they become: it may wait for the
+        device, as ``step`` must not.
+        """
+        return {}
+
     def render(self) -> np.ndarray:
         """An RGB picture of environment 0, (H, W, 3) uint8.
 

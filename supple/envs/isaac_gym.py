@@ -94,7 +94,7 @@ class VecTask(TorchSim):
 
     def _advance(self, action: Tensor) -> Outcome:
         age = self._env.progress_buf.to(self._bridge.device) + 1
-        observation, reward, done = self._step(action)
+        observation, reward, done, extras = self._step(action)
         valid = ~self._bridge
         ended = done & valid
         truncated = ended & (age >= self._time_up)
@@ -106,11 +106,12 @@ class VecTask(TorchSim):
             truncated,
             final=self._capture.take() if self._capture else None,
             valid=valid,
+            extras=extras,
         )
 
-    def _step(self, action: Tensor) -> tuple[Mapping[str, Any], Tensor, Tensor]:
-        observation, reward, done, _ = self._env.step(action)
-        return observation, reward, done.bool().clone()
+    def _step(self, action: Tensor) -> tuple[Mapping[str, Any], Tensor, Tensor, Any]:
+        observation, reward, done, extras = self._env.step(action)
+        return observation, reward, done.bool().clone(), extras
 
     def _buffers(self) -> dict[str, Tensor]:
         """The observation as ``step`` would return it."""
@@ -128,7 +129,7 @@ class VecTask(TorchSim):
         env.progress_buf.fill_(max(limit - PROBED, 0))
         for _ in range(2 * PROBED):
             age = int(env.progress_buf.max()) + 1
-            observation, _, done = self._step(self._zeros)
+            observation, _, done, _ = self._step(self._zeros)
             if done.all():
                 next_step = bool((env.progress_buf != 0).all())
                 self._step(self._zeros)
@@ -176,7 +177,7 @@ class LeggedGym(TorchSim):
         return observation
 
     def _advance(self, action: Tensor) -> Outcome:
-        obs, privileged, reward, done, _ = self._env.step(action)
+        obs, privileged, reward, done, extras = self._env.step(action)
         ended = done.bool()
         truncated = ended & self._env.time_out_buf.bool()
         return Outcome(
@@ -185,6 +186,7 @@ class LeggedGym(TorchSim):
             ended & ~truncated,
             truncated,
             final=self._capture.take() if self._capture else None,
+            extras=extras,
         )
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class IsaacLab(TorchSim):
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
         if self.spec.has_final_obs:
             require_final(final, terminated | truncated, self.spec.task_id)
-        return Outcome(observation, reward, terminated, truncated, final=final)
+        return Outcome(observation, reward, terminated, truncated, final=final, extras=extras)
 
     def close(self) -> None:
         """End the simulation."""

@@ -84,7 +84,7 @@ class Mjlab(TorchSim):
         return dict(observation)
 
     def _advance(self, action: Tensor) -> Outcome:
-        reached, reward, terminated, truncated, _ = self._env.step(action)
+        reached, reward, terminated, truncated, extras = self._env.step(action)
         # Overwritten by the reset that follows.
         terminated, truncated = terminated.clone(), truncated.clone()
         if self._env.cfg.is_finite_horizon:  # its time limit is part of the task
@@ -92,11 +92,12 @@ class Mjlab(TorchSim):
         ended = terminated | truncated
         rows = ended.nonzero().squeeze(-1)
         if len(rows) == 0:
-            return Outcome(reached, reward, terminated, truncated)
+            return Outcome(reached, reward, terminated, truncated, extras=extras)
         reward = reward.clone()
-        fresh, _ = self._env.reset(env_ids=rows)
+        fresh, extras = self._env.reset(env_ids=rows)
         # The others' noise was drawn anew with it: only the rows that were reset are taken.
-        return Outcome(mixed(ended, fresh, reached), reward, terminated, truncated, final=reached)
+        shown = mixed(ended, fresh, reached)
+        return Outcome(shown, reward, terminated, truncated, final=reached, extras=extras)
 
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.

@@ -84,7 +84,9 @@ class RslRl(TorchSim):
             require_final(final, ended, self.spec.task_id)
         else:
             final = None
-        return Outcome(dict(observation), reward, ended & ~truncated, truncated, final=final)
+        return Outcome(
+            dict(observation), reward, ended & ~truncated, truncated, final=final, extras=extras
+        )
 
 
 def taken(extras: MutableMapping[str, Any], key: str) -> Any | None:

@@ -19,6 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs.base import ActionSpec, Box, Discrete, Env, EnvSpec, reset_result, step_result
+from supple.envs.sim_log import SimulatorLog
 from supple.errors import InputError, SimulatorError
 from supple.rng import derive_seed
 
@@ -42,6 +43,8 @@ class Outcome(NamedTuple):
     """Its groups before the reset; read in rows that ended only. None where nothing was reset."""
     valid: Tensor | None = None
     success: Tensor | None = None
+    extras: Any = None
+    """Its own, in which it reports of itself: ``SimulatorLog``."""
 
 
 class TorchSim(Env):
@@ -60,6 +63,7 @@ class TorchSim(Env):
         self.spec = EnvSpec(observation=groups.widths, action=action, **facts)
         self._physical = PhysicalActions(self.spec)
         self._random = RandomStreams(self.spec.device)
+        self._log = SimulatorLog(self.spec.device)
 
     @abstractmethod
     def _restart(self, seed: int | None) -> Mapping[str, Any]:
@@ -75,6 +79,7 @@ class TorchSim(Env):
             self._random.seed(seed)
         with self._random:
             observation = self._restart(seed)
+        self._log.skip(getattr(getattr(self._env, "unwrapped", self._env), "extras", None))
         return reset_result(self._groups(observation), self.spec.num_envs)
 
     def step(self, action: Tensor) -> TensorDict:
@@ -87,6 +92,7 @@ class TorchSim(Env):
         physical = self._physical(action)
         with self._random:
             outcome = self._advance(physical)
+        self._log.observe(outcome.extras)
         observation = self._groups(outcome.observation)
         terminated, truncated = _flag(outcome.terminated), _flag(outcome.truncated)
         final = observation
@@ -103,6 +109,10 @@ class TorchSim(Env):
             valid=outcome.valid,
             success=None if outcome.success is None else _flag(outcome.success),
         )
+
+    def report(self) -> dict[str, float]:
+        """Means of what it logged of itself; waits for the device."""
+        return self._log.report()
 
     def close(self) -> None:
         """Close the simulator, where it can be."""

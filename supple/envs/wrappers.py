@@ -81,6 +81,10 @@ class Wrapper(Env):
         step["observation", "policy"] = self._now(step["observation", "policy"], begins)
         return step
 
+    def report(self) -> dict[str, float]:
+        """As the wrapped environment."""
+        return self.env.report()
+
     def render(self) -> np.ndarray:
         """As the wrapped environment."""
         return self.env.render()

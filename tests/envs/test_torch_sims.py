@@ -11,12 +11,14 @@ from supple.envs.base import Box
 from supple.envs.check import check_env
 from supple.envs.isaac_gym import LeggedGym, VecTask
 from supple.envs.jax_sim import begins_with_policy
+from supple.envs.mjlab import Mjlab
 from supple.envs.rsl_rl import RslRl
 from supple.envs.torch_sim import Groups, PhysicalActions, RandomStreams
 from supple.envs.torchrl_env import TorchRL
 from supple.errors import InputError, SimulatorError
 from tests.envs import fake_isaac
 from tests.envs.fake_isaac import FAILS_AT, LIMIT
+from tests.envs.fake_mjlab import FakeMjlab
 
 STEPS = 60
 FAKES = {
@@ -27,6 +29,7 @@ FAKES = {
     "vec_env": lambda: RslRl(fake_isaac.VecEnv(), task_id="t"),
     "vec_env_final": lambda: RslRl(fake_isaac.VecEnv(final=True), task_id="t"),
     "torchrl": lambda: TorchRL(Line(), task_id="t"),
+    "mjlab": lambda: Mjlab(FakeMjlab(), task_id="t"),
 }
 
 
@@ -108,6 +111,7 @@ def rollout(env, steps=40):
         ("legged_gym", LIMIT + 1),
         ("vec_env_final", LIMIT),
         ("torchrl", LIMIT),
+        ("mjlab", LIMIT),
     ],
 )
 def test_ends_carry_their_own_last_observation_and_their_true_kind(name, final_steps):
