@@ -331,6 +331,7 @@ class Run:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
         self._evaluated_at = self.env_steps
+        self._eval_env.load_progress(self.env.progress())
         try:
             self._evaluation = evaluate(
                 self.agent.greedy, self._eval_env, episodes=settings.eval.episodes, seed=seed
@@ -411,7 +412,7 @@ class Run:
         state = {
             "agent": agent,
             "replay": self.replay.state_dict(),
-            "env": self.env.state_dict() if spec.exact_resume else None,
+            "env": self.env.state_dict() if spec.exact_resume else self.env.progress() or None,
             "obs": dict(self._obs.items()),
             "diagnostics": self._online.state_dict(),
             "run": {
@@ -605,6 +606,8 @@ class Run:
                 self.env.load_state_dict(state["env"])
                 device = self.env.spec.device
                 self._obs = {name: value.to(device) for name, value in state["obs"].items()}
+            elif state["env"]:
+                self.env.load_progress(state["env"])
         self._invalid_known = round(agreed([self._invalid_here])[0])
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self.env_steps

@@ -262,6 +262,17 @@ class Env(ABC):
         """
         raise NotImplementedError(f"{self.spec.task_id} cannot restore a simulator state")
 
+    def progress(self) -> dict[str, Any]:
+        """What outlives every reset, such as the count of steps that a curriculum goes by.
+
+        A run that starts its episodes afresh as it resumes hands it back, and hands it on to the
+        environments it evaluates in. Same kinds of values as ``state_dict``'s.
+        """
+        return {}
+
+    def load_progress(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - most have none
+        """Go on from ``progress()``'s value, beginning with the next reset."""
+
     def close(self) -> None:  # noqa: B027 - most environments have nothing to release
         """Release processes, windows and files. Safe to call twice."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+from collections.abc import Mapping
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,10 @@ class RemoteEnv(Env):
     def step(self, action: Tensor) -> TensorDict:
         """As the environment there."""
         return self._tensors(self._ask("step", action.cpu().numpy()))
+
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        """As the environment there."""
+        self._ask("progress", dict(progress))
 
     def render(self) -> np.ndarray:
         """As the environment there."""
@@ -162,6 +167,8 @@ def _do(env: Env, what: str, value: Any) -> tuple[str, Any]:
     try:
         if what == "render":
             return "picture", env.render()
+        if what == "progress":
+            return "progress", env.load_progress(value)
         if what == "reset":
             return "reset", _arrays(env.reset(value))
         return "step", _arrays(env.step(torch.from_numpy(value).to(env.spec.device)))

@@ -28,6 +28,8 @@ GROUP_NAMES = {
     "critic": ("critic", "privileged", "states", "privileged_state"),
 }
 """Our observation groups, and what simulators call them."""
+COUNTER = "common_step_counter"
+"""Isaac Lab's, mjlab's and legged_gym's name for it."""
 _NUMPY: Any = np.random  # NumPy's stubs leave out the functions that exchange its generator
 
 
@@ -79,7 +81,7 @@ class TorchSim(Env):
             self._random.seed(seed)
         with self._random:
             observation = self._restart(seed)
-        self._log.skip(getattr(getattr(self._env, "unwrapped", self._env), "extras", None))
+        self._log.skip(getattr(self._bare, "extras", None))
         return reset_result(self._groups(observation), self.spec.num_envs)
 
     def step(self, action: Tensor) -> TensorDict:
@@ -113,6 +115,21 @@ class TorchSim(Env):
     def report(self) -> dict[str, float]:
         """Means of what it logged of itself; waits for the device."""
         return self._log.report()
+
+    def progress(self) -> dict[str, Any]:
+        """The steps since it was built, by which curricula go, where it counts them."""
+        count = getattr(self._bare, COUNTER, None)
+        return {} if count is None else {COUNTER: int(count)}
+
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        """Go on counting from there."""
+        if COUNTER in progress:
+            setattr(self._bare, COUNTER, progress[COUNTER])
+
+    @property
+    def _bare(self) -> Any:
+        """The simulator beneath wrappers of its own."""
+        return getattr(self._env, "unwrapped", self._env)
 
     def close(self) -> None:
         """Close the simulator, where it can be."""

@@ -105,6 +105,14 @@ class Wrapper(Env):
         self._memory = {k: v.to(device, copy=True) for k, v in state["memory"].items()}
         restore(self._random, state["random"])
 
+    def progress(self) -> dict[str, Any]:
+        """As the wrapped environment."""
+        return self.env.progress()
+
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        """As the wrapped environment."""
+        self.env.load_progress(progress)
+
     def close(self) -> None:
         """As the wrapped environment."""
         self.env.close()

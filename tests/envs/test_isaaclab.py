@@ -22,6 +22,7 @@ class FakeIsaacLab(Cart):
         super().__init__(num_envs)
         self.cfg = SimpleNamespace(compute_final_obs=final, is_finite_horizon=finite, decimation=4)
         self.single_action_space = SimpleNamespace(shape=(self.num_actions,))
+        self.common_step_counter = 0
         self.terminated = torch.zeros(num_envs, dtype=torch.bool)
         self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
 
@@ -38,6 +39,7 @@ class FakeIsaacLab(Cart):
 
     def step(self, actions):
         self.simulate(actions)
+        self.common_step_counter += 1
         self.rew_buf[:] = self.steps
         self.terminated[:] = self.failed()
         self.time_outs[:] = self.steps >= LIMIT

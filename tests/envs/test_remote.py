@@ -6,6 +6,7 @@ import torch
 
 from supple.envs import EnvSettings, make
 from supple.envs.remote import RemoteEnv
+from supple.envs.toy import Lqr
 from supple.errors import InputError, SimulatorError
 
 CPU = torch.device("cpu")
@@ -45,6 +46,35 @@ def test_errors_cross_over_with_their_kind(remote):
 def test_a_task_that_does_not_exist_is_refused_before_a_process_is_started():
     with pytest.raises(InputError, match="unknown task toy/nothing"):
         RemoteEnv("toy/nothing", EnvSettings(), device=CPU, render=False)
+
+
+class Curriculum(Lqr):
+    """Its actions reach as far as its progress says."""
+
+    reach = 0.0
+
+    def load_progress(self, progress):
+        self.reach = progress["reach"]
+
+    def _advance(self, state, action):
+        return super()._advance(state, self.reach * action)
+
+
+def curriculum(num_envs, device):
+    return Curriculum(num_envs, device)
+
+
+def test_progress_reaches_the_other_process():
+    env = RemoteEnv(f"{__name__}:curriculum", EnvSettings(num_envs=2), device=CPU, render=False)
+    try:
+        rewards = []
+        for reach in (0.0, 1.0):
+            env.load_progress({"reach": reach})
+            env.reset(1)
+            rewards.append(env.step(torch.ones(2, env.spec.action.size))["reward"])
+        assert (rewards[0] != rewards[1]).all()
+    finally:
+        env.close()
 
 
 def test_a_process_that_ended_is_named(remote):  # the last: nothing answers any more
