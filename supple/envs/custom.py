@@ -25,17 +25,7 @@ def load(task: str) -> Callable[..., Any]:
         InputError: there is none.
     """
     module_name, _, attribute = task.partition(":")
-    if not module_name or module_name.startswith("."):
-        raise InputError(f"task {task}: expected module:callable, the module by its full name")
-    if os.getcwd() not in sys.path:  # a console script does not look into the current folder
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(
-            f"cannot import {module_name} for task {task}: {error}; run from its folder or install"
-            " its package"
-        ) from error
+    found = _imported(module_name, task)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise InputError(f"module {module_name} has no {attribute} (task {task})")
@@ -46,12 +36,43 @@ def load(task: str) -> Callable[..., Any]:
     return loaded
 
 
+def registered_id(name: str, task: str) -> str:
+    """The id of ``<id>``, or of ``<module>:<id>``, whose module is imported so as to register it.
+
+    Raises:
+        InputError: the module cannot be imported.
+    """
+    module_name, colon, own = name.rpartition(":")
+    if colon:
+        _imported(module_name, task)
+    return own
+
+
+def _imported(module_name: str, task: str) -> Any:
+    if not module_name or module_name.startswith("."):
+        raise InputError(f"task {task}: expected a module before the colon, by its full name")
+    if os.getcwd() not in sys.path:  # a console script does not look into the current folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {module_name} for task {task}: {error}; run from its folder or install"
+            " its package"
+        ) from error
+
+
 def build(task: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
     """The environments of a user's callable: supple's own kind, or another's, which is wrapped.
 
     Raises:
         InputError: it returns something else, or not what was asked for.
     """
+    from supple.envs import isaaclab
+    from supple.envs.remote import RemoteEnv
+
+    if isaaclab.holds(task):
+        return RemoteEnv(task, settings, device=device, render=render)
     factory = load(task)
     offered = {"num_envs": settings.num_envs, "device": device}
     if render:
@@ -90,19 +111,22 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         )
     raise InputError(
         f"{task} returned a {type(made).__name__}: expected a supple.envs.base.Env, a"
-        " gymnasium.Env or VectorEnv, an RSL-RL VecEnv, an Isaac Gym VecTask, a legged_gym task, a"
-        " manager-based environment of mjlab, or a torchrl EnvBase"
+        " gymnasium.Env or VectorEnv, an RSL-RL VecEnv, an Isaac Gym VecTask, a legged_gym task, an"
+        " environment of Isaac Lab or mjlab, or a torchrl EnvBase"
     )
 
 
 def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
     """The adapter of a simulator that speaks torch, recognised by what it offers."""
-    from supple.envs import isaac_gym, mjlab, rsl_rl, torchrl_env
+    from supple.envs import isaac_gym, isaaclab, mjlab, rsl_rl, torchrl_env
 
     if torchrl_env.recognises(made):
         return torchrl_env.TorchRL(made, task_id=task, action_bound=bound)
     if mjlab.recognises(made):
         return mjlab.Mjlab(made, task_id=task, action_bound=bound)
+    robots = isaaclab.bare(made)
+    if robots is not None:
+        return isaaclab.IsaacLab(robots, task_id=task, action_bound=bound)
     # legged_gym has everything a VecEnv has, and more.
     if isaac_gym.recognises_legged_gym(made):
         return isaac_gym.LeggedGym(made, task_id=task, action_bound=bound)

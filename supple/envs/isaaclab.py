@@ -1,5 +1,8 @@
 """Isaac Lab 3: ``isaaclab/<id>``, on Isaac Sim where it is installed, else on Newton.
 
+Tasks of one's own are ``isaaclab/<module>:<id>``: the module is imported after Isaac Lab's own and
+registers its ids as they do, with an ``env_cfg_entry_point``.
+
 It resets within the step and, asked to, computes the observation before (``compute_final_obs``);
 the entry then stays in ``extras`` for all later steps and is taken out as it is read. Of
 observation terms with a history that one lacks the newest frame: Isaac Lab computes it without
@@ -16,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import torch
+from gymnasium import wrappers
 from torch import Tensor
 
 from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
+from supple.envs.custom import registered_id
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
 from supple.errors import InputError, how_to_install
@@ -42,9 +47,36 @@ TASKS = (
     "IsaacContrib-Velocity-Rough-AnymalC",
 )
 """The published benchmark by the names of version 3, where Isaac Lab is not installed."""
-PREFIXES = ("Isaac-", "IsaacContrib-")
+KINDS = ("ManagerBasedRLEnv", "DirectRLEnv")
 _alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
 """Environments of this process that were not closed: there is room for one."""
+
+
+def bare(made: Any) -> Any | None:
+    """Isaac Lab's environment as it is, or out of what ``gymnasium.make`` put around it; else None.
+
+    Raises:
+        InputError: other wrappers surround it, which this adapter would leave out.
+    """
+    if isinstance(made, gymnasium.Wrapper):
+        inner: Any = made
+        while isinstance(inner, wrappers.OrderEnforcing | wrappers.PassiveEnvChecker):
+            inner = inner.env
+        found = bare(made.unwrapped)
+        if found is not None and inner is not found:
+            raise InputError(
+                f"Isaac Lab's environment is wrapped in a {type(inner).__name__}: return it bare,"
+                " or in its RslRlVecEnvWrapper"
+            )
+        return found
+    kinds = type(made).__mro__
+    named = any(k.__name__ in KINDS and k.__module__.startswith("isaaclab") for k in kinds)
+    return made if named else None
+
+
+def holds(task_id: str) -> bool:
+    """Whether this process holds the simulation of a task, and so cannot hold another."""
+    return any(env.spec.task_id == task_id for env in _alive)
 
 
 class IsaacLab(TorchSim):
@@ -154,14 +186,22 @@ def status() -> str:
     return f"installed, on {on}"
 
 
-@functools.cache
 def tasks() -> tuple[str, ...]:
     """Every registered id where it is installed."""
     if not installed.is_installed("isaaclab_tasks"):
         return TASKS
     import isaaclab_tasks  # noqa: F401 - registers its ids
 
-    return tuple(sorted(name for name in gymnasium.registry if name.startswith(PREFIXES)))
+    known = gymnasium.registry.items()
+    return tuple(sorted(name for name, spec in known if "env_cfg_entry_point" in spec.kwargs))
+
+
+def exists(name: str) -> bool:
+    """Whether it is registered, if need be by its module; any module's, without Isaac Lab."""
+    if not installed.is_installed("isaaclab_tasks"):
+        return ":" in name or name in TASKS
+    tasks()  # its own come first: a module may build on them
+    return registered_id(name, f"isaaclab/{name}") in tasks()
 
 
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Env:
@@ -179,10 +219,12 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     import isaaclab_tasks  # noqa: F401 - registers its ids
     from isaaclab.app import launch_simulation
 
-    config = _config(name, settings, device)
+    own = registered_id(name, task_id)
+    # What is launched follows from the configuration: the module comes before, like Isaac Lab's.
+    config = _config(own, settings, device)
     launched = launch_simulation(config, {"headless": True, "visualizer": ["none"]})
     launched.__enter__()
-    env = gymnasium.make(name, cfg=config)
+    env = gymnasium.make(own, cfg=config)
     return IsaacLab(
         env.unwrapped, task_id=task_id, action_bound=settings.action_bound, launched=launched
     )

@@ -1,5 +1,8 @@
 """mjlab: ``mjlab/<id>``, MuJoCo on Warp with managers like Isaac Lab's.
 
+Tasks of one's own are ``mjlab/<module>:<id>``, whose module is imported and registers them; those
+of packages with an entry point ``mjlab.tasks`` mjlab finds itself.
+
 mjlab resets ended environments itself, and then their last observation is lost; asked not to
 (``auto_reset``), it returns it, and this adapter resets them: the same order of events, exact final
 observations. Draws of its start-up randomisation come from the seed ``supple.envs.make`` is given.
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from supple.envs import installed, managers
 from supple.envs.base import Deployment
+from supple.envs.custom import registered_id
 from supple.envs.gym_packages import draw_without_display
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, mixed, unbounded
 from supple.errors import InputError
@@ -187,6 +191,14 @@ def tasks() -> tuple[str, ...]:
     return tuple(list_tasks())
 
 
+def exists(name: str) -> bool:
+    """Whether it is registered, if need be by its module; any module's, without mjlab."""
+    if not installed.is_installed("mjlab"):
+        return ":" in name or name in TASKS
+    tasks()  # its own come first: a module may build on them
+    return registered_id(name, f"mjlab/{name}") in tasks()
+
+
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> Mjlab:
     """The environments of a registered mjlab task.
 
@@ -200,7 +212,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     from mjlab.envs import ManagerBasedRlEnv
     from mjlab.tasks.registry import load_env_cfg
 
-    config = load_env_cfg(name)
+    config = load_env_cfg(registered_id(name, f"mjlab/{name}"))
     config.scene.num_envs = settings.num_envs
     with contextlib.redirect_stdout(io.StringIO()):  # tables of every manager
         env = ManagerBasedRlEnv(config, str(device), "rgb_array" if render else None)

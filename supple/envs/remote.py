@@ -168,7 +168,8 @@ def _do(env: Env, what: str, value: Any) -> tuple[str, Any]:
         if what == "render":
             return "picture", env.render()
         if what == "progress":
-            return "progress", env.load_progress(value)
+            env.load_progress(value)
+            return "progress", None
         if what == "reset":
             return "reset", _arrays(env.reset(value))
         return "step", _arrays(env.step(torch.from_numpy(value).to(env.spec.device)))

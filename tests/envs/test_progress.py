@@ -11,8 +11,8 @@ from supple.envs.mjlab import Mjlab
 from supple.envs.rsl_rl import RslRl
 from supple.envs.wrappers import Noise
 from tests.envs import fake_isaac
+from tests.envs.fake_isaaclab import FakeIsaacLab
 from tests.envs.fake_mjlab import FakeMjlab
-from tests.envs.test_isaaclab import FakeIsaacLab
 from tests.small_runs import finish, run_until, small_settings
 
 

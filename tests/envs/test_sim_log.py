@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from supple.episodes import columns_of
 from supple.metrics import read_csv
 from tests.envs import fake_isaac
 from tests.envs.fake_isaac import FAILS_AT, LIMIT
+from tests.envs.fake_isaaclab import FakeIsaacLab
 from tests.envs.fake_mjlab import FakeMjlab
-from tests.envs.test_isaaclab import FakeIsaacLab
 from tests.small_runs import run_whole, small_settings
 
 CPU = torch.device("cpu")
@@ -71,7 +72,7 @@ def test_names_become_columns():
     }
 
 
-def logging(simulator, key, **options):
+def logging(simulator: Any, key, **options):
     """A stand-in that logs as the real ones do: the mean length of what was just reset."""
 
     class Logging(simulator):

@@ -1,0 +1,92 @@
+"""Tasks of one's own in Isaac Lab and mjlab, on packages that stand in for both."""
+
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+
+from supple.envs import EnvSettings, check_task, known_tasks, make
+from supple.envs.isaaclab import IsaacLab
+from supple.envs.mjlab import Mjlab
+from supple.envs.remote import RemoteEnv
+from supple.errors import InputError
+
+PACKAGES = ("isaaclab", "isaaclab_tasks", "mjlab", "own_robots")
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Installed for the length of a test."""
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("stand_ins")))
+    registered = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(registered)
+    for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(
+    ("task", "adapter"),
+    [
+        ("isaaclab/Isaac-Stand-In", IsaacLab),
+        ("isaaclab/own_robots:Own-Robot", IsaacLab),
+        ("mjlab/Mjlab-Stand-In", Mjlab),
+        ("mjlab/own_robots:Own-Robot", Mjlab),
+        ("own_robots:bare", IsaacLab),
+        ("own_robots:made", IsaacLab),
+    ],
+)
+def test_a_task_of_ones_own_is_as_good_as_any(task, adapter):
+    env = make(task, EnvSettings(num_envs=3))
+    assert type(env) is adapter
+    assert (env.spec.task_id, env.spec.num_envs, env.spec.has_final_obs) == (task, 3, True)
+    assert env.step(torch.zeros(3, 2))["valid"].all()
+    env.close()
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_ids_need_no_prefix_once_they_are_registered():
+    with pytest.raises(InputError, match="unknown task isaaclab/Own-Robot"):
+        check_task("isaaclab/Own-Robot")
+    check_task("isaaclab/own_robots:Own-Robot")
+    check_task("isaaclab/Own-Robot")
+    assert known_tasks()["isaaclab"].tasks == ("Isaac-Stand-In", "Own-Robot")
+    with pytest.raises(InputError, match="unknown task isaaclab/CartPole-v1"):
+        check_task("isaaclab/CartPole-v1")
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("simulator", ["isaaclab", "mjlab"])
+def test_a_module_or_an_id_that_is_not_there_is_named(simulator):
+    with pytest.raises(InputError, match=r"cannot import nobodys for task \w+/nobodys:Own-Robot"):
+        check_task(f"{simulator}/nobodys:Own-Robot")
+    with pytest.raises(InputError, match=rf"unknown task {simulator}/own_robots:Other"):
+        check_task(f"{simulator}/own_robots:Other")
+
+
+@pytest.mark.parametrize("simulator", ["isaaclab", "mjlab"])
+def test_without_the_simulator_a_task_of_ones_own_says_what_to_install(simulator):
+    with pytest.raises(InputError, match=f"make sim-{simulator}"):
+        make(f"{simulator}/own_robots:Own-Robot", EnvSettings())
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_wrappers_that_would_be_lost_are_refused():
+    with pytest.raises(InputError, match="is wrapped in a Changed: return it bare"):
+        make("own_robots:wrapped", EnvSettings(num_envs=2))
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("task", ["isaaclab/own_robots:Own-Robot", "own_robots:bare"])
+def test_a_second_one_lives_in_a_process_of_its_own(task):
+    first = make(task, EnvSettings(num_envs=3))
+    second = make(task, EnvSettings(num_envs=2))
+    assert type(second) is RemoteEnv
+    assert second.spec.num_envs == 2
+    assert second.step(torch.zeros(2, 2))["valid"].all()
+    second.close()
+    first.close()
