@@ -17,6 +17,7 @@ from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
 from supple.deploy.runtimes import Runtime
 from supple.envs import EnvSettings, make
 from supple.envs.base import Groups
+from supple.envs.config import FLAG
 from supple.envs.gym_packages import importing_packages, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import Evaluation, evaluate
@@ -71,7 +72,8 @@ def closed_loop(
         return Verdict(check, SKIPPED, f"{task} is a module of one's own: not imported from here")
     groups = tuple(contract["observation"]["groups"])
     try:
-        settings = _env_settings(contract["origin"].get("env", {}), min(episodes, ENVS))
+        recorded_env = contract["origin"].get("env", {})
+        settings = _env_settings(recorded_env, min(episodes, ENVS), own=trained is not None)
         with closing(make(task, settings)) as env:
             seed = derive_seed(0, "verify")
             found = evaluate(greedy(runtime, groups), env, episodes=episodes, seed=seed)
@@ -87,16 +89,25 @@ def closed_loop(
     return compare_returns(check, found, recorded)
 
 
-def _env_settings(recorded: Mapping[str, Any], num_envs: int) -> EnvSettings:
-    """The run's own noise, delay and history, which a policy was trained with.
+def _env_settings(recorded: Mapping[str, Any], num_envs: int, *, own: bool) -> EnvSettings:
+    """The run's own noise, delay, history and configuration, which a policy was trained with.
+
+    Args:
+        recorded: in the bundle.
+        num_envs: how many.
+        own: whether the run is at hand. A bundle alone may be anybody's, and what it says must not
+            reach into a simulator.
 
     Raises:
-        InputError: they are none.
+        InputError: they are none, or configure the simulator and the run is not at hand.
     """
     try:
-        return EnvSettings(**{**recorded, "num_envs": num_envs})
+        settings = EnvSettings(**{**recorded, "num_envs": num_envs})
     except TypeError as error:
         raise InputError(f"origin.env is not of this version of supple: {error}") from error
+    if settings.config and not own:
+        raise InputError(f"{FLAG} is not taken from a bundle alone: name the run with --run")
+    return settings
 
 
 def compare_returns(check: str, found: Evaluation, recorded: Mapping[str, Any] | None) -> Verdict:
@@ -124,6 +135,9 @@ def joints_move(contract: Mapping[str, Any]) -> Verdict:
         return Verdict(check, SKIPPED, "no torque-controlled joints are described")
     if not str(task).startswith("gym/") or not _TASK.fullmatch(str(task)):
         return Verdict(check, SKIPPED, f"{task} is not one of Gymnasium's")
+    env = contract["origin"].get("env")
+    if isinstance(env, Mapping) and env.get("config"):
+        return Verdict(check, SKIPPED, f"{FLAG} changed it")
     if any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium")):
         return Verdict(check, SKIPPED, "MuJoCo is not installed")
     name, limits = str(task).removeprefix("gym/"), contract["action"]["simulator"]

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from supple.envs.base import Env
+from supple.envs.config import arguments
 from supple.errors import InputError
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
+
+FIXED = {
+    "num_envs": "--env.num-envs",
+    "device": "--device",
+    "render_mode": "supple, which knows when it draws",
+}
 
 
 def load(task: str) -> Callable[..., Any]:
@@ -78,9 +85,10 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     if render:
         offered["render_mode"] = "rgb_array"
     accepted = _accepted(factory, offered)
-    made = factory(**accepted)
+    chosen = arguments(factory, settings.config, task, fixed=FIXED)
+    made = factory(**accepted, **chosen)
     if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
-        factory, accepted = made, _accepted(made, offered)
+        factory, accepted, chosen = made, _accepted(made, offered), {}
         made = factory(**accepted)
     if isinstance(made, Env):
         return _as_asked(made, task, accepted, device)
@@ -103,7 +111,7 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(
-            lambda **options: factory(**_accepted(factory, options)),
+            lambda **options: factory(**_accepted(factory, options), **chosen),
             settings,
             task_id=task,
             device=device,

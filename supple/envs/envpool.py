@@ -9,7 +9,7 @@ is a step. What envpool returns is never written again, and is copied once, to f
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from supple.envs import envpool_facts
+from supple.envs.config import FLAG, override
 from supple.envs.gym import SEED_BITS, GymVector
 from supple.envs.gym_packages import importing_packages
 from supple.envs.gym_state import SUCCESS_KEYS
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 _GROUPS = {"state": "policy", "privileged_state": "critic"}
 """MuJoCo Playground's names."""
+TAKES_CONFIG = True
+FIXED = {
+    "num_envs": "--env.num-envs",
+    "batch_size": "--env.num-envs",
+    "num_threads": "--threads",
+    "seed": "--seed",
+    "env_seed": "--seed",
+}
 
 
 class PoolVector(VectorEnv[Any, Any, Any]):
@@ -50,7 +59,7 @@ class PoolVector(VectorEnv[Any, Any, Any]):
 
         self._name, self._options = name, dict(options)
         self.num_envs = self._options["num_envs"]
-        described: Any = envpool.make_spec(name, num_envs=self.num_envs)
+        described: Any = envpool.make_spec(name, **self._options)
         self.config: Any = described.config
         self.single_observation_space = _grouped_space(described.observation_space)
         self.single_action_space = described.action_space
@@ -137,6 +146,28 @@ def exists(name: str) -> bool:
     return not known or name in known
 
 
+def _arguments(name: str, config: Sequence[str], task_id: str) -> dict[str, Any]:
+    """What ``--env.config`` changes of a pool's configuration.
+
+    Raises:
+        InputError: an entry is unknown, or of another kind.
+    """
+    if not config:
+        return {}
+    import envpool
+
+    known = envpool.make_spec(name).config._asdict()
+    chosen = {key: known[key] for key in override(known, config, task_id, fixed=FIXED)}
+    try:
+        envpool.make_spec(name, **chosen)
+    except TypeError as error:
+        asked = " ".join(config)
+        raise InputError(
+            f"{FLAG} {asked}: {task_id} refuses it; expected a whole number wherever it has one"
+        ) from error
+    return chosen
+
+
 def build(name: str, settings: EnvSettings, *, device: torch.device, render: bool) -> GymVector:
     """Environments of an envpool id.
 
@@ -148,6 +179,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         raise InputError(f"{task_id} needs envpool: {how_to_install('envpool')}")
     options = {"num_envs": settings.num_envs, "num_threads": torch.get_num_threads()}
     with importing_packages(task_id):
+        options |= _arguments(name, settings.config, task_id)
         vector = PoolVector(name, options)
     facts = envpool_facts.facts(vector.config, vector.single_observation_space)
     return GymVector(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from tensordict import TensorDict
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from supple.envs import gym_facts
 from supple.envs.base import Env, EnvSpec, reset_result, step_result
+from supple.envs.config import arguments
 from supple.envs.gym_packages import (
     draw_without_display,
     drawing,
@@ -42,6 +44,8 @@ from supple.rng import derive_seed
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
+TAKES_CONFIG = True
+FIXED = {"render_mode": "supple, which knows when it draws"}
 _WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 SEED_BITS = 2**31 - 1
 """Some simulators hold their seed in 32 bits, with a sign."""
@@ -357,17 +361,34 @@ def registered(
     name: str, settings: EnvSettings, *, task_id: str, device: torch.device, render: bool
 ) -> GymVector:
     """As ``build``, called otherwise: for simulators that register ids of their own."""
+    chosen = _arguments(name, settings.config, task_id)
 
     def one(**options: Any) -> gymnasium.Env[Any, Any]:
         # Gymnasium's checks of the first steps are `supple doctor --env`'s here.
         try:
-            return gymnasium.make(name, disable_env_checker=True, **options)
+            return gymnasium.make(name, disable_env_checker=True, **chosen, **options)
         except TypeError as error:
             if "unexpected keyword argument 'render_mode'" not in str(error):
                 raise
-            return gymnasium.make(name, disable_env_checker=True)  # render() will say so
+            return gymnasium.make(name, disable_env_checker=True, **chosen)  # render() says so
 
     return wrap_factory(one, settings, task_id=task_id, device=device, render=render)
+
+
+def _arguments(name: str, config: Sequence[str], task_id: str) -> dict[str, Any]:
+    """What ``--env.config`` changes of an id's keyword arguments.
+
+    Raises:
+        InputError: it takes no such argument, or its packages are missing.
+    """
+    if not config:
+        return {}
+    with importing_packages(task_id):
+        spec = gymnasium.spec(name)
+        creator: Any = spec.entry_point
+        creator = load_env_creator(creator) if isinstance(creator, str) else creator
+    defaults = {**spec.kwargs, "max_episode_steps": spec.max_episode_steps}
+    return arguments(creator, config, task_id, fixed=FIXED, defaults=defaults)
 
 
 def wrap_factory(

@@ -25,6 +25,7 @@ TASKS = tuple(
     )
 )
 """The published benchmark: H1 without hands."""
+TAKES_CONFIG = True
 
 
 def status() -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
+from supple.envs.config import override
 from supple.envs.custom import registered_id
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
@@ -47,6 +48,12 @@ TASKS = (
     "IsaacContrib-Velocity-Rough-AnymalC",
 )
 """The published benchmark by the names of version 3, where Isaac Lab is not installed."""
+TAKES_CONFIG = True
+FIXED = {
+    "scene.num_envs": "--env.num-envs",
+    "sim.device": "--device",
+    "compute_final_obs": "this adapter, which needs it",
+}
 KINDS = ("ManagerBasedRLEnv", "DirectRLEnv")
 _alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
 """Environments of this process that were not closed: there is room for one."""
@@ -251,4 +258,5 @@ def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:
     config.compute_final_obs = True
     if newton:
         config.sim.physics.use_cuda_graph = device.type == "cuda"
+    override(config, settings.config, f"isaaclab/{name}", fixed=FIXED)
     return config

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from supple.envs import installed, managers
 from supple.envs.base import Deployment
+from supple.envs.config import override
 from supple.envs.custom import registered_id
 from supple.envs.gym_packages import draw_without_display
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, mixed, unbounded
@@ -41,6 +42,11 @@ TASKS = (
 """Where mjlab is not installed; its own registry knows more."""
 
 
+TAKES_CONFIG = True
+FIXED = {
+    "scene.num_envs": "--env.num-envs",
+    "auto_reset": "this adapter, which makes the resets",
+}
 LEAST = (1, 6)
 """Version of mjlab."""
 
@@ -214,6 +220,7 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
     config = load_env_cfg(registered_id(name, f"mjlab/{name}"))
     config.scene.num_envs = settings.num_envs
+    override(config, settings.config, f"mjlab/{name}", fixed=FIXED)
     with contextlib.redirect_stdout(io.StringIO()):  # tables of every manager
         env = ManagerBasedRlEnv(config, str(device), "rgb_array" if render else None)
     return Mjlab(env, task_id=f"mjlab/{name}", action_bound=settings.action_bound)

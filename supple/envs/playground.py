@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from supple.envs import installed
+from supple.envs.config import override
 from supple.envs.gym_packages import prepare_drawing
 from supple.envs.jax_sim import HEIGHT, WIDTH, JaxSim, camera_of, computing_on
 from supple.errors import InputError
@@ -30,6 +31,7 @@ TASKS = (
     *("Go1JoystickFlatTerrain", "Go1JoystickRoughTerrain"),
 )
 """Where Playground is not installed; its own registry knows more."""
+TAKES_CONFIG = True
 
 
 class Playground(JaxSim):
@@ -65,11 +67,13 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     installed.require("mujoco_playground", "playground", task_id)
     registry = _registry()
     config: Any = registry.get_default_config(name)
-    # Warp on a CPU compiles for a minute and then steps a hundred times slower than JAX.
-    overrides = {"impl": "jax"} if device.type == "cpu" and "impl" in config else None
+    if device.type == "cpu" and "impl" in config:
+        # Warp on a CPU compiles for a minute and then steps a hundred times slower than JAX.
+        config["impl"] = "jax"
+    override(config, settings.config, task_id, fixed={})
     try:
         with computing_on(device, task_id):
-            env = registry.load(name, config=config, config_overrides=overrides)
+            env = registry.load(name, config=config)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # of git too
         raise InputError(
             f"{task_id} cannot be loaded: {' '.join(str(error).split())}; robots of locomotion and"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import torch
 
 from supple.envs.base import Env
+from supple.envs.config import FLAG, nearest, pairs
 from supple.envs.torch_sim import RandomStreams
 from supple.envs.wrappers import wrap
 from supple.errors import InputError, require_rules
@@ -49,6 +48,9 @@ class EnvSettings:
     """Parallel environments, >= 1."""
     vectorization: Literal["sync", "async"] = "sync"
     """One process for all of them, or one for each (worth it only where a step is slow)."""
+    config: tuple[str, ...] = ()
+    """Changes to the simulator's own configuration, KEY=VALUE each: its keyword arguments, or
+    dotted entries of its configuration. Values are JSON, or text."""
     history: int = 1
     """Newest observation frames the policy sees side by side, >= 1."""
     obs_noise: float = 0.0
@@ -92,6 +94,7 @@ class EnvSettings:
         require_rules(self, "--env.", rules)
         if self.vectorization not in ("sync", "async"):
             raise InputError(f"--env.vectorization must be sync or async, got {self.vectorization}")
+        pairs(self.config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +110,8 @@ class Simulator:
 class Adapter(Protocol):
     """What the module of a simulator offers; importing it must work without the simulator.
 
-    ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists.
+    ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists;
+    ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``.
     """
 
     def status(self) -> str:
@@ -162,7 +166,10 @@ def _build(task: str, settings: EnvSettings, device: torch.device, render: bool)
         from supple.envs import custom
 
         return custom.build(task, settings, device=device, render=render)
-    return _adapter(simulator).build(name, settings, device=device, render=render)
+    adapter = _adapter(simulator)
+    if settings.config and not getattr(adapter, "TAKES_CONFIG", False):
+        raise InputError(f"{FLAG} {settings.config[0]}: {simulator}/ takes none, drop the flag")
+    return adapter.build(name, settings, device=device, render=render)
 
 
 def check_task(task: str) -> None:
@@ -178,7 +185,7 @@ def check_task(task: str) -> None:
         custom.load(task)
         return
     if simulator not in ADAPTERS:
-        near = _nearest(simulator, tuple(ADAPTERS))
+        near = nearest(simulator, tuple(ADAPTERS))
         raise InputError(
             f"unknown simulator {simulator} in task {task}{near}; simulators:"
             f" {', '.join(ADAPTERS)}, or your own as module:callable"
@@ -186,7 +193,7 @@ def check_task(task: str) -> None:
     adapter = _adapter(simulator)
     exists = getattr(adapter, "exists", None) or adapter.tasks().__contains__
     if not exists(name):
-        near = _nearest(name, adapter.tasks(), prefix=f"{simulator}/")
+        near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
 
 
@@ -216,11 +223,3 @@ def _split(task: str) -> tuple[str, str]:
         f"task must be <simulator>/<task> or module:callable, got {task}; for example"
         " gym/HalfCheetah-v5; see supple list"
     )
-
-
-def _nearest(name: str, choices: Sequence[str], prefix: str = "") -> str:
-    lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.5)
-    if not found:
-        return ""
-    return "; did you mean " + " or ".join(prefix + lower[each] for each in found) + "?"

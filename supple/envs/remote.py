@@ -33,7 +33,8 @@ class RemoteEnv(Env):
 
     Args:
         task_id: ``<simulator>/<task>``, or ``module:callable``.
-        settings: how many, and what the policy's 1 means; the rest is not for the other process.
+        settings: how many, how configured, and what the policy's 1 means; the rest is not for the
+            other process.
         device: where its tensors live, there and here.
         render: whether ``render()`` will be called.
 
@@ -49,7 +50,11 @@ class RemoteEnv(Env):
         check_task(task_id)
         # What surrounds an environment here (noise, delay, history) must not surround it there too;
         # what it draws as it is built follows from the seed this one is built with.
-        bare = type(settings)(num_envs=settings.num_envs, action_bound=settings.action_bound)
+        bare = type(settings)(
+            num_envs=settings.num_envs,
+            action_bound=settings.action_bound,
+            config=settings.config,
+        )
         self._patience = settings.patience
         seed = int(torch.randint(2**31, ()))
         context = multiprocessing.get_context("spawn")

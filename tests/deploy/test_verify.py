@@ -528,4 +528,14 @@ def test_a_policy_with_a_history_acts_in_the_environment_it_was_trained_with(tmp
     found = {verdict.check: verdict.detail for verdict in report.verdicts}
     assert found["closed loop"].startswith("return ")
     with pytest.raises(InputError, match=r"origin\.env is not of this version of supple"):
-        simulator._env_settings({"histori": 3}, 1)
+        simulator._env_settings({"histori": 3}, 1, own=True)
+
+
+def test_a_bundle_alone_configures_no_simulator(cheetah):
+    recorded = {"config": ["xml_file=theirs.xml"]}
+    with pytest.raises(InputError, match=r"--env\.config is not taken from a bundle alone"):
+        simulator._env_settings(recorded, 2, own=False)
+    assert list(simulator._env_settings(recorded, 2, own=True).config) == recorded["config"]
+    cheetah["origin"]["env"] = recorded
+    found = joints_move(cheetah)
+    assert (found.status, found.detail) == (SKIPPED, "--env.config changed it")

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -75,6 +76,30 @@ def test_without_the_simulator_a_task_of_ones_own_says_what_to_install(simulator
 
 
 @pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(
+    "task", ["isaaclab/Isaac-Stand-In", "isaaclab/own_robots:Own-Robot", "mjlab/Mjlab-Stand-In"]
+)
+def test_a_configuration_is_changed_before_the_environment_is_built(task):
+    pairs = ("rewards.track.weight=2.5", "rewards.torque=null")
+    env: Any = make(task, EnvSettings(num_envs=3, config=pairs))
+    rewards = env._env.cfg.rewards
+    found = rewards if isinstance(rewards, dict) else vars(rewards)
+    assert (found["track"].weight, found["torque"]) == (2.5, None)
+    env.close()
+    for pair, text in (
+        ("rewards.trak.weight=2", rf"{task.split(':')[-1]} .* did you mean rewards.track\?"),
+        ("scene.num_envs=9", "takes it from --env.num-envs"),
+    ):
+        with pytest.raises(InputError, match=text):
+            make(task, EnvSettings(config=(pair,)))
+    again: Any = make(task, EnvSettings())  # nothing of it stays in the registry
+    rewards = again._env.cfg.rewards
+    found = rewards if isinstance(rewards, dict) else vars(rewards)
+    assert found["track"].weight == 1.0
+    again.close()
+
+
+@pytest.mark.usefixtures("stand_ins")
 def test_wrappers_that_would_be_lost_are_refused():
     with pytest.raises(InputError, match="is wrapped in a Changed: return it bare"):
         make("own_robots:wrapped", EnvSettings(num_envs=2))
@@ -84,8 +109,11 @@ def test_wrappers_that_would_be_lost_are_refused():
 @pytest.mark.parametrize("task", ["isaaclab/own_robots:Own-Robot", "own_robots:bare"])
 def test_a_second_one_lives_in_a_process_of_its_own(task):
     first = make(task, EnvSettings(num_envs=3))
-    second = make(task, EnvSettings(num_envs=2))
+    configured = task.startswith("isaaclab/")  # the other is built by its callable
+    config = ("step_dt=0.05",) if configured else ()
+    second = make(task, EnvSettings(num_envs=2, config=config))
     assert type(second) is RemoteEnv
+    assert second.spec.control_dt == (0.05 if configured else 0.02)
     assert second.spec.num_envs == 2
     assert second.step(torch.zeros(2, 2))["valid"].all()
     second.close()

@@ -8,5 +8,4 @@ class ManagerBasedRLEnv(FakeIsaacLab, gymnasium.Env):
     def __init__(self, cfg, render_mode=None, **_):
         assert cfg in LAUNCHED
         super().__init__(num_envs=cfg.scene.num_envs)
-        cfg.decimation = 4
-        self.cfg = cfg
+        self.cfg, self.step_dt = cfg, cfg.step_dt

@@ -5,13 +5,12 @@ import gymnasium
 
 class StandInCfg:
     def __init__(self):
-        track = SimpleNamespace(weight=1.0, params={"std": 0.5, "joints": {".*_hip": 0.1}})
-        self.rewards = SimpleNamespace(track=track, torque=SimpleNamespace(weight=-1))
+        terms = {"track": SimpleNamespace(weight=1.0), "torque": SimpleNamespace(weight=-1)}
+        self.rewards = SimpleNamespace(**terms)
         self.scene = SimpleNamespace(num_envs=1)
         self.sim = SimpleNamespace(device="cpu", physics=SimpleNamespace(use_cuda_graph=True))
         self.is_finite_horizon, self.compute_final_obs = False, False
-        self.terrain, self.curriculum, self.seed = "rough", True, None
-        self.pose = (0.0, 1.0)
+        self.decimation, self.step_dt = 4, 0.02
 
 
 def parse_env_cfg(task_name, device, num_envs, overrides=()):
