@@ -7,6 +7,9 @@ logger, checkpoints and videos stay theirs. ``num_steps_per_env`` becomes ``--ag
 ``gamma`` is theirs; every other flag of ``supple train`` that shapes the agent or its ring is read
 from the algorithm's entry ``flags``, or the variable ``SUPPLE_FLAGS``, ``--preset`` too.
 
+Checkpoints hold the agent, not its ring: one is written every few dozen iterations, and a ring has
+gigabytes. Training that is resumed fills an empty one first. Several GPUs are refused.
+
 The interface has no place for the observation before a reset. Where ``extras["final_obs"]`` comes,
 it is taken; elsewhere a time-out bootstraps from the state before the last step, as rsl_rl's PPO
 does.
