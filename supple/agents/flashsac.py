@@ -31,7 +31,7 @@ from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.nets import norm_deviation, project_
-from supple.agents.remedies import reset_dormant_, shrink_and_perturb_
+from supple.agents.remedies import linear_weights, reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
 from supple.distributed import average, in_step, lowest, mean_over_ranks, world
 from supple.envs.base import Box, EnvSpec, Groups, Step
@@ -159,9 +159,8 @@ class FlashSAC(Agent):
         self.metrics: dict[str, Tensor] = {}
 
     def _adam(self, network: nn.Module) -> Adam:
-        weights = [part for part in network.parameters() if part.dim() > 2]  # behind the members
         decay = self.settings.remedy.weight_decay
-        return Adam(list(network.parameters()), decay=decay, decayed=weights)
+        return Adam(list(network.parameters()), decay=decay, decayed=linear_weights(network))
 
     def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
         """Untrained networks of this agent's sizes, not yet projected."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from supple.agents.adam import Adam
-from supple.agents.nets import ResidualBlock, Trunk, UnitBatchNorm
+from supple.agents.nets import ResidualBlock, Trunk, UnitBatchNorm, UnitLinear
+from supple.agents.velocity import PublishedMLP
 from supple.distributed import mean_over_ranks
 
 
@@ -36,6 +37,17 @@ class RemedySettings:
     """Gradient steps between two resets of dormant units inside the critic's blocks; 0 never."""
     dormant_threshold: float = 0.025
     """Mean |activation| relative to the layer's, at or below which a unit is dormant."""
+
+
+def linear_weights(network: nn.Module) -> list[Tensor]:
+    """What weight decay shrinks: of every linear map its weight, no bias, gain or shift."""
+    found: list[Tensor] = []
+    for module in network.modules():
+        if isinstance(module, UnitLinear):
+            found.append(module.weight)
+        elif isinstance(module, PublishedMLP):
+            found += [module.first_EHD, module.hidden_LEHH, module.out_E1H]
+    return found
 
 
 @torch.no_grad()

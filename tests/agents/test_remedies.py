@@ -5,6 +5,7 @@ import torch
 
 from supple.agents.adam import Adam
 from supple.agents.flashsac_settings import FlashSACSettings
+from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import Trunk, UnitBatchNorm, norm_deviation
 from supple.agents.remedies import (
     RemedySettings,
@@ -41,6 +42,37 @@ def test_weight_decay_follows_a_rate_that_only_the_device_knows():
     adam.begin(1.0, 1)
     adam.step((torch.zeros(2),), factor=torch.tensor(0.1))
     assert weight.tolist() == pytest.approx([0.95] * 2)
+
+
+TRUNK = {f"trunk.{name}.weight" for name in ("input_linear", "block.0.linear1", "block.0.linear2")}
+BOUNDED = {f"{name}.weight" for name in ("net.first", "net.hidden", "net.out", "distilled")}
+PUBLISHED = {
+    f"{net}.{name}"
+    for net in ("net", "distilled")
+    for name in ("first_EHD", "hidden_LEHH", "out_E1H")
+}
+
+
+@pytest.mark.parametrize(
+    ("critic", "decayed"),
+    [
+        ("categorical", TRUNK | {"head.weight"}),
+        ("scalar", TRUNK | {"head.weight"}),
+        ("flow", TRUNK | BOUNDED),
+        ("flow_official", PUBLISHED),
+    ],
+)
+def test_the_weights_of_linear_maps_decay_and_nothing_else(critic, decayed):
+    flow = FlowSettings(width=8, depth=3, readout="distilled")
+    remedy = RemedySettings(weight_decay=0.1)
+    agent = small_agent(critic=critic, critic_blocks=1, flow=flow, remedy=remedy)
+    adam = agent._optimizers["critic"]
+    with torch.no_grad():
+        for part in adam.params:
+            part.fill_(1)
+    adam.begin(0.5, 1)
+    adam.step(tuple(torch.zeros_like(part) for part in adam.params))
+    assert {name for name, part in agent.critic.named_parameters() if (part < 1).any()} == decayed
 
 
 def test_shrinking_keeps_a_share_of_the_trained_weights():
