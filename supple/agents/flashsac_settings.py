@@ -130,6 +130,11 @@ class FlashSACSettings:
                 "--agent.remedy.reset-dormant-every works on the blocks of a trunk, and"
                 " --agent.critic flow_official has none: drop the flag, or take --agent.critic flow"
             )
+        if self.critic_blocks == 0 and self.remedy.reset_dormant_every:
+            raise InputError(
+                "--agent.remedy.reset-dormant-every works on the critic's blocks, and"
+                " --agent.critic-blocks 0 leaves none: drop one of the two flags"
+            )
         samples = self.flow.target_samples
         if self.critic.startswith("flow") and samples % self.next_actions:
             raise InputError(

@@ -136,8 +136,10 @@ def test_remedies_that_are_off_change_no_bit():
     assert_same_bits(snapshot(plain), snapshot(off))
 
 
-def test_a_flow_without_a_trunk_has_no_units_to_reset():
+def test_a_critic_without_blocks_has_no_units_to_reset():
     with pytest.raises(InputError, match="reset-dormant-every works on the blocks of a trunk"):
         FlashSACSettings(critic="flow_official", remedy=RemedySettings(reset_dormant_every=1))
+    with pytest.raises(InputError, match=r"blocks, and --agent.critic-blocks 0 leaves none"):
+        FlashSACSettings(critic_blocks=0, remedy=RemedySettings(reset_dormant_every=1))
     with pytest.raises(InputError, match=r"--agent.remedy.shrink must be in \[0, 1\), got 1"):
         FlashSACSettings(remedy=RemedySettings(shrink=1.0))
