@@ -377,15 +377,19 @@ class Replay:
         Args:
             batch_size: B.
             generator: source of randomness, on the ring's device.
-            n_step: rewards summed; windows stop at the end of their episode, and none starts
+            n_step: rewards summed, >= 1; windows stop at the end of their episode, and none starts
                 within n_step - 1 rows of the write head.
-            gamma: one-step discount.
+            gamma: one-step discount, in [0, 1].
             exact_discount: bootstrap with gamma^(steps summed); False always uses gamma^n_step.
             age_bias: how much less often old rows are drawn; uniform by default.
 
         Raises:
-            InputError: fewer than ``n_step`` rows are stored.
+            InputError: ``n_step`` or ``gamma`` out of range, or fewer than ``n_step`` rows stored.
         """
+        if n_step < 1 or not 0 <= gamma <= 1:
+            raise InputError(
+                f"returns need n_step >= 1 and gamma in [0, 1], got n_step={n_step}, gamma={gamma}"
+            )
         if not self.can_sample(n_step):
             raise InputError(
                 f"cannot sample {n_step}-step windows from {self._usable()[1]} stored rows:"

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,15 @@ def test_too_few_rows_for_a_window_are_refused():
     assert not ring.can_sample(3)
     with pytest.raises(InputError, match="cannot sample 3-step windows from 2 stored rows"):
         ring.sample(4, generator=generator(), n_step=3)
+
+
+@pytest.mark.parametrize("wrong", [{"n_step": 0}, {"gamma": 2.0}, {"gamma": math.nan}])
+def test_windows_of_no_steps_and_discounts_that_grow_are_refused(wrong):
+    ring, _ = filled(2)
+    name, value = next(iter(wrong.items()))
+    expected = rf"n_step >= 1 and gamma in \[0, 1\], got .*{name}={value}"
+    with pytest.raises(InputError, match=expected):
+        ring.draw(4, generator=generator(), **wrong)
 
 
 def test_an_empty_ring_cannot_be_sampled():
