@@ -106,7 +106,7 @@ class Critic(nn.Module, ABC):
             uniform_BR: ``draws.target`` numbers per row.
 
         Returns:
-            The regression target, (B, ...), and the fraction of it that was clipped, 0-d.
+            The regression target, (B, ...), and the fraction of it out of range, 0-d.
         """
 
     def averaged(self, target_JB: Tensor) -> Tensor:

@@ -204,8 +204,9 @@ class FlowCritic(Critic):
         entropy_B: Tensor,
         uniform_BM: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """y, (B,), or (B, M) for the distributional backup; and the fraction of it clipped.
+        """y, (B,), or (B, M) for the distributional backup; and the fraction of it out of range.
 
+        That is what is clipped, and where nothing is, what lies outside the encoding's support.
         Of several next actions each one's target is clipped, then ``averaged``: the published rule
         averages first, which differs where some lie outside the range.
         """
@@ -215,8 +216,9 @@ class FlowCritic(Critic):
         target = reward_B[:, None] + discount_B[:, None] * (next_BM - entropy_B[:, None])
         if self.settings.backup == "expected":
             target = target.mean(-1)
-        clipped = (target.abs() > self.clip).float().mean()
-        return target.clamp(-self.clip, self.clip), clipped
+        low, high = max(-self.clip, self.range.value_low), min(self.clip, self.range.value_high)
+        outside = ((target < low) | (target > high)).float().mean()
+        return target.clamp(-self.clip, self.clip), outside
 
     def averaged(self, target_JB: Tensor) -> Tensor:
         """The distributional backup keeps one target per noise sample."""

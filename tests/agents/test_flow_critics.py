@@ -86,11 +86,24 @@ def test_only_the_bounded_critic_clips_its_target():
     reward, none = torch.tensor([9.0] * ROWS), torch.zeros(ROWS)
     for kind, most in ((BoundedFlowCritic, G), (PublishedFlowCritic, 9.0)):
         critic = critic_of(kind)
-        found, clipped = critic.target(
+        found, outside = critic.target(
             critic(inputs(), train=False), reward, none, none, uniform(critic, "target")
         )
         assert found.tolist() == [most] * ROWS
-        assert clipped == (kind is BoundedFlowCritic)
+        assert outside == 1
+
+
+@KINDS
+@pytest.mark.parametrize(("reward", "share"), [(5.05, (1, 0)), (5.15, (1, 1)), (-4.9, (0, 0))])
+@torch.no_grad()
+def test_targets_count_as_out_of_range_where_clipped_or_outside_the_support(kind, reward, share):
+    """The range is [-5, 5], the support of the encoding [-5.1, 5.1]."""
+    critic, none = critic_of(kind), torch.zeros(ROWS)
+    prediction, draws = critic(inputs(), train=False), uniform(critic, "target")
+    rewards = torch.full((ROWS,), reward)
+    rewards[::2] = 0
+    outside = critic.target(prediction, rewards, none, none, draws)[1]
+    assert outside == share[kind is PublishedFlowCritic] / 2
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
