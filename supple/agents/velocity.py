@@ -24,13 +24,28 @@ from supple.agents.nets import UnitLinear, UnitRMSNorm
 from supple.kernels.critic_integration import (
     Field,
     Form,
+    ValueEncoding,
     after_first_layer,
     hidden_layers,
     time_features,
 )
 
-TYPICAL_HLGAUSS_NORM = 0.17
-"""Of the hlgauss features with 50 bins and sigma 16: 0.15 in the middle, 0.19 at the edges."""
+USUAL_ENCODING = ValueEncoding(low=-1.0, high=1.0)
+TYPICAL_NORM = 0.17
+"""Of the usual encoding's features: 0.15 in the middle, 0.19 at the edges."""
+
+
+def typical_norm(encoding: ValueEncoding) -> float:
+    """Of the features of values on the support: ``TYPICAL_NORM`` where they are the usual ones.
+
+    Mean norms are compared over one support, as what it is has no part in them.
+    """
+    if encoding.kind == "scalar":
+        return 1.0
+    z = torch.linspace(-1, 1, 65, dtype=torch.float64)
+    on_one_support = dataclasses.replace(encoding, low=-1.0, high=1.0)
+    own, usual = (float(each(z).norm(dim=-1).mean()) for each in (on_one_support, USUAL_ENCODING))
+    return TYPICAL_NORM * (own / usual)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +231,7 @@ class UnitVelocityNet(nn.Module, VelocityNet):
         self.time_count = 1 if time_kind == "cos" else time_count
         self.bound = bound
         self._size = size
+        self._state_norm = typical_norm(form.encoding)
         self._columns = (size.inputs, form.encoding.features, self.time_count)
         width, members = size.width, size.members
         self.first = UnitLinear(sum(self._columns), width, generator, members=members)
@@ -231,11 +247,10 @@ class UnitVelocityNet(nn.Module, VelocityNet):
         """
         condition, state, time = self.first.weight.split(self._columns, dim=-1)
         scale = math.sqrt(self._size.inputs)
-        state_norm = TYPICAL_HLGAUSS_NORM if self.form.encoding.kind == "hlgauss" else 1.0
         time_norm = math.sqrt(max(1.0, self.time_count / 2))
         return FirstLayer(
             condition,
-            state * (scale / state_norm),
+            state * (scale / self._state_norm),
             time * (scale / time_norm),
             condition.new_zeros(condition.shape[:2]),
         )

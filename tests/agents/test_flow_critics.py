@@ -12,8 +12,10 @@ from supple.agents.flow_critics import (
 )
 from supple.agents.flow_settings import FlowSettings, published
 from supple.agents.nets import project_
+from supple.agents.velocity import typical_norm
 from supple.diagnostics.recovery import step_sweep
 from supple.errors import InputError
+from supple.kernels.critic_integration import ValueEncoding
 from tests.agents.small_agents import generator
 from tests.agents.small_flows import INPUTS, KINDS, ROWS, G, critic_of, inputs, settings_of, uniform
 
@@ -119,6 +121,21 @@ def test_velocities_of_the_bounded_critic_stay_bounded_for_any_input(scale):
         start = critic.noise(draws)
         moved = critic.integrated(prediction, start, steps) - start
         assert moved.abs().max() <= 2 * G * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("edges", "sigma"), [(51, 16.0), (201, 64.0), (11, 16.0)])
+@torch.no_grad()
+def test_features_of_the_state_have_the_size_of_the_condition_in_any_encoding(edges, sigma):
+    net = critic_of(edges=edges, sigma_bins=sigma).net
+    features = net.form.encoding(torch.linspace(-G, G, 21)).norm(dim=-1)
+    scale = net.first_layer().state_EHZ / net.first.weight.split(net._columns, dim=-1)[1]
+    assert float((features * scale.mean()).mean()) == pytest.approx(math.sqrt(16), rel=0.1)
+
+
+@pytest.mark.parametrize("support", [(-5.1, 5.1), (-101.0, 1.0), (-0.3, 7.7)])
+def test_the_usual_encoding_is_scaled_by_one_number_to_the_last_bit(support):
+    low, high = support
+    assert typical_norm(ValueEncoding(low=low, high=high)) == 0.17
 
 
 def test_every_norm_of_the_bounded_critic_is_restored():
