@@ -47,6 +47,21 @@ def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: st
             )
 
 
+def check_facts(own: Mapping[str, Any], state: Mapping[str, Any], name: str) -> None:
+    """Refuse weights that other settings gave their meaning.
+
+    Raises:
+        InputError: a plain value differs, or is known to one side only.
+    """
+    for key in own.keys() | state.keys():
+        expected, got = own.get(key, "nothing"), state.get(key, "nothing")
+        if expected != got:
+            raise InputError(
+                f"checkpoint does not fit this agent: {name} expected {key} {expected}, got {got};"
+                " use the settings the checkpoint was trained with"
+            )
+
+
 class Agent(ABC):
     """A learner. ``act`` and ``update`` hold no host synchronisation and no branch on data."""
 

@@ -69,6 +69,10 @@ class Critic(nn.Module, ABC):
         super().__init__()
         self.size = size
 
+    def facts(self) -> dict[str, Any]:
+        """Plain values without which trained weights mean other values; no shape shows them."""
+        return {}
+
     @abstractmethod
     def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> Any:
         """Predictions of every member, for example (E, rows).

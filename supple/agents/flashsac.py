@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from supple.agents.actor import Actor, FoldedPolicy, squashed_sample
 from supple.agents.adam import Adam
-from supple.agents.base import Agent, check_sizes, concat, critic_groups
+from supple.agents.base import Agent, check_facts, check_sizes, concat, critic_groups
 from supple.agents.care import Skips, all_finite, undo_unless
 from supple.agents.critics import (
     CategoricalCritic,
@@ -555,6 +555,7 @@ class FlashSAC(Agent):
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "target_critic": self.target_critic.state_dict(),
+            "critic_facts": self.critic.facts(),
             "log_alpha": self.log_alpha.detach(),
             "optimizers": {
                 name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
@@ -580,6 +581,8 @@ class FlashSAC(Agent):
         own = self.state_dict()
         for name in ("actor", "critic", "target_critic", "reward_scaler", "noise"):
             check_sizes(own[name], state[name], name)
+        # Older checkpoints do not say them.
+        check_facts(own["critic_facts"], state.get("critic_facts", own["critic_facts"]), "critic")
         for name in ("actor", "critic", "target_critic"):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():

@@ -12,11 +12,12 @@ Source: floq, arXiv:2509.06863, and CMU-AIRe/floq (agents/floq.py), whose record
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,6 +108,14 @@ class FlowCritic(Critic):
         self.draws = Draws(
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Noise interval, how state and time are encoded, and what the networks say."""
+        return {
+            "noise": [self.range.noise_low, self.range.noise_high],
+            "time_encoding": self.net.time_kind,
+            **dataclasses.asdict(self.net.form),
+        }
 
     def _form(self, *, norm_first: bool) -> Form:
         settings = self.settings

@@ -747,6 +747,38 @@ def test_another_architecture_is_refused_in_one_line(changes, names):
     assert "\n" not in text
 
 
+FLOW = {"width": 8, "depth": 2}
+
+
+@pytest.mark.parametrize("critic", ["flow", "flow_official"])
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"kappa": 0.9}, r"noise \[-0.5, 0.5\], got \[-4.5, 4.5\]"),
+        ({"sigma_bins": 30.0}, "encoding .*'sigma_bins': 16.0}, got .*'sigma_bins': 30.0}"),
+        ({"support_margin": 0.5}, "encoding .*'high': 5.1, .* got .*'high': 7.5, "),
+        ({"time_encoding": "cos_rep"}, "time_encoding fourier, got cos_rep"),
+        ({"predict": "endpoint"}, "endpoint False, got True"),
+    ],
+)
+def test_weights_of_a_flow_with_another_meaning_are_refused(critic, changes, text):
+    other = small_agent(critic=critic, flow=FlowSettings(**FLOW, **changes))
+    own = small_agent(critic=critic, flow=FlowSettings(**FLOW))
+    with pytest.raises(InputError, match=f"does not fit this agent: critic expected {text}"):
+        own.load_state_dict(snapshot(other))
+
+
+@pytest.mark.parametrize("critic", ["categorical", "flow"])
+def test_a_checkpoint_that_does_not_say_what_its_critic_means_still_loads(critic):
+    first, second = (
+        small_agent(critic=critic, seed=seed, flow=FlowSettings(**FLOW)) for seed in (0, 9)
+    )
+    state = snapshot(first)
+    del state["critic_facts"]
+    second.load_state_dict(state)
+    assert_same_bits(snapshot(second), snapshot(first))
+
+
 @pytest.mark.parametrize(
     ("spec", "changes"),
     [
