@@ -16,7 +16,11 @@ CRITICS = ("categorical", "scalar", "flow", "flow_official")
 
 @dataclass(kw_only=True, slots=True)
 class FlashSACSettings:
-    """Defaults are the published ones for CPU simulators."""
+    """Defaults are the published ones for CPU simulators.
+
+    ``critic="flow_official"`` goes with ``flow=flow_settings.published()``: the command line sets
+    that by itself, a library user passes it.
+    """
 
     critic: Literal["categorical", "scalar", "flow", "flow_official"] = "categorical"
     """How values are represented; actor, data and budget stay the same."""
