@@ -1,5 +1,7 @@
 """The Triton kernels: on the CPU through Triton's interpreter, on a GPU compiled."""
 
+import collections
+import contextlib
 import itertools
 import os
 import subprocess
@@ -30,7 +32,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def by_kernel(form, field, start, condition, time, weight, *, points, products):
     launch = gpu.Launch.of(field, form, start[0].numel(), table_points=points, products=products)
     end, states = gpu.forward(launch, form, start, condition, time, save=True)
-    assert torch.equal(gpu.forward(launch, form, start, condition, time, save=False)[0], end)
+    unsaved, _ = gpu.forward(launch, form, start, condition, time, save=False)
+    torch.testing.assert_close(unsaved, end, rtol=0, atol=0, equal_nan=True)
     for_start, for_condition = gpu.backward(launch, form, weight, states, condition, time)
     if condition.shape[2] == 1:
         for_condition = for_condition.sum(2, keepdim=True)
@@ -149,16 +152,98 @@ def test_the_compiled_kernels_agree_with_the_definition(form, points, width, dep
         check(form, sizes, device=CUDA, points=points, products=(torch.float32, torch.bfloat16))
 
 
-@pytest.mark.slow
-def test_default_tiles_of_width_256_compile_without_spills_for_every_gpu(tmp_path):
+def nan_in_one_condition(device):
+    """By row, whether z_K and the gradient at the noise are NaN."""
+    field, start, condition, time, weight = moved(
+        in_single_precision(*problem(BOUNDED, **SMALL)), device
+    )
+    with torch.no_grad():
+        condition[:, 1] = torch.nan
+    given = (field, start, condition, time, weight)
+    for points in (0, 257):
+        end, for_start, _ = by_kernel(BOUNDED, *given, points=points, products=torch.float32)
+        yield end.isnan().any(-1).any(0).tolist()
+        yield for_start[0].isnan().any(-1).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_what_is_not_a_number_stays_none(interpreted):
+    assert list(nan_in_one_condition(CPU)) == [[False, True, False, False, False]] * 4
+
+
+@pytest.mark.gpu
+def test_what_is_not_a_number_stays_none_on_a_gpu():
+    assert list(nan_in_one_condition(CUDA)) == [[False, True, False, False, False]] * 4
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_conditions_beyond_two_to_the_31_numbers_are_read_where_they_lie():
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    width, rows = 512, 2**22 + 16
+    sizes = {"members": 1, "rows": 16, "samples": 1, "steps": 1, "width": width, "depth": 2}
+    field, start, condition, time, _ = moved(in_single_precision(*problem(BOUNDED, **sizes)), CUDA)
+    launch = gpu.Launch.of(field, BOUNDED, rows, table_points=257, products=torch.float32)
+    many = torch.zeros(1, rows, 1, width, device=CUDA)
+    many[:, -16:] = condition
+    noise = torch.zeros(1, rows, 1, device=CUDA)
+    noise[:, -16:] = start
+    end, _ = gpu.forward(launch, BOUNDED, noise, many, time, save=False)
+    launch = gpu.Launch.of(field, BOUNDED, 16, table_points=257, products=torch.float32)
+    expected, _ = gpu.forward(launch, BOUNDED, start, condition, time, save=False)
+    assert torch.equal(end[:, -16:], expected)
+
+
+def test_kernels_are_launched_on_the_device_of_what_they_read(interpreted, monkeypatch):
+    devices, launched = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        devices.append(tensor.device)
+        yield
+        devices.pop()
+
+    def launch(*given, **constants):
+        launched.append(list(devices))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("forward_kernel", "backward_kernel"):
+        monkeypatch.setattr(gpu, name, collections.defaultdict(lambda: launch))
+    given = in_single_precision(*problem(BOUNDED, **SMALL))
+    launches = gpu.Launch.of(given[0], BOUNDED, 15, table_points=9, products=torch.float32)
+    _, states = gpu.forward(launches, BOUNDED, *given[1:4], save=True)
+    gpu.backward(launches, BOUNDED, given[4], states, *given[2:4])
+    assert launched == [[CPU], [CPU]]
+
+
+def ahead_of_time(folder, *command):
+    """What Python says where kernels are compiled, not interpreted."""
     environment = {
         name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
-    } | {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "supple.kernels.critic_integration.aot", "--widths", "256"]
-    command += ["--products", "bfloat16", "float32"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    } | {"TRITON_CACHE_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if "sm_" in line]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_gpu_is_told_to_keep_what_is_not_a_number(tmp_path):
+    kernel = "compiled(80, 64, 'flow', 'forward', 'float32')[0].asm['ptx']"
+    source = f"from supple.kernels.critic_integration.aot import compiled; print({kernel})"
+    assembly = ahead_of_time(tmp_path, "-c", source)
+    assert "max.NaN.f32" in assembly
+    assert "max.f32" not in assembly
+
+
+@pytest.mark.slow
+def test_default_tiles_of_width_256_compile_without_spills_for_every_gpu(tmp_path):
+    module = "supple.kernels.critic_integration.aot"
+    options = ["--widths", "256", "--products", "bfloat16", "float32"]
+    said = ahead_of_time(tmp_path, "-m", module, *options)
+    rows = [line.split() for line in said.splitlines() if "sm_" in line]
     assert {row[0] for row in rows} == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100"}
     assert len(rows) == 5 * 2 * 2 * 2
     assert {row[-1] for row in rows} == {"0"}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from supple.kernels.critic_integration import Form, ValueEncoding, gpu
 from supple.kernels.critic_integration.fused import TABLE_POINTS
@@ -37,6 +37,8 @@ FORMS = {
     ),
     "flow_official": Form(encoding=ValueEncoding(low=-5.1, high=5.1)),
 }
+DEPTHS = {"flow": 2, "flow_official": 4}
+"""Hidden layers that each ships with."""
 FLOATS = ("low", "high")
 INTEGERS = ("E", "N", "M", "start_stride", "value_stride", "steps")
 
@@ -63,14 +65,18 @@ class Row:
         return self.spilled == 0 and self.shared <= 1024 * SHARED_KIB[self.arch]
 
 
-def resources(arch: int, width: int, form: str, kernel: str, products: str) -> Row:
-    """Compile one kernel and read its resources from the assembler's report."""
+def compiled(
+    arch: int, width: int, form: str, kernel: str, products: str
+) -> tuple[CompiledKernel, gpu.Tile]:
+    """One kernel with the tile that ships."""
     backward = kernel == "backward"
     function = gpu.backward_kernel if backward else gpu.forward_kernel
     exact = products == "exact"
     dtype = torch.float32 if exact else getattr(torch, products)
     tile = gpu.tile_for(width, dtype, exact=exact, backward=backward)
-    shape = gpu.constants(FORMS[form], width, depth=2, points=0 if exact else TABLE_POINTS)
+    shape = gpu.constants(
+        FORMS[form], width, depth=DEPTHS[form], points=0 if exact else TABLE_POINTS
+    )
     constexprs: dict[str, Any] = {
         **shape,
         "HAS_SHIFT": not FORMS[form].norm_first,
@@ -97,12 +103,14 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
         if signature[name].startswith("*")
     }
     source = ASTSource(function, signature, constexprs, aligned)
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
-    )
-    registers, spilled = _assembled(compiled.asm["ptx"], arch)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options), tile
+
+
+def resources(arch: int, width: int, form: str, kernel: str, products: str) -> Row:
+    """Compile one kernel and read its resources from the assembler's report."""
+    found, tile = compiled(arch, width, form, kernel, products)
+    registers, spilled = _assembled(found.asm["ptx"], arch)
     return Row(
         arch=arch,
         width=width,
@@ -111,7 +119,7 @@ def resources(arch: int, width: int, form: str, kernel: str, products: str) -> R
         products=products,
         tile=tile,
         registers=registers,
-        shared=compiled.metadata.shared,
+        shared=found.metadata.shared,
         spilled=spilled,
     )
 

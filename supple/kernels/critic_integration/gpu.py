@@ -40,10 +40,21 @@ def _inside(cols, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def _at_least(x, low):
+    """The larger, or NaN where x is NaN: a GPU's own maximum would hide it."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _at_most(x, high):
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _activate(x, GELU: tl.constexpr):
     if GELU:
         return x * tl.sigmoid((x + x * x * x * CUBE) * TWICE_SLOPE)
-    return tl.maximum(x, 0.0)
+    return _at_least(x, 0.0)
 
 
 @triton.jit
@@ -144,9 +155,9 @@ def _state_share(
         per_point = (POINTS - 1) / (3 * width)
         place = (z - (low - width)) * per_point
         inside = (place >= 0) & (place <= POINTS - 1)
-        place = tl.minimum(tl.maximum(place, 0.0), POINTS - 1.0)
-        left = tl.minimum(tl.floor(place), POINTS - 2.0)
-        row = value + left.to(tl.int32)[:, None] * H + cols[None, :]
+        place = _at_most(_at_least(place, 0.0), POINTS - 1.0)
+        left = _at_most(tl.floor(place), POINTS - 2.0)
+        row = value + left.to(tl.int64)[:, None] * H + cols[None, :]
         mask = (left >= 0)[:, None] & cmask[None, :]
         a = tl.load(row, mask=mask, other=0.0)
         b = tl.load(row + H, mask=mask, other=0.0)
@@ -158,7 +169,7 @@ def _state_share(
         if GRADIENT:
             return column + tl.zeros((R, W), tl.float32)
         return column * (z - low)[:, None]
-    near = tl.minimum(tl.maximum(z, low - width), high + width)
+    near = _at_most(_at_least(z, low - width), high + width)
     bin_width = width / (EDGES - 1)
     per_unit = 1 / (1.4142135623730951 * SIGMA * bin_width)
     first, last = (low - near) * per_unit, (high - near) * per_unit
@@ -194,7 +205,8 @@ def _first_layer(
     """Sums of the first layer, (R, W)."""
     x = _state_share(z, value, cols, cmask, low, high, H, W, R, POINTS, EDGES, SIGMA, False)
     mask = rmask[:, None] & cmask[None, :]
-    x += tl.load(condition + (rows // M)[:, None] * H + cols[None, :], mask=mask, other=0.0)
+    place = condition + (rows // M).to(tl.int64)[:, None] * H + cols[None, :]
+    x += tl.load(place, mask=mask, other=0.0)
     x += tl.load(time + (k * E + member) * H + cols, mask=cmask, other=0.0)[None, :]
     return x
 
@@ -419,7 +431,7 @@ def tile_for(
     """The shipped tile for a padded width.
 
     With the table no register spills on sm_80 to sm_100 (``aot.py``), but for gradients of the
-    published form at width 512, up to 124 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
+    published form at width 512, up to 92 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
     times of these and others.
 
     Args:
@@ -536,29 +548,30 @@ def forward(
     tile = tile or launch.tile_of(backward=False)
     grid, scratch = launch.scratch(tile)
     start = start_EBM.contiguous()
-    forward_kernel[grid](
-        start,
-        condition_EBCH.contiguous(),
-        time_KEH.contiguous(),
-        *launch.weights,
-        end,
-        states,
-        scratch,
-        form.encoding.low,
-        form.encoding.high,
-        launch.members,
-        launch.rows,
-        shape[2] // condition_EBCH.shape[2],
-        launch.rows if len(start) > 1 else 0,
-        launch.weights[0][0].numel(),
-        steps,
-        R=tile.rows,
-        BK=tile.inner,
-        SAVE=save,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        **launch.constants,
-    )
+    with torch.cuda.device_of(start):
+        forward_kernel[grid](
+            start,
+            condition_EBCH.contiguous(),
+            time_KEH.contiguous(),
+            *launch.weights,
+            end,
+            states,
+            scratch,
+            form.encoding.low,
+            form.encoding.high,
+            launch.members,
+            launch.rows,
+            shape[2] // condition_EBCH.shape[2],
+            launch.rows if len(start) > 1 else 0,
+            launch.weights[0][0].numel(),
+            steps,
+            R=tile.rows,
+            BK=tile.inner,
+            SAVE=save,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            **launch.constants,
+        )
     return end, states
 
 
@@ -579,27 +592,28 @@ def backward(
     grad_start = torch.empty_like(grad_EBM, memory_format=torch.contiguous_format)
     grad_condition = grad_EBM.new_empty((*grad_EBM.shape, constants["H"]))
     sums = grad_EBM.new_empty(scratch.numel() * constants["L"])
-    backward_kernel[grid](
-        grad_EBM.contiguous(),
-        states_KEBM,
-        condition_EBCH.contiguous(),
-        time_KEH.contiguous(),
-        *launch.weights[:-1],
-        grad_start,
-        grad_condition,
-        scratch,
-        sums,
-        form.encoding.low,
-        form.encoding.high,
-        launch.members,
-        launch.rows,
-        grad_EBM.shape[2] // condition_EBCH.shape[2],
-        launch.weights[0][0].numel(),
-        len(states_KEBM),
-        R=tile.rows,
-        BK=tile.inner,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        **constants,
-    )
+    with torch.cuda.device_of(grad_start):
+        backward_kernel[grid](
+            grad_EBM.contiguous(),
+            states_KEBM,
+            condition_EBCH.contiguous(),
+            time_KEH.contiguous(),
+            *launch.weights[:-1],
+            grad_start,
+            grad_condition,
+            scratch,
+            sums,
+            form.encoding.low,
+            form.encoding.high,
+            launch.members,
+            launch.rows,
+            grad_EBM.shape[2] // condition_EBCH.shape[2],
+            launch.weights[0][0].numel(),
+            len(states_KEBM),
+            R=tile.rows,
+            BK=tile.inner,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            **constants,
+        )
     return grad_start, grad_condition
