@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from supple.errors import require_rules, require_values
+from supple.kernels.critic_integration.reference import LEAST_SIGMA
 
 MOST_LAYERS = 1000
 """More than any network in use: nobody's settings may fill the memory layer by layer."""
@@ -80,7 +81,7 @@ class FlowSettings:
             InputError: names the flag.
         """
         require_values(self, "--agent.flow.")
-        least = 0.2 * (self.edges - 1) if self.value_encoding == "hlgauss" else 0.0
+        least = LEAST_SIGMA * (self.edges - 1) if self.value_encoding == "hlgauss" else 0.0
         one_step = self.target_steps == self.read_steps == 1
         same = self.target_samples == self.train_samples
         rules: tuple[tuple[str, bool, str], ...] = (
@@ -94,7 +95,6 @@ class FlowSettings:
             ("read_samples", self.read_samples >= 1, ">= 1"),
             ("table_points", self.table_points >= 0 and self.table_points != 1, "0 or >= 2"),
             ("edges", self.edges >= 3, ">= 3"),
-            # Less, and far outside the support both tails of erf would be equal: 0 / 0.
             ("sigma_bins", self.sigma_bins >= least, f">= {least:g}, a fifth of the bins"),
             ("support_margin", self.support_margin >= 0, ">= 0"),
             ("time_features", self.time_features >= 1, ">= 1"),

@@ -747,7 +747,8 @@ def test_another_architecture_is_refused_in_one_line(changes, names):
     assert "\n" not in text
 
 
-FLOW = {"width": 8, "depth": 2}
+def small_flow(**changes):
+    return FlowSettings(**{"width": 8, "depth": 2, **changes})
 
 
 @pytest.mark.parametrize("critic", ["flow", "flow_official"])
@@ -762,17 +763,15 @@ FLOW = {"width": 8, "depth": 2}
     ],
 )
 def test_weights_of_a_flow_with_another_meaning_are_refused(critic, changes, text):
-    other = small_agent(critic=critic, flow=FlowSettings(**FLOW, **changes))
-    own = small_agent(critic=critic, flow=FlowSettings(**FLOW))
+    other = small_agent(critic=critic, flow=small_flow(**changes))
+    own = small_agent(critic=critic, flow=small_flow())
     with pytest.raises(InputError, match=f"does not fit this agent: critic expected {text}"):
         own.load_state_dict(snapshot(other))
 
 
 @pytest.mark.parametrize("critic", ["categorical", "flow"])
 def test_a_checkpoint_that_does_not_say_what_its_critic_means_still_loads(critic):
-    first, second = (
-        small_agent(critic=critic, seed=seed, flow=FlowSettings(**FLOW)) for seed in (0, 9)
-    )
+    first, second = (small_agent(critic=critic, seed=seed, flow=small_flow()) for seed in (0, 9))
     state = snapshot(first)
     del state["critic_facts"]
     second.load_state_dict(state)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from supple.errors import InputError
 from supple.kernels.critic_integration import (
     Form,
     ValueEncoding,
@@ -39,6 +40,41 @@ def test_time_features():
     torch.testing.assert_close(fourier, expected, atol=1e-6, rtol=0)
     assert torch.equal(time_features(t, "cos", 64), t.cos()[:, None])
     assert torch.equal(time_features(t, "cos_rep", 2), t.cos()[:, None].expand(3, 2))
+
+
+def encoding_of(**changes):
+    return ValueEncoding(**{"low": -5.1, "high": 5.1, **changes})
+
+
+def form_of(**changes):
+    return Form(**{"encoding": PUBLISHED.encoding, **changes})
+
+
+def narrow_form():
+    return form_of(encoding=encoding_of(sigma_bins=2.0))
+
+
+def features_of(kind, count):
+    return time_features(torch.zeros(1), kind, count)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "message"),
+    [
+        (form_of, {"activation": "silu"}, "Form.activation must be one of gelu, relu, got silu"),
+        (form_of, {"norm": "batch"}, "Form.norm must be one of layer, rms, got batch"),
+        (narrow_form, {}, "sigma_bins must be >= 10, a fifth of the bins, .* got 2.0"),
+        (encoding_of, {"kind": "HLGauss"}, "kind must be one of hlgauss, scalar, got HLGauss"),
+        (encoding_of, {"low": 5.1}, "low must be below high, got 5.1, 5.1"),
+        (encoding_of, {"edges": 1}, "edges >= 2 .* got edges=1, sigma_bins=16.0"),
+        (encoding_of, {"sigma_bins": 0.0}, "sigma_bins > 0, got edges=51, sigma_bins=0.0"),
+        (features_of, {"kind": "Fourier", "count": 64}, "fourier, cos_rep, .* got Fourier, 64"),
+        (features_of, {"kind": "fourier", "count": 0}, "a count >= 1, got fourier, 0"),
+    ],
+)
+def test_what_there_is_not_is_refused(make, wrong, message):
+    with pytest.raises(InputError, match=message):
+        make(**wrong)
 
 
 @torch.no_grad()

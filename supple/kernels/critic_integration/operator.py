@@ -8,12 +8,14 @@ Shapes: as in ``reference.py``; ``C`` is 1, or M where every sample has a condit
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from supple.errors import InputError
+from supple.kernels.critic_integration.checks import require_inputs, require_options
 from supple.kernels.critic_integration.fused import (
     TABLE_POINTS,
     StateShare,
@@ -29,7 +31,8 @@ from supple.kernels.critic_integration.reference import (
     rows_of,
 )
 
-Reduction = Literal["none", "mean", "min"]
+OPERATOR_DEVICES = ("cuda",)
+"""Elsewhere a compiler does better with the fused form."""
 
 
 def critic_integration(
@@ -39,70 +42,53 @@ def critic_integration(
     condition_EBH: Tensor,
     time_KEH: Tensor,
     *,
-    reduce: Reduction = "none",
     table_points: int = TABLE_POINTS,
     products: torch.dtype | None = None,
 ) -> Tensor:
-    """Values read from flows; gradients reach noise and condition, never the weights.
+    """Values read from flows, (E, B, M); gradients reach noise and condition, never the weights.
 
     On the CPU this is plain PyTorch, which a surrounding ``torch.compile`` fuses with what is
-    around it; on CUDA it is one operator, but for endpoint networks.
+    around it. On CUDA it is one operator, differentiable once and in reverse mode; endpoint
+    networks, ``torch.func`` transforms and forward-mode derivatives take the plain form there, too.
+    An autocast around it changes nothing.
 
     Args:
-        field: weights, taken as constants.
+        field: weights, taken as constants; on CUDA float32.
         form: how they are used.
         start_EBM: noise z_0, or (1, B, M) where all members share it.
         condition_EBH: the first layer's share of each condition, or (E, B, M, H).
         time_KEH: that of the times k/K, with every bias.
-        reduce: ``none``: (E, B, M); ``mean``: over members and samples, (B,); ``min``: the smallest
-            member of each sample, then the mean over samples, (B,).
         table_points: grid points of the tabulated features of z; 0 encodes every z exactly.
-        products: dtype of the hidden layers' products; by default that of a surrounding autocast,
-            which reaches nothing else here, or of the weights.
+        products: dtype of the hidden layers' products, for example bfloat16; by default that of the
+            weights. Sums, norms, z and what comes out keep the weights' dtype.
 
     Raises:
-        InputError: shapes that do not belong together.
+        InputError: shapes, dtypes or devices that do not belong together; also, at a double
+            backward, that the operator has none.
     """
-    _check(field, start_EBM, condition_EBH, time_KEH, table_points)
-    if reduce != "none" and not start_EBM.shape[-1]:
-        raise InputError(f"reduce={reduce} needs noise samples, got {tuple(start_EBM.shape)}")
-    time_KEH = time_KEH.detach()
+    require_inputs(field, form, start_EBM, condition_EBH, time_KEH)
+    require_options(table_points, products)
     kind = start_EBM.device.type
-    if products is None and torch.is_autocast_enabled(kind):
-        products = torch.get_autocast_dtype(kind)
-    by_operator = start_EBM.is_cuda and not form.endpoint
+    by_operator = kind in OPERATOR_DEVICES and not _unknown_to_operator(form)
     how = integrate_by_operator if by_operator else integrate_fused
     with torch.autocast(kind, enabled=False):
-        end_EBM = how(
-            *(field, form, start_EBM, condition_EBH, time_KEH),
+        return how(
+            *(field, form, start_EBM, condition_EBH, time_KEH.detach()),
             table_points=table_points,
             products=products,
         )
-    if reduce == "none":
-        return end_EBM
-    of_samples = end_EBM.mean(0) if reduce == "mean" else end_EBM.min(dim=0).values
-    return of_samples.mean(-1)
 
 
-def _check(
-    field: Field, start_EBM: Tensor, condition: Tensor, time_KEH: Tensor, table_points: int
-) -> None:
-    members, width = field.out_EH.shape
-    rows, samples = start_EBM.shape[-2:]
-    conditions = ((members, rows, width), (members, rows, samples, width))
-    rules = (
-        ("noise", start_EBM, ((1, rows, samples), (members, rows, samples))),
-        ("condition", condition, (*conditions, (members, rows, 1, width))),
-        ("time", time_KEH, ((max(1, len(time_KEH)), members, width),)),
-    )
-    for name, given, expected in rules:
-        if tuple(given.shape) not in expected:
-            shapes = " or ".join(map(str, expected))
-            raise InputError(
-                f"critic_integration: {name} must be {shapes}, got {tuple(given.shape)}"
-            )
-    if table_points < 0 or table_points == 1:
-        raise InputError(f"table_points must be 0 (exact) or >= 2, got {table_points}")
+def _unknown_to_operator(form: Form) -> str:
+    """What is asked for that the operator does not know; empty where it will do.
+
+    Nothing else would say so: forward mode would find a derivative of zero.
+    """
+    if form.endpoint:
+        return "end points"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func transforms and no forward-mode derivatives"
+    return ""
 
 
 def integrate_by_operator(
@@ -118,10 +104,10 @@ def integrate_by_operator(
     """``critic_integration`` through the operator, on any device.
 
     Raises:
-        InputError: an endpoint network, which it does not know.
+        InputError: an endpoint network, or a derivative that it does not know.
     """
-    if form.endpoint:
-        raise InputError("the operator integrates velocities, not end points: integrate_fused does")
+    if missing := _unknown_to_operator(form):
+        raise InputError(f"the operator knows no {missing}: integrate_fused does")
     encoding = form.encoding
     condition = condition_EBH.unsqueeze(2) if condition_EBH.dim() == 3 else condition_EBH
     end_EBM: Tensor = _forward(
@@ -283,4 +269,12 @@ def _gradient(ctx: Any, grad: Tensor, _states: Tensor | None) -> tuple[Tensor | 
     return for_start, for_condition, *[None] * (1 + len(rest))
 
 
+def _second_gradient(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+    raise InputError(
+        "critic_integration on CUDA is differentiated once: take integrate, the definition, for"
+        " second derivatives"
+    )
+
+
 _forward.register_autograd(_gradient, setup_context=_keep)
+_backward.register_autograd(_second_gradient)

@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supple.errors import InputError, require_values
+
 LAYER_NORM_EPS = RMS_NORM_EPS = 1e-6
+LEAST_SIGMA = 0.2
+"""Of an encoding that flows read, relative to its bins: with less, and one width outside the
+support, both tails of erf would be equal: 0 / 0."""
+TIME_ENCODINGS = ("fourier", "cos_rep", "cos")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +45,21 @@ class ValueEncoding:
     """One more than bins."""
     sigma_bins: float = 16.0
     """Standard deviation of the Gaussian [bins]."""
+
+    def __post_init__(self) -> None:
+        """Refuse encodings that there are not.
+
+        Raises:
+            InputError: names the field.
+        """
+        require_values(self, "ValueEncoding.")
+        if not self.low < self.high:
+            raise InputError(f"ValueEncoding.low must be below high, got {self.low}, {self.high}")
+        if self.kind == "hlgauss" and not (self.edges >= 2 and self.sigma_bins > 0):
+            raise InputError(
+                "ValueEncoding needs edges >= 2 and sigma_bins > 0,"
+                f" got edges={self.edges}, sigma_bins={self.sigma_bins}"
+            )
 
     @property
     def features(self) -> int:
@@ -83,9 +104,6 @@ class ValueEncoding:
         return slope * (near == z)
 
 
-TIME_ENCODINGS = ("fourier", "cos_rep", "cos")
-
-
 def time_features(t: Tensor, kind: str, count: int) -> Tensor:
     """Features of flow time, (...) -> (..., count), or (..., 1) for ``cos``.
 
@@ -93,8 +111,16 @@ def time_features(t: Tensor, kind: str, count: int) -> Tensor:
         t: in [0, 1].
         kind: ``fourier``: cos(pi i t), i = 1 ... count, as the paper describes; ``cos``: cos(t), of
             the released code; ``cos_rep``: the same number ``count`` times, of its first release.
-        count: how many.
+        count: how many, >= 1.
+
+    Raises:
+        InputError: another kind or count.
     """
+    if kind not in TIME_ENCODINGS or count < 1:
+        raise InputError(
+            f"time_features needs one of {', '.join(TIME_ENCODINGS)} and a count >= 1,"
+            f" got {kind}, {count}"
+        )
     t = t.unsqueeze(-1)
     if kind == "fourier":
         return torch.cos(math.pi * t * torch.arange(1, count + 1, dtype=t.dtype, device=t.device))
@@ -113,6 +139,20 @@ class Form:
     """Norm, then activation, and one more norm before the output; else activation, then norm."""
     endpoint: bool = False
     """The network says where the flow ends instead of its velocity: the control."""
+
+    def __post_init__(self) -> None:
+        """Refuse networks that there are not.
+
+        Raises:
+            InputError: names the field.
+        """
+        require_values(self, "Form.")
+        least = LEAST_SIGMA * (self.encoding.edges - 1)
+        if self.encoding.kind == "hlgauss" and self.encoding.sigma_bins < least:
+            raise InputError(
+                f"Form.encoding.sigma_bins must be >= {least:g}, a fifth of the bins, for flows may"
+                f" leave the support, got {self.encoding.sigma_bins}"
+            )
 
 
 class Field(NamedTuple):
