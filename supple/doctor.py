@@ -11,7 +11,7 @@ import torch
 
 from supple import machine
 from supple.cli import DONE, FAILED
-from supple.configs import PRESETS
+from supple.configs import PRESET_RULE, PRESETS
 from supple.configs.recipes import SIMULATORS, recipes_of
 from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
@@ -178,6 +178,7 @@ def print_list(simulator: str | None) -> None:
     if simulator is None:
         for agent, presets in PRESETS.items():
             said = {name: (preset.__doc__ or "").split("\n")[0] for name, preset in presets.items()}
+            said["default"] = PRESET_RULE
             Display.print_table(f"--agent {agent}, --preset", said)
         rows = {}
         for name, found in simulators.items():

@@ -12,11 +12,17 @@ from supple.agents.flow_settings import published
 from supple.configs import flashsac, ppo
 from supple.configs.base import AGENT_SETTINGS, Settings
 from supple.configs.recipes import apply_recipe
+from supple.envs.registry import ON_GPU, runs_on_gpu
 from supple.errors import InputError
 
 PRESETS = {"flashsac": flashsac.PRESETS, "ppo": ppo.PRESETS}
 """Of each agent, by name."""
 AGENTS = tuple(PRESETS)
+PRESET_RULE = (
+    f"laptop without CUDA; with it gpu for {', '.join(ON_GPU)} and your own callable that takes"
+    " num_envs and device, cpu for simulators on the CPU"
+)
+"""Which preset a task has where none is named."""
 
 
 def default_settings(
@@ -27,13 +33,13 @@ def default_settings(
     Args:
         task: ``<simulator>/<task>`` or ``module:callable``.
         agent: one of ``AGENTS``.
-        preset: one of the agent's ``PRESETS``; empty is ``gpu`` where CUDA is, else ``laptop``.
+        preset: one of the agent's ``PRESETS``; empty goes by ``PRESET_RULE``.
         critic: of FlashSAC, one of ``CRITICS``; empty is ``categorical``.
 
     Raises:
-        InputError: unknown agent, preset or critic.
+        InputError: unknown agent, preset or critic; or no such callable, where no preset is named.
     """
-    preset = preset or ("gpu" if torch.cuda.is_available() else "laptop")
+    preset = preset or _usual_preset(task)
     _known("--agent", agent, AGENTS)
     _known("--preset", preset, tuple(PRESETS[agent]))
     own = AGENT_SETTINGS[agent]()
@@ -48,6 +54,13 @@ def default_settings(
     apply_recipe(settings)
     PRESETS[agent][preset](settings)
     return settings
+
+
+def _usual_preset(task: str) -> str:
+    """What ``PRESET_RULE`` says."""
+    if not torch.cuda.is_available():
+        return "laptop"
+    return "gpu" if runs_on_gpu(task) else "cpu"
 
 
 def _known(flag: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import re
 import tyro
 
 from supple.agents.flashsac_settings import CRITICS
-from supple.configs import AGENTS, PRESETS
+from supple.configs import AGENTS, PRESET_RULE, PRESETS
 from supple.configs.base import Settings
 from supple.errors import InputError
 
@@ -18,8 +18,7 @@ _HELP = f"""Learn a task.
 
 TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
   --agent {"|".join(AGENTS)}
-  --preset {"|".join(PRESETS["flashsac"])}   (default: gpu where CUDA is, else laptop; PPO has the
-           first three)
+  --preset {"|".join(PRESETS["flashsac"])}   (PPO has the first three; default: {PRESET_RULE})
   --agent.critic {"|".join(CRITICS)}   (FlashSAC's; --agent.flow.* are of the last two)
 
 Several processes learn as one: torchrun --nproc-per-node=N -m supple train TASK. num-envs and the

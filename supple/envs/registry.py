@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -31,6 +32,8 @@ ADAPTERS: dict[str, str] = {
     "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
+ON_GPU = ("isaaclab", "mjlab", "maniskill", "genesis", "playground", "brax")
+"""Simulators that step all environments of a task in one batch on a GPU."""
 MOST_ENVS = 2**20
 """At once: nobody's settings may fill the memory one by one."""
 UNPROVED: dict[str, str] = {
@@ -195,6 +198,22 @@ def check_task(task: str) -> None:
     if not exists(name):
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
+
+
+def runs_on_gpu(task: str) -> bool:
+    """Whether a task steps in one batch on a GPU where there is one; nothing is built to find out.
+
+    A callable of one's own does where it takes both how many and on which device.
+
+    Raises:
+        InputError: there is no such callable.
+    """
+    simulator = task.partition("/")[0]
+    if ":" not in simulator:
+        return simulator in ON_GPU
+    from supple.envs import custom
+
+    return {"num_envs", "device"} <= inspect.signature(custom.load(task)).parameters.keys()
 
 
 def known_tasks() -> dict[str, Simulator]:
