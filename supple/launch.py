@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor
 from supple import checkpoint, distributed, machine
 from supple.agents import AGENTS, Agent
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
-from supple.configs.base import Settings, from_json, to_json
+from supple.configs.base import Settings, from_json, missing, to_json
 from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.envs import make
@@ -512,12 +513,24 @@ def _refuse_used(folder: Path) -> None:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of an existing run.
+    """The settings of an existing run; says which of them its supple did not know yet.
 
     Raises:
         InputError: ``folder`` holds no run, or its settings are damaged.
     """
-    return from_json(_read_json(folder / "settings.json"))
+    path = folder / "settings.json"
+    record = _read_json(path)
+    settings = from_json(record)
+    unknown_then = missing(record, settings)
+    if unknown_then and from_environment().first:
+        _say_once(f"{path} is of an older supple, defaults taken for: {', '.join(unknown_then)}")
+    return settings
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """On the error stream; one command may read the same settings several times."""
+    print(f"supple: {text}", file=sys.stderr)
 
 
 def on_this_machine(settings: Settings, device: str = "") -> Settings:

@@ -62,12 +62,17 @@ def parse(data: bytes, where: object, *, kind: str, version: int, remedy: str) -
             f"{where} is foreign or damaged: expected format {kind}, got {short(repr(found))};"
             f" {remedy}"
         )
-    if record.get("version") != version:
-        raise InputError(
-            f"{where}: expected format version {version}, got {short(repr(record.get('version')))},"
-            f" of a newer supple or damaged; upgrade supple or {remedy}"
-        )
     assert isinstance(record, dict)
+    found = record.get("version")
+    if found != version:
+        cause = "damaged; "
+        if type(found) is int:
+            newer = found > version
+            cause = f"of a{' newer' if newer else 'n older'} supple; "
+            cause += "upgrade supple or " if newer else "use the supple that wrote it, or "
+        raise InputError(
+            f"{where}: expected format version {version}, got {short(repr(found))}, {cause}{remedy}"
+        )
     return record
 
 

@@ -30,10 +30,15 @@ REFUSED = {
     "a key twice": ('{"value": 1, "value": 2}', "got value twice in an object"),
     "no object": ("[1]", "expected format a, got [1]; use another"),
     "another format": ('{"format": "b"}', "x.json is foreign or damaged: expected format a, got"),
-    "another version": (
+    "a newer version": (
         '{"format": "a", "version": 4}',
-        "expected format version 3, got 4, of a newer supple or damaged; upgrade supple or use",
+        "expected format version 3, got 4, of a newer supple; upgrade supple or use another",
     ),
+    "an older version": (
+        '{"format": "a", "version": 2}',
+        "version 3, got 2, of an older supple; use the supple that wrote it, or use another",
+    ),
+    "no version": ('{"format": "a"}', "format version 3, got None, damaged; use another"),
 }
 
 

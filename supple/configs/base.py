@@ -3,6 +3,9 @@
 Order: recipe (per task), preset (per machine and purpose), command-line flags. Presets (a file per
 agent beside this one) and recipes are functions that return or change a full settings object;
 nothing is overwritten afterwards.
+
+Runs outlive the supple that recorded them: the default of a new field must be what was done before
+there was such a field, and a field that is renamed or removed ends those runs.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from supple.envs import EnvSettings
 from supple.errors import InputError, require_rules, require_values
 from supple.region import ComputeSettings
 from supple.replay import ReplaySettings
+from supple.signed_json import short
+from supple.version import __version__
 
 AgentSettings = FlashSACSettings | PPOSettings
 AGENT_SETTINGS: dict[str, type[AgentSettings]] = {
@@ -119,6 +124,19 @@ def to_json(settings: Settings) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
+def missing(record: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Dotted names of what ``from_json`` filled in, as a record of an older supple lacks it."""
+
+    def walk(own: Mapping[str, Any], told: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        for name, value in own.items():
+            if name not in told:
+                yield prefix + name
+            elif isinstance(value, Mapping):
+                yield from walk(value, told[name], f"{prefix}{name}.")
+
+    return list(walk(to_json(settings), record, ""))
+
+
 def flat(settings: Settings) -> dict[str, Any]:
     """Every value under its dotted name, for example ``agent.gamma``."""
 
@@ -133,10 +151,12 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 def from_json(record: Mapping[str, Any]) -> Settings:
-    """The settings ``to_json`` wrote.
+    """The settings ``to_json`` wrote, here or in an older supple.
+
+    Fields that it did not know take their defaults.
 
     Raises:
-        InputError: a field is missing, unknown or of another type: written by another version.
+        InputError: a field is unknown or of another type.
     """
     built: Settings = _build(Settings, record, "settings")
     return built
@@ -152,11 +172,16 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
             known = ", ".join(AGENT_SETTINGS)
             raise InputError(f"{where}.agent_name: expected one of {known}, got {name!r}")
         hints["agent"] = AGENT_SETTINGS[name]
-    names = {item.name for item in dataclasses.fields(kind)}
-    if names != set(record):
-        odd = ", ".join(sorted(names ^ set(record)))
-        raise InputError(f"{where}: fields do not match this version of supple: {odd}")
-    values = {name: _value(hints[name], record[name], f"{where}.{name}") for name in names}
+    names = [item.name for item in dataclasses.fields(kind)]
+    for name in record:
+        if name not in names:
+            raise InputError(
+                f"{where}.{short(name)} is no setting of supple {__version__}: a newer supple wrote"
+                " it, or it was removed since; use the supple that the run's versions.json names"
+            )
+    # The defaults of ``AGENT_SETTINGS``, not of the field ``agent``, are those of its kind.
+    told = {name: {} for name in names if dataclasses.is_dataclass(hints[name])} | dict(record)
+    values = {name: _value(hints[name], told[name], f"{where}.{name}") for name in told}
     return kind(**values)
 
 
