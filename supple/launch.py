@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,6 +66,7 @@ def new_run(settings: Settings) -> Run:
     with contextlib.ExitStack() as undo:
         env, agent, replay = build(settings)
         undo.callback(env.close)
+        source = _start_from(settings, env.spec, agent)
         _prefill(settings, agent, replay)
         _require_same(settings, agent)
         folder, lock = prepare_folder(settings, env.spec)
@@ -87,6 +89,8 @@ def new_run(settings: Settings) -> Run:
     display.notice(f"{folder}: preset {settings.preset}, {many}")
     display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
+    if source:
+        display.notice(f"starting from the networks of {source}")
     if agent.remark:
         display.notice(agent.remark)
     return run
@@ -138,6 +142,7 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         if found:
             check_fits(found, settings, env.spec)
         else:
+            _start_from(settings, env.spec, agent)
             _prefill(settings, agent, replay)
         _require_same(settings, agent)
         display = _display(settings)
@@ -169,6 +174,35 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
             display.notice(f"{folder} has no checkpoint yet: starting again")
         undo.pop_all()
         return run
+
+
+def _start_from(settings: Settings, spec: EnvSpec, agent: Agent) -> Path | None:
+    """Give the agent what ``settings.init_from`` names, if it does; the checkpoint it was.
+
+    Raises:
+        InputError: there is none, or it is of another agent, architecture or observation.
+    """
+    if not settings.init_from:
+        return None
+    found, folder = _checkpoint_at(Path(settings.init_from))
+    source = read_settings(folder)
+
+    def require(what: str, expected: object, got: object) -> None:
+        if expected != got:
+            raise InputError(
+                f"--init-from {found.path}: expected networks with {what} {expected}, as this run"
+                f" asks for, got {got}: make the two the same, or start from scratch"
+            )
+
+    require("--agent", settings.agent_name, source.agent_name)
+    for name in agent.architecture():
+        flag = f"--agent.{name.replace('_', '-')}"
+        require(flag, *(attrgetter(name)(each.agent) for each in (settings, source)))
+    with following_format(found.path):
+        recorded = EnvSpec.from_json(found.header["spec"])
+        require("observation", spec.observation, recorded.observation)
+        agent.start_from(found.state["agent"])
+    return found.path
 
 
 def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
@@ -325,6 +359,23 @@ class Trained:
         return self.agent.greedy()
 
 
+def _checkpoint_at(path: Path | str) -> tuple[Checkpoint, Path]:
+    """A run's newest intact checkpoint, or the one whose folder this is, and the run's folder.
+
+    Raises:
+        InputError: nothing there, or damaged.
+    """
+    path = Path(path).resolve()
+    folder = checkpoint.run_of(path)
+    if folder != path:
+        return checkpoint.load(path), folder
+    read_settings(folder)  # says "no run here" before "no checkpoint here"
+    found, skipped = checkpoint.newest_intact(folder)
+    for reason in skipped:
+        print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
+    return found, folder
+
+
 def load_trained(path: Path | str, *, device: str = "") -> Trained:
     """The policy of a run's newest intact checkpoint, or of one checkpoint folder.
 
@@ -335,15 +386,7 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
     Raises:
         InputError: nothing there, damaged, or of another agent.
     """
-    path = Path(path).resolve()
-    folder = checkpoint.run_of(path)
-    if folder != path:
-        found = checkpoint.load(path)
-    else:
-        read_settings(folder)  # says "no run here" before "no checkpoint here"
-        found, skipped = checkpoint.newest_intact(folder)
-        for reason in skipped:
-            print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
+    found, folder = _checkpoint_at(path)
     settings = on_this_machine(read_settings(folder), device)
     record = _read_json(folder / "spec.json")
     try:

@@ -85,6 +85,8 @@ class Agent(ABC):
     """Gradient steps that were left out because they were not finite."""
     learned: tuple[str, ...] = ()
     """Parts of ``state_dict`` that gradient steps change."""
+    inherited: tuple[str, ...] = ()
+    """Parts of ``state_dict`` that ``start_from`` takes over, besides the rewards' moments."""
     rate_scale: float = 1.0
     """Multiplies every learning rate."""
     remark: str = ""
@@ -143,6 +145,31 @@ class Agent(ABC):
         self.load_state_dict(self.state_dict() | {name: state[name] for name in self.learned})
         self.rate_scale *= rate_factor
         self.skips.forget()
+
+    def architecture(self) -> tuple[str, ...]:
+        """The settings, by dotted name, by which networks mean the same to two agents."""
+        return ()
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Take over what another agent of this ``architecture`` had become.
+
+        Networks, targets, the statistics that belong to them and the rewards' moments. Optimisers,
+        counters, random streams and running episodes stay as they are.
+
+        Args:
+            state: of its ``state_dict()``; the number of environments may differ.
+
+        Raises:
+            InputError: the state belongs to an agent of other sizes.
+        """
+        own = self.state_dict()
+        scaler = own["reward_scaler"] | {
+            name: value for name, value in state["reward_scaler"].items() if name != "sum"
+        }
+        # Of several processes, what they had found together.
+        scaler |= state.get("joint_rewards", {})
+        taken = {name: state[name] for name in self.inherited}
+        self.load_state_dict(own | taken | {"reward_scaler": scaler})
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Further 0-d numbers on the device, computed only when a metric row is written."""

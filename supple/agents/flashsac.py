@@ -41,6 +41,20 @@ from supple.region import Compute, Region, T
 from supple.replay import AgeBias, Replay, ReplayPlan
 from supple.rng import Generators
 
+ARCHITECTURE = (
+    *("critic", "actor_hidden", "actor_blocks", "critic_hidden", "critic_blocks", "num_critics"),
+    *("critic_norm", "value_max"),
+)
+"""Settings that say what the networks are."""
+FLOW_ARCHITECTURE = tuple(
+    f"flow.{name}"
+    for name in (
+        *("width", "depth", "activation", "norm", "kappa", "noise_rule", "value_encoding", "edges"),
+        *("sigma_bins", "support_margin", "time_encoding", "time_features", "predict"),
+    )
+)
+"""The same of a flow critic."""
+
 
 class Batch(NamedTuple):
     """One minibatch; rewards are raw, the first B observation rows current, the last B next."""
@@ -75,7 +89,8 @@ class FlashSAC(Agent):
     """
 
     rank_state = ("reward_scaler", "noise", "generators", "metrics")
-    learned = ("actor", "critic", "target_critic", "log_alpha", "optimizers")
+    inherited = ("actor", "critic", "target_critic", "log_alpha")
+    learned = (*inherited, "optimizers")
 
     def __init__(
         self,
@@ -156,6 +171,8 @@ class FlashSAC(Agent):
         self._actor_updates = 0
         self._budget = 0.0
         self._learning = False
+        self._acting = False
+        """Whether the policy acts, rather than uniform random numbers."""
         self.metrics: dict[str, Tensor] = {}
 
     def _adam(self, network: nn.Module) -> Adam:
@@ -201,6 +218,15 @@ class FlashSAC(Agent):
             generator=generator,
         )
 
+    def architecture(self) -> tuple[str, ...]:
+        """Those of actor and critic; of the flow, where the critic is one."""
+        return ARCHITECTURE + (FLOW_ARCHITECTURE if self.settings.critic.startswith("flow") else ())
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """As any agent's; the policy then acts from the first step, without uniform actions."""
+        super().start_from(state)
+        self._acting = True
+
     def _region(self, function: Callable[..., T]) -> Region[T]:
         return Region(function, state=self._tensors, compute=self.compute)
 
@@ -235,7 +261,7 @@ class FlashSAC(Agent):
     @torch.no_grad()
     def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Uniform while warming up, then tanh(mean + std * held noise); tanh(mean) to evaluate."""
-        if explore and not self._learning:
+        if explore and not self._acting:
             shape = (self._num_envs, self._num_actions)
             uniform = torch.rand(shape, generator=self.generators["warm_up"], device=self.device)
             return 2 * uniform - 1, {}
@@ -279,6 +305,7 @@ class FlashSAC(Agent):
             self._learning = lowest(int(ready)) == 1
             if not self._learning:
                 return {}
+            self._acting = True
         self.reward_scaler.share()
         self._budget += settings.utd * self._num_envs * size * self.horizon
         while self._budget >= 1:
@@ -572,6 +599,7 @@ class FlashSAC(Agent):
                 "actor_updates": self._actor_updates,
                 "budget": self._budget,
                 "learning": self._learning,
+                "acting": self._acting,
                 "schedule_updates": self._schedule_updates,
             },
         }
@@ -601,4 +629,5 @@ class FlashSAC(Agent):
         self._actor_updates = counters["actor_updates"]
         self._budget = counters["budget"]
         self._learning = counters["learning"]
+        self._acting = counters.get("acting", self._learning)
         self._schedule_updates = counters["schedule_updates"]

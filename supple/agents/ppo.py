@@ -55,6 +55,11 @@ MOST_LOG_RATIO = 20.0
 LONGEST_COMPILED = 32
 """Steps of a sequence up to which learning through a memory is compiled. Every step becomes a piece
 of the graph: 128 of them compile for minutes."""
+ARCHITECTURE = (
+    *("actor_hidden", "critic_hidden", "activation", "memory", "normalise_obs", "distribution"),
+    *("std", "privileged"),
+)
+"""Settings that say what the networks are."""
 AVERAGED = (
     "actor/loss",
     "actor/entropy",
@@ -88,7 +93,8 @@ class PPO(Agent):
     """
 
     rank_state = ("reward_scaler", "memory", "generators", "metrics")
-    learned = ("actor", "critic", "distribution", "optimizer", "rate")
+    inherited = ("actor", "critic", "distribution")
+    learned = (*inherited, "optimizer", "rate")
 
     def __init__(
         self,
@@ -237,6 +243,10 @@ class PPO(Agent):
             fields |= {"fresh": 1}
             fields |= dict.fromkeys(("actor_memory", "critic_memory"), self.settings.memory)
         return fields
+
+    def architecture(self) -> tuple[str, ...]:
+        """Those of actor, critic and distribution."""
+        return ARCHITECTURE
 
     def _region(self, function: Callable[..., T]) -> Region[T]:
         return Region(function, state=self._tensors, compute=self.compute)

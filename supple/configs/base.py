@@ -90,6 +90,9 @@ class Settings:
     overlap: bool = False
     """Learn while the simulator steps, on a thread of its own; each update then misses the newest
     vector step. For simulators that take a good part of the time."""
+    init_from: str = ""
+    """Start from the networks and statistics of another run, named by its folder or by one of its
+    checkpoints; empty starts from scratch."""
     run_dir: str = ""
     """The run's folder, exactly; empty makes runs/<task>/<agent>/<time>-seed<k>."""
     env: EnvSettings = field(default_factory=EnvSettings)
@@ -179,7 +182,7 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
                 f"{where}.{short(name)} is no setting of supple {__version__}: a newer supple wrote"
                 " it, or it was removed since; use the supple that the run's versions.json names"
             )
-    # The defaults of ``AGENT_SETTINGS``, not of the field ``agent``, are those of its kind.
+    # A group that is missing is built from nothing: ``agent``, too, is then of its own kind.
     told = {name: {} for name in names if dataclasses.is_dataclass(hints[name])} | dict(record)
     values = {name: _value(hints[name], told[name], f"{where}.{name}") for name in told}
     return kind(**values)
