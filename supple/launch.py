@@ -26,6 +26,7 @@ from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
+from supple.envs.registry import packages_of
 from supple.errors import InputError
 from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, require_wandb
@@ -164,7 +165,7 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         if found:
             checkpoint.abandon_after(own, done)
             if world().first:
-                _add_versions(folder)
+                _add_versions(folder, settings.task)
                 if env_steps is not None:
                     _write_json(folder / "settings.json", to_json(recorded))
         else:
@@ -515,12 +516,12 @@ def _describe(folder: Path, settings: Settings, spec: EnvSpec) -> None:
     """Write what the run is. Settings come first: a folder that holds them can be resumed."""
     _write_json(folder / "settings.json", to_json(settings))
     _write_json(folder / "spec.json", spec.to_json())
-    _write_json(folder / "versions.json", machine.versions())
+    _write_json(folder / "versions.json", machine.versions(packages_of(settings.task)))
 
 
-def _add_versions(folder: Path) -> None:
+def _add_versions(folder: Path, task: str) -> None:
     """Write what a resumed run goes on with; its commits are all named, oldest first."""
-    now, path = machine.versions(), folder / "versions.json"
+    now, path = machine.versions(packages_of(task)), folder / "versions.json"
     try:
         before = str(json.loads(path.read_text())["commit"]).split(", ")
     except (OSError, ValueError, LookupError, TypeError):

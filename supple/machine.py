@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -9,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -124,14 +126,24 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """What to know to reproduce a run: packages, machine, and the commit of this checkout."""
-    found = {"supple": __version__, "python": platform.python_version()}
-    for package in ("torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco"):
-        try:
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+    return found
+
+
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """What to know to reproduce a run: packages, machine, and the commit of this checkout.
+
+    Args:
+        packages: further ones, named where they are installed.
+    """
+    found = {"supple": __version__, "python": platform.python_version()}
+    always = ("torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco")
+    found |= dict.fromkeys(always, "not installed") | installed((*always, *packages))
     found["platform"] = platform.platform()
     found["processor"] = f"{processor()}, {cores()} cores"
     if torch.cuda.is_available():

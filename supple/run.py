@@ -32,6 +32,7 @@ from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
+from supple.envs.registry import packages_of
 from supple.episodes import EpisodeStatistics, columns_of
 from supple.errors import InputError, NotFiniteError, SimulatorError
 from supple.evaluate import Evaluation, evaluate, evaluation_envs, film, make_env
@@ -403,6 +404,7 @@ class Run:
             "env_steps": self.env_steps,
             "spec": spec.to_json(),
             "path": execution_path(self.agent),
+            "simulator": machine.installed(packages_of(self.settings.task)),
             "processes": self._world.size,
             "replay": manifest,
         }
@@ -602,6 +604,8 @@ class Run:
                 self._divergence.load_state_dict(run["divergence"])
             self._steps_floor = resumed.header["env_steps"]
             changed = _difference(resumed.header["path"], execution_path(self.agent))
+            simulator = resumed.header.get("simulator", {})
+            changed += _difference(simulator, machine.installed(simulator))
             if exact:
                 self.env.load_state_dict(state["env"])
                 device = self.env.spec.device

@@ -1,13 +1,15 @@
 """The edges of a run: its end, its folder, its schedule."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from supple import launch, train
+from supple import launch, machine, train
 from supple.agents import FlashSAC
+from supple.envs.registry import ADAPTERS, PACKAGES, packages_of
 from supple.errors import InputError, SimulatorError
 from supple.files import claim
 from supple.metrics import read_csv
@@ -161,11 +163,39 @@ def test_a_resumed_run_says_every_commit_it_was_made_with(settings_of, monkeypat
     now = json.loads(versions.read_text())
     finish(run)
     for commit, expected in (("b", ["b"]), ("b", ["b"]), ("c", ["b", "c"])):
-        monkeypatch.setattr("supple.machine.versions", lambda said=commit: now | {"commit": said})
+        monkeypatch.setattr("supple.machine.versions", lambda *_, c=commit: now | {"commit": c})
         resumed = launch.resumed_run(run.folder, 2 * run.settings.env_steps)
         resumed.__exit__(None, None, None)
         found = json.loads(versions.read_text())
         assert found == now | {"commit": ", ".join([now["commit"], *expected])}
+
+
+def test_another_version_of_the_simulator_is_named_on_resume(tmp_path, monkeypatch, capsys):
+    version = importlib.metadata.version
+
+    def other(package):
+        return "0.0.1" if package == "mujoco" else version(package)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", other)
+        run_until(small_settings("gym/Pendulum-v1", folder, env_steps=100), 50)
+        assert json.loads((folder / "versions.json").read_text())["mujoco"] == "0.0.1"
+    finish(launch.resumed_run(folder))
+    assert f"not bit-exact: mujoco 0.0.1 -> {version('mujoco')}\n" in capsys.readouterr().out
+    assert json.loads((folder / "versions.json").read_text())["mujoco"] == version("mujoco")
+
+
+@pytest.mark.parametrize("task", ["dmc/dog-run", "genesis/go2-walk", "my_lab.robots:make"])
+def test_the_packages_of_a_tasks_simulator_are_recorded(task, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"{package} 7")
+    found = machine.versions(packages_of(task))
+    (name,) = {"dm-control", "genesis-world", "my_lab"} & found.keys()
+    assert found[name] == f"{name} 7"
+
+
+def test_the_packages_of_every_simulator_are_known():
+    assert PACKAGES.keys() == ADAPTERS.keys() - {"toy"}
 
 
 def test_a_run_before_its_first_checkpoint_starts_again(settings_of):

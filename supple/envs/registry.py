@@ -32,6 +32,22 @@ ADAPTERS: dict[str, str] = {
     "brax": "supple.envs.brax",
 }
 """Simulator to the module that adapts it, an ``Adapter``, imported on first use."""
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "gym": ("gymnasium", "mujoco", "box2d"),
+    "mujoco": ("mujoco",),
+    "envpool": ("envpool",),
+    "dmc": ("dm-control", "mujoco"),
+    "metaworld": ("metaworld", "gymnasium", "mujoco"),
+    "myosuite": ("myosuite", "gymnasium", "mujoco"),
+    "humanoidbench": ("humanoid-bench", "mujoco"),
+    "isaaclab": ("isaaclab", "isaacsim", "newton", "mujoco-warp", "warp-lang"),
+    "mjlab": ("mjlab", "mujoco", "mujoco-warp", "warp-lang"),
+    "maniskill": ("mani-skill", "sapien"),
+    "genesis": ("genesis-world", "quadrants"),
+    "playground": ("playground", "mujoco-mjx", "mujoco", "jax"),
+    "brax": ("brax", "jax"),
+}
+"""Of a simulator: what its physics and rewards depend on, by the names of package registries."""
 ON_GPU = ("isaaclab", "mjlab", "maniskill", "genesis", "playground", "brax")
 """Simulators that step all environments of a task in one batch on a GPU."""
 MOST_ENVS = 2**20
@@ -198,6 +214,13 @@ def check_task(task: str) -> None:
     if not exists(name):
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
+
+
+def packages_of(task: str) -> tuple[str, ...]:
+    """The packages that decide what a task's simulator does; of a callable, its own."""
+    simulator = task.partition("/")[0]
+    module, colon, _ = simulator.partition(":")
+    return (module.partition(".")[0],) if colon else PACKAGES.get(simulator, ())
 
 
 def runs_on_gpu(task: str) -> bool:
