@@ -45,6 +45,7 @@ from supple.replay.plan import OBS_DTYPES
 from supple.rng import derive_seed
 from supple.signals import on_signals
 from supple.stillness import StillWatch
+from supple.stopwatch import Stopwatch
 
 REPLAY_FOLDER = "replay"
 """Where a run's folder keeps the replay rows; checkpoints name the files they need."""
@@ -142,6 +143,7 @@ class Run:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
+        self.learning, self._simulating = Stopwatch(), Stopwatch()
         self._plot_due = time.monotonic() + PLOT_SECONDS
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
@@ -231,7 +233,8 @@ class Run:
         Raises:
             Exception: whatever the simulator raised.
         """
-        return self._stepped().to_dict()
+        with self._simulating:
+            return self._stepped().to_dict()
 
     def record(self, action: Tensor, step: Step, extras: Mapping[str, Tensor]) -> Groups:
         """Count one vector step, show it to the agent and store it.
@@ -551,6 +554,8 @@ class Run:
             "time/seconds": self.seconds,
             "time/env_steps_per_s": (steps - steps_then) / elapsed,
             "time/updates_per_s": (updates - updates_then) / elapsed,
+            "time/simulator_share": self._simulating.take() / elapsed,
+            "time/learning_share": self.learning.take() / elapsed,
             "time/memory_gib": machine.memory_gib(self.env.spec.device),
         }
 

@@ -11,14 +11,17 @@ def train(run: Run) -> None:
     obs = run.start()  # env.reset(), or the resumed state
     while run.going():
         for _ in range(agent.horizon):
-            action, extras = agent.act(obs, explore=True)  # (N, A)
+            with run.learning:
+                action, extras = agent.act(obs, explore=True)  # (N, A)
             run.begin_step(action)
             if overlap:  # learn from the rows so far while the simulator is busy
-                metrics = agent.update(replay)
+                with run.learning:
+                    metrics = agent.update(replay)
             step = run.end_step()
             obs = run.record(action, step, extras)  # agent.observe, replay.add
         if not overlap:
-            metrics = agent.update(replay)  # 0-d device tensors
+            with run.learning:
+                metrics = agent.update(replay)  # 0-d device tensors
         run.diagnose()  # now and then; changes nothing
         if run.should_evaluate():
             run.evaluate()

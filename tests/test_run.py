@@ -316,5 +316,21 @@ def test_the_last_row_keeps_its_episodes_where_the_final_evaluation_comes_late(a
     assert_same(state, newest_state(tmp_path / "run")[1])  # the sets for diagnostics too
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_rows_say_which_share_of_the_time_went_where(agent, settings_of, overlap):
+    if overlap and agent == "ppo":
+        pytest.skip("learns once per rollout")
+    settings = settings_of(overlap=overlap)
+    settings.log.every = 20
+    columns = read_csv(run_whole(settings).folder / "metrics.csv")
+    shares = (columns["time/simulator_share"], columns["time/learning_share"])
+    assert len(shares[0]) == len(columns["step"]) >= 5
+    for simulator, learning in zip(*shares, strict=True):
+        assert simulator and learning
+        assert simulator > 0
+        assert learning > 0
+        assert simulator + learning <= 1
+
+
 def test_the_loop_fits_one_screen():
     assert len(Path(train.__file__).read_text().splitlines()) <= 40
