@@ -59,8 +59,8 @@ MOST_BRIDGES = 1000
 """Steps in a row without a valid row, after which a simulator is taken to be stuck."""
 SAME_REQUEST_S = 1.0
 """Signals closer together than this ask for one stop."""
-FINAL_VIDEO_SECONDS = 10.0
-"""Simulated seconds filmed at the end of training; ``supple play`` films whole episodes [s]."""
+VIDEO_SECONDS = 10.0
+"""Simulated seconds of a film made by training; ``supple play`` films whole episodes [s]."""
 
 
 class Run:
@@ -147,6 +147,7 @@ class Run:
         self._plot_due = time.monotonic() + PLOT_SECONDS
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
+        self._filmed_at = 0
         self._saved_at = -1
         self._steps_before = 0  # env steps before the current iteration
         self._steps_floor = 0
@@ -345,6 +346,10 @@ class Run:
                 raise
             self._evaluation = None
             self.display.notice(f"no evaluation at {self.env_steps:,} env steps: {error}")
+        every = settings.eval.video_every
+        if every and self.env_steps // every > self._filmed_at // every and not self._over:
+            self._film(f"step_{self.env_steps}")
+            self._filmed_at = self.env_steps
         return self._evaluation
 
     def log(
@@ -464,7 +469,7 @@ class Run:
             replace_file(self.folder / RESULT, json.dumps(result, indent=1).encode())
         self._plot()
         if self._over and self._evaluation and self.settings.eval.video and not self.stopped:
-            self._film()
+            self._film("final")
 
     # --- the rest ---------------------------------------------------------------------------
 
@@ -568,15 +573,15 @@ class Run:
         now = time.monotonic()
         self._plot_due = now + max(PLOT_SECONDS, (now - began) / PLOT_SHARE)
 
-    def _film(self) -> None:
-        video = self.folder / "videos" / "final.mp4"
+    def _film(self, name: str) -> None:
+        video = self.folder / "videos" / f"{name}.mp4"
         try:
             film(
                 self.settings,
                 self.agent.greedy,
                 video,
                 seed=self.settings.seed,
-                max_seconds=FINAL_VIDEO_SECONDS,
+                max_seconds=VIDEO_SECONDS,
             )
             self._sinks.show_video(self.env_steps, video)
         except Exception as error:  # drawing must not cost the run its end
@@ -619,7 +624,7 @@ class Run:
                 self.env.load_progress(state["env"])
         self._invalid_known = round(agreed([self._invalid_here])[0])
         self._sinks.truncate_after(self.env_steps)
-        self._saved_at = self._steps_before = self.env_steps
+        self._saved_at = self._steps_before = self._filmed_at = self.env_steps
         if not exact:
             self.replay.close_open_rows()
             self.agent.forget_episodes()

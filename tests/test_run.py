@@ -273,6 +273,22 @@ def test_steps_never_fall_back_when_rows_turn_out_not_valid(agent, settings_of):
     assert read_csv(run.folder / "metrics.csv")["step"][-1] == there
 
 
+def test_films_are_made_at_intervals_and_change_nothing_else(settings_of, agent, monkeypatch):
+    filmed = []
+    monkeypatch.setattr("supple.run.film", lambda *given, **_: filmed.append(given[2].name))
+    settings = settings_of()
+    settings.eval.every, settings.eval.video_every = 20, 40
+    folder = run_until(settings, 50).folder
+    finish(launch.resumed_run(folder))
+    # The 20th step has none yet; the last one's would be the final film, which is not asked for.
+    assert filmed == [f"step_{reached(agent, step)}.mp4" for step in (40, 80)]
+    filmed_rows = deterministic_rows(folder)
+    settings = settings_of(run_dir=f"{folder}-unfilmed")
+    settings.eval.every = 20
+    assert deterministic_rows(run_whole(settings).folder) == filmed_rows
+    assert len(filmed) == 2
+
+
 def test_a_run_stopped_at_its_end_is_not_filmed(settings_of, monkeypatch):
     filmed = []
     monkeypatch.setattr("supple.run.film", lambda *_, **__: filmed.append(1))

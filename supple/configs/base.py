@@ -48,6 +48,8 @@ class EvalSettings:
     """Episodes per evaluation."""
     video: bool = True
     """Write a video of the final policy, where the simulator can draw."""
+    video_every: int = 0
+    """Environment steps between videos during training, each made with an evaluation; 0 is none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,6 +116,7 @@ class Settings:
             ("threads", self.threads >= 0, ">= 0"),
             ("max_minutes", self.max_minutes >= 0, ">= 0"),
             ("eval.every", self.eval.every >= 0, ">= 0"),
+            ("eval.video_every", self.eval.video_every >= 0, ">= 0"),
             ("eval.episodes", self.eval.episodes >= 1, ">= 1"),
             ("log.every", self.log.every >= 0, ">= 0"),
             ("checkpoint.every", self.checkpoint.every >= 0, ">= 0"),
