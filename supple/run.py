@@ -45,7 +45,7 @@ from supple.replay.plan import OBS_DTYPES
 from supple.rng import derive_seed
 from supple.signals import on_signals
 from supple.stillness import StillWatch
-from supple.stopwatch import Stopwatch
+from supple.wallclock import WallClock
 
 REPLAY_FOLDER = "replay"
 """Where a run's folder keeps the replay rows; checkpoints name the files they need."""
@@ -143,7 +143,7 @@ class Run:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._logged = (time.monotonic(), 0, 0)  # time, env steps, updates of the last row
-        self.learning, self._simulating = Stopwatch(), Stopwatch()
+        self.learning, self._simulating = WallClock(), WallClock()
         self._plot_due = time.monotonic() + PLOT_SECONDS
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1

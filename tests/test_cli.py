@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -9,7 +10,7 @@ from gymnasium import spaces
 from PIL import Image, ImageSequence
 
 from supple import checkpoint
-from supple.agents import FlashSACSettings
+from supple.agents import AGENTS, FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
 from supple.envs.toy import Counter
@@ -42,6 +43,9 @@ def one_line(capsys):
         (["train", "toy/lqr", "--agent", "ppo", "--preset", "quality"], "one of laptop, cpu, gpu"),
         (["train", "toy/lqr", "--agent", "ppo", "--agent.critic", "flow"], "drop one of the two"),
         (["train", "toy/lqr", "--agent", "ppo", "--agent.utd", "2"], "unknown flag --agent.utd"),
+        (["train", "toy/lqr", "--agent.learning-rate=1"], "did you mean --agent.lr-peak?"),
+        (["train", "toy/lqr", "--lr", "1"], "unknown flag --lr; did you mean --agent.lr-peak?"),
+        (["train", "toy/lqr", "--agent", "ppo", "--learning_rate", "1"], "mean --agent.lr?"),
         (["train", "toy/lqr", "--agent", "ppo", "--agent.clip", "0"], "--agent.clip must be > 0"),
         (["train", "toy/lqr", "--agent", "ppo", "--agent.gamma", "2"], "must be in (0, 1), got 2"),
         (
@@ -270,6 +274,16 @@ def test_every_help_text_is_printed(capsys):
     for command in ("train", "resume", "eval", "play", "compare", "list", "doctor"):
         assert main([command, "--help"]) == DONE
         assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_flag_says_what_it_does(agent, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "toy/lqr", "--agent", agent, "--help"]) == DONE
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    flags = [pair for pair in pairwise(lines) if pair[0].startswith("--")]
+    assert len(flags) > 50
+    assert not [flag for flag, said in flags if said.startswith("(default:")]
 
 
 def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):

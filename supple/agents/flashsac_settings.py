@@ -44,9 +44,13 @@ class FlashSACSettings:
     replay_age_floor: float = 0.05
     """Weight that old rows keep where ``replay_age_decay`` is on, relative to the newest row's."""
     actor_hidden: int = 128
+    """Width of the actor's blocks, >= 1."""
     actor_blocks: int = 2
+    """Residual blocks of the actor, >= 0."""
     critic_hidden: int = 256
+    """Width of each critic's blocks, >= 1; flow_official has --agent.flow.width instead."""
     critic_blocks: int = 2
+    """Residual blocks of each critic, >= 0; flow_official has --agent.flow.depth instead."""
     num_critics: int = 2
     """Critic ensemble size; the target takes the smaller value."""
     next_actions: int = 1
@@ -73,8 +77,11 @@ class FlashSACSettings:
     target_entropy: float | None = None
     """Entropy target [nats]; overrides target_std."""
     lr_init: float = 3e-4
+    """Learning rate that the warm-up rises from; of no effect at lr_warmup's default."""
     lr_peak: float = 3e-4
+    """The learning rate: of all networks, after the warm-up, before it falls."""
     lr_end: float = 1.5e-4
+    """Learning rate it falls to."""
     lr_warmup: float = 1e-6
     """Fraction of the schedule spent rising from lr_init to lr_peak."""
     lr_decay: float = 1.0

@@ -59,8 +59,11 @@ class PPOSettings:
     initial_std: float = 1.0
     """Standard deviation of actions at the start, in [0.001, 10]."""
     actor_hidden: tuple[int, ...] = (256, 128, 64)
+    """Widths of the actor's hidden layers."""
     critic_hidden: tuple[int, ...] = (256, 128, 64)
+    """Widths of the critic's hidden layers."""
     activation: Literal["elu", "relu", "tanh"] = "elu"
+    """Between layers."""
     memory: int = 0
     """Width of a GRU in front of actor and critic each; 0 has none."""
     sequence_steps: int = 0

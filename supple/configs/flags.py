@@ -14,6 +14,8 @@ from supple.configs import AGENTS, PRESET_RULE, PRESETS
 from supple.configs.base import Settings
 from supple.errors import InputError
 
+LEARNING_RATE = ("--agent.lr-peak", "--agent.lr")
+"""What each agent calls it."""
 _HELP = f"""Learn a task.
 
 TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
@@ -61,8 +63,11 @@ def parse_flags(default: Settings, arguments: list[str]) -> Settings:
 
 
 def _unknown(flag: str, default: Settings) -> str:
-    known = _flags(default)
-    near = difflib.get_close_matches(flag.split("=")[0], known, n=1)
+    known, name = _flags(default), flag.split("=")[0]
+    if re.fullmatch(r"--(agent\.)?(lr|learning[-_]rate)", name):
+        near = [each for each in LEARNING_RATE if each in known]
+    else:
+        near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; see supple train --help"
     return f"unknown flag {flag}{hint}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Stopwatch:
+class WallClock:
     """Seconds spent within ``with`` blocks, on the host: nothing waits for the device.
 
     What a GPU was asked for is counted where the host first waits for it.
