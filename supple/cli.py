@@ -34,7 +34,7 @@ Train robot policies fast, keep their networks able to learn, take them to the r
   supple resume DIR              continue a stopped run, or extend it with --env-steps
   supple eval DIR                deterministic episodes: mean return and its interval
   supple play DIR                film an episode
-  supple export DIR              a trained policy as ONNX, torch and C, with what is known of the robot
+  supple export DIR              a trained policy as ONNX, torch and C, with what the run knows
   supple verify BUNDLE           replays a bundle in every runtime here: table and exit status
   supple chain DIR               export, verify, and a C++ runner that moves a simulated robot
   supple diagnose DIR            is it still able to learn, right, steady, robust? one page

@@ -330,7 +330,7 @@ class WandbSink:
 
     def show_video(self, step: int, path: Path) -> None:
         """Send a film."""
-        self._log(step, {f"videos/{path.stem}": self._wandb.Video(str(path))})
+        self._log(step, {"video": self._wandb.Video(str(path))})
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         if self._run is None:

@@ -274,4 +274,4 @@ def test_wandb_is_told_what_the_run_is(tmp_path, monkeypatch, group):
     assert not {"entity", "tags", "mode"} & options.keys()  # left to W&B's own variables
     film = f"film of {tmp_path / 'run' / 'videos' / 'final.mp4'}"
     shown = [call[1] for call in fake.calls if call[0] == "log" and film in call[1].values()]
-    assert shown == [{"env_steps": 80, "videos/final": film}]
+    assert shown == [{"env_steps": 80, "video": film}]

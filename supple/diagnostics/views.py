@@ -257,7 +257,7 @@ class FlowView(View):
 
     def __init__(self, role: str, module: FlowCritic) -> None:
         super().__init__(role, module, module.size.members)
-        # The operator that training integrates with has no second derivatives and no vmap.
+        # The operator that training integrates with on GPUs has no second derivatives.
         self.module.integrated = MethodType(_integrated, self.module)  # type: ignore[method-assign]
 
     @property
