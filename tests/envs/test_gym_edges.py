@@ -335,7 +335,7 @@ def test_a_missing_package_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(InputError, match=r'gym/Ant-v5 needs packages .*"supple\[mujoco\]"'):
+    with pytest.raises(InputError, match=r'gym/Ant-v5 needs packages .*-e "\.\[mujoco\]"'):
         make("gym/Ant-v5", EnvSettings())
 
 
