@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments import command
-from supple import checkpoint
 from supple.agents.adam import BETA1
 from supple.agents.flashsac import Batch, FlashSAC
 from supple.bench.table import append, read
@@ -122,7 +121,7 @@ def measure(path: Path) -> list[dict[str, Any]]:
     settings: Any = target.settings
     if settings.agent_name != "flashsac" or settings.agent.critic != "categorical":
         raise InputError(f"{path}: expected a checkpoint of FlashSAC's categorical critic")
-    state = checkpoint.load(path).state["agent"]
+    state = target.agent.state_dict()
     reference = gradients(target, state, REFERENCE)
     rows = []
     for name, how in PATHS.items():
