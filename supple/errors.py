@@ -1,10 +1,14 @@
-"""The two kinds of failure a user can act on; the command line turns them into exit statuses."""
+"""The two kinds of failure a user can act on; the command line turns them into exit statuses.
+
+And what a user is told where nothing failed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import sys
 import typing
 from collections.abc import Iterable
 from operator import attrgetter
@@ -17,6 +21,12 @@ MOST_CHARACTERS = 1000
 def how_to_install(extra: str) -> str:
     """What an error says of an extra of ours; supple itself comes as a checkout."""
     return f'pip install -e ".[{extra}]" in supple\'s checkout'
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Tell the user on the error stream, however often one command comes by here."""
+    print(f"supple: {text}", file=sys.stderr)
 
 
 class InputError(ValueError):

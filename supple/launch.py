@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import sys
@@ -27,7 +26,7 @@ from supple.distributed import world
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
 from supple.envs.registry import packages_of
-from supple.errors import InputError
+from supple.errors import InputError, say_once
 from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
@@ -567,14 +566,8 @@ def read_settings(folder: Path) -> Settings:
     settings = from_json(record)
     unknown_then = missing(record, settings)
     if unknown_then and from_environment().first:
-        _say_once(f"{path} is of an older supple, defaults taken for: {', '.join(unknown_then)}")
+        say_once(f"{path} is of an older supple, defaults taken for: {', '.join(unknown_then)}")
     return settings
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """On the error stream; one command may read the same settings several times."""
-    print(f"supple: {text}", file=sys.stderr)
 
 
 def on_this_machine(settings: Settings, device: str = "") -> Settings:

@@ -7,8 +7,6 @@ bounds. ``TorchSim`` settles all of that once; an adapter only says how to resta
 
 from __future__ import annotations
 
-import functools
-import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from supple.envs.base import ActionSpec, Box, Discrete, Env, EnvSpec, reset_result, step_result
 from supple.envs.sim_log import SimulatorLog
-from supple.errors import InputError, SimulatorError
+from supple.errors import InputError, SimulatorError, say_once
 from supple.rng import derive_seed
 
 GROUP_NAMES = {
@@ -191,7 +189,7 @@ class Groups:
         unused = [str(name) for name in names if name not in self._source.values()]
         if unused:
             read = ", ".join(f"{ours} from {theirs}" for ours, theirs in self._source.items())
-            _say_once(
+            say_once(
                 f"{task}: nothing is learned from the observation groups {', '.join(unused)}; read"
                 f" are {read}"
             )
@@ -203,11 +201,6 @@ class Groups:
     def source(self, ours: str) -> str:
         """What the simulator calls one of our groups."""
         return self._source[ours]
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    print(f"supple: {text}", file=sys.stderr)
 
 
 def _parts(group: Any) -> list[Tensor]:
