@@ -40,7 +40,7 @@ FORMS = {
 DEPTHS = {"flow": 2, "flow_official": 4}
 """Hidden layers that each ships with."""
 FLOATS = ("low", "high")
-INTEGERS = ("E", "N", "M", "start_stride", "value_stride", "steps")
+INTEGERS = ("E", "N", "M", "start_stride", "value_stride", "steps", "k")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

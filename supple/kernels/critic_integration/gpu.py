@@ -3,7 +3,9 @@
 A program carries a tile of R trajectories of one member through all K steps. Activations of a
 layer go to a scratch row of the program, which stays in cache, so that the next product can stream
 both its operands; sums, norms, z and gradients are float32 in registers. The gradient recomputes
-each step from its saved state. No atomics: the same bits in every run.
+each step from its saved state, in a launch of its own: in one launch for all, addresses and sums
+that wait for the next step take registers that a step needs. No atomics: the same bits in every
+run.
 
 Shapes: as in ``reference.py``; ``N`` = B M trajectories, ``W`` = H padded to a power of two.
 """
@@ -248,11 +250,11 @@ def _layer_back(
     return grad * _activation_slope(tl.load(sums), GELU)
 
 
-VARY = ["E", "N", "M", "start_stride", "steps"]
+VARY = ["E", "N", "M", "start_stride", "steps", "k"]
 """Integers for whose values no kernel of its own is compiled."""
 
 
-@triton.jit(do_not_specialize=VARY)
+@triton.jit(do_not_specialize=[name for name in VARY if name != "k"])
 def forward_kernel(
     start, condition, time, value, hidden, bias, gain, shift, out, out_bias, end, states, scratch,
     low, high, E, N, M, start_stride, value_stride, steps,
@@ -312,17 +314,18 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=[name for name in VARY if name != "start_stride"])
 def backward_kernel(
-    grad_end, states, condition, time, value, hidden, bias, gain, shift, out,
-    grad_start, grad_condition, scratch, sums,
-    low, high, E, N, M, value_stride, steps,
+    states, condition, time, value, hidden, bias, gain, shift, out,
+    grad_state, grad_condition, scratch, sums,
+    low, high, E, N, M, value_stride, steps, k,
     H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
     POINTS: tl.constexpr, EDGES: tl.constexpr, SIGMA: tl.constexpr,
     GELU: tl.constexpr, LAYER: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_SHIFT: tl.constexpr,
     EPS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients at z_0 (E, N) and at each trajectory's condition (E, N, H).
+    """From the gradient at z_{k+1} that at z_k, in place (E, N); adds to the condition's (E, N, H).
 
-    ``sums`` holds L x R x W float32 per program: sums of the step at hand, layer by layer.
+    The first launch, k = K - 1, writes the latter. ``sums`` holds L x R x W float32 per program:
+    sums of the step, layer by layer.
     """
     SLICE: tl.constexpr = W if W < 128 else 128
     member = tl.program_id(1).to(tl.int64)
@@ -338,78 +341,79 @@ def backward_kernel(
     bias += member * H
     gain += member * H
     shift += member * H
+    states += (k * E + member) * N
+    grad_state += member * N
     grad_condition += (member * N + tl.program_id(0) * R) * H
     tile = lanes[:, None] * W + cols[None, :]
-    grad_z = tl.load(grad_end + member * N + rows, mask=rmask, other=0.0)
-    for back in range(steps):
-        k = steps - 1 - back
-        z = tl.load(states + (k * E + member) * N + rows, mask=rmask, other=0.0)
-        for begin in range(0, W, SLICE):
-            some = begin + tl.arange(0, SLICE)
-            part = _first_layer(
-                z, k, condition, time, value, rows, rmask, some, some < H, low, high, E, M, member,
-                H, SLICE, R, POINTS, EDGES, SIGMA,
-            )  # fmt: skip
-            tl.store(sums + lanes[:, None] * W + some[None, :], part)
-        tl.debug_barrier()
-        x = tl.load(sums + tile)
-        for layer in range(L - 1):
-            y = _layer(
-                x, layer, gain, shift, cols, cmask, E * H,
-                H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
-            )  # fmt: skip
-            tl.debug_barrier()
-            tl.store(scratch + tile, y.to(scratch.dtype.element_ty))
-            tl.debug_barrier()
-            weight = hidden + layer * E * H * H
-            x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
-            x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
-            tl.store(sums + (layer + 1) * R * W + tile, x)
-        weight_out = tl.load(out + member * H + cols, mask=cmask, other=0.0)[None, :]
-        grad = (grad_z / steps)[:, None] * weight_out
-        if NORM_FIRST:
-            y = _layer(
-                x, L - 1, gain, shift, cols, cmask, E * H,
-                H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
-            )  # fmt: skip
-            normal, scale = _standardise(y, cmask[None, :], H, LAYER, EPS)
-            grad *= tl.load(gain + L * E * H + cols, mask=cmask, other=0.0)[None, :]
-            grad = _standardise_back(grad, normal, scale, cmask[None, :], H, LAYER)
-        tl.debug_barrier()  # other threads' part of the last layer's sums is read back next
-        grad = _layer_back(
-            grad, sums + (L - 1) * R * W + tile, L - 1, gain, shift, cols, cmask, E * H,
+    z = tl.load(states + rows, mask=rmask, other=0.0)
+    for begin in range(0, W, SLICE):
+        some = begin + tl.arange(0, SLICE)
+        part = _first_layer(
+            z, k, condition, time, value, rows, rmask, some, some < H, low, high, E, M, member,
+            H, SLICE, R, POINTS, EDGES, SIGMA,
+        )  # fmt: skip
+        tl.store(sums + lanes[:, None] * W + some[None, :], part)
+    tl.debug_barrier()
+    x = tl.load(sums + tile)
+    for layer in range(L - 1):
+        y = _layer(
+            x, layer, gain, shift, cols, cmask, E * H,
             H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
         )  # fmt: skip
-        for below in range(L - 1):
-            layer = L - 2 - below
-            tl.debug_barrier()
-            tl.store(scratch + tile, grad.to(scratch.dtype.element_ty))
-            tl.debug_barrier()
-            weight = hidden + layer * E * H * H
-            grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
-            grad = _layer_back(
-                grad, sums + layer * R * W + tile, layer, gain, shift, cols, cmask, E * H,
-                H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
-            )  # fmt: skip
-        # The rest in narrow slices of columns, which take few registers.
         tl.debug_barrier()
-        tl.store(sums + tile, grad)
+        tl.store(scratch + tile, y.to(scratch.dtype.element_ty))
         tl.debug_barrier()
-        for begin in range(0, W, SLICE):
-            some = begin + tl.arange(0, SLICE)
-            inside = some < H
-            part = tl.load(sums + lanes[:, None] * W + some[None, :])
-            slope = _state_share(
-                z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, True
-            )
-            grad_z += tl.sum(part * slope, axis=1)
-            place = grad_condition + lanes[:, None] * H + some[None, :]
-            mask = rmask[:, None] & inside[None, :]
-            if back > 0:
-                part += tl.load(place, mask=mask, other=0.0)
-            tl.store(place, part, mask=mask)
+        weight = hidden + layer * E * H * H
+        x = _product(scratch, weight, 1, H, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
+        x += tl.load(bias + layer * E * H + cols, mask=cmask, other=0.0)[None, :]
+        tl.store(sums + (layer + 1) * R * W + tile, x)
+    weight_out = tl.load(out + member * H + cols, mask=cmask, other=0.0)[None, :]
+    grad_z = tl.load(grad_state + rows, mask=rmask, other=0.0)
+    grad = (grad_z / steps)[:, None] * weight_out
+    if NORM_FIRST:
+        y = _layer(
+            x, L - 1, gain, shift, cols, cmask, E * H,
+            H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
+        )  # fmt: skip
+        normal, scale = _standardise(y, cmask[None, :], H, LAYER, EPS)
+        grad *= tl.load(gain + L * E * H + cols, mask=cmask, other=0.0)[None, :]
+        grad = _standardise_back(grad, normal, scale, cmask[None, :], H, LAYER)
+    tl.debug_barrier()  # other threads' part of the last layer's sums is read back next
+    grad = _layer_back(
+        grad, sums + (L - 1) * R * W + tile, L - 1, gain, shift, cols, cmask, E * H,
+        H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
+    )  # fmt: skip
+    for below in range(L - 1):
+        layer = L - 2 - below
         tl.debug_barrier()
-    tl.store(grad_start + member * N + rows, grad_z, mask=rmask)
+        tl.store(scratch + tile, grad.to(scratch.dtype.element_ty))
+        tl.debug_barrier()
+        weight = hidden + layer * E * H * H
+        grad = _product(scratch, weight, H, 1, cols, cmask, lanes, H, W, R, BK, POINTS == 0)
+        grad = _layer_back(
+            grad, sums + layer * R * W + tile, layer, gain, shift, cols, cmask, E * H,
+            H, GELU, LAYER, NORM_FIRST, HAS_SHIFT, EPS,
+        )  # fmt: skip
+    # The rest in narrow slices of columns, which take few registers.
+    tl.debug_barrier()
+    tl.store(sums + tile, grad)
+    tl.debug_barrier()
+    z = tl.load(states + rows, mask=rmask, other=0.0)
+    grad_z = tl.load(grad_state + rows, mask=rmask, other=0.0)
+    for begin in range(0, W, SLICE):
+        some = begin + tl.arange(0, SLICE)
+        inside = some < H
+        part = tl.load(sums + lanes[:, None] * W + some[None, :])
+        slope = _state_share(
+            z, value, some, inside, low, high, H, SLICE, R, POINTS, EDGES, SIGMA, True
+        )
+        grad_z += tl.sum(part * slope, axis=1)
+        place = grad_condition + lanes[:, None] * H + some[None, :]
+        mask = rmask[:, None] & inside[None, :]
+        if k < steps - 1:
+            part += tl.load(place, mask=mask, other=0.0)
+        tl.store(place, part, mask=mask)
+    tl.store(grad_state + rows, grad_z, mask=rmask)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -425,34 +429,33 @@ class Tile:
     """Slices in flight."""
 
 
+# Products, forward or backward: rows, inner, warps and stages at widths to 128, to 256, and beyond.
+TILES = {
+    ("half", False): ((32, 32, 4, 3), (32, 32, 8, 2), (16, 64, 8, 2)),
+    ("half", True): ((16, 32, 4, 3), (32, 64, 8, 2), (16, 64, 8, 2)),
+    ("single", False): ((16, 32, 4, 3), (32, 16, 8, 3), (16, 16, 8, 3)),
+    ("single", True): ((32, 32, 4, 3), (16, 32, 8, 2), (16, 16, 8, 2)),
+    ("exact", False): ((32, 32, 4, 3), (32, 32, 8, 2), (16, 32, 8, 2)),
+    ("exact", True): ((16, 32, 4, 3), (16, 16, 8, 4), (16, 16, 8, 1)),
+}
+
+
 def tile_for(
     width: int, products: torch.dtype, *, exact: bool = False, backward: bool = False
 ) -> Tile:
-    """The shipped tile for a padded width.
+    """The shipped tile for a padded width: no register spills on sm_80 to sm_100 (``aot.py``).
 
-    With the table no register spills on sm_80 to sm_100 (``aot.py``), but for gradients of the
-    published form at width 512, up to 92 bytes. ``benchmarks/results/gpu/kernel_tiles.csv`` has
-    times of these and others.
+    ``benchmarks/results/gpu/kernel_tiles.csv`` has times of these and others.
 
     Args:
         width: padded, W.
         products: of the hidden layers.
-        exact: float32 products one by one, as without a table.
+        exact: without a table; float32 products one by one.
         backward: the gradient's kernel.
     """
-    single = products == torch.float32 and not exact
-    if width <= 128:
-        return Tile(rows=32 if single == backward else 16, inner=32, warps=4, stages=3)
-    if width > 256:
-        if single:
-            return Tile(rows=16, inner=16, warps=8, stages=2 if backward else 3)
-        inner, stages = (16, 1) if backward else (32 if exact else 64, 2)
-        return Tile(rows=16, inner=inner, warps=8, stages=stages)
-    if single:
-        rows, inner, stages = (16, 32, 2) if backward else (32, 16, 3)
-    else:
-        rows, inner, stages = (16, 64, 2) if backward else (32, 32, 2)
-    return Tile(rows=rows, inner=inner, warps=8, stages=stages)
+    kind = "exact" if exact else "single" if products == torch.float32 else "half"
+    rows, inner, warps, stages = TILES[kind, backward][(width > 128) + (width > 256)]
+    return Tile(rows=rows, inner=inner, warps=warps, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,31 +592,34 @@ def backward(
     tile = tile or launch.tile_of(backward=True)
     grid, scratch = launch.scratch(tile)
     constants = launch.constants
-    grad_start = torch.empty_like(grad_EBM, memory_format=torch.contiguous_format)
+    grad_state = grad_EBM.clone(memory_format=torch.contiguous_format)
     grad_condition = grad_EBM.new_empty((*grad_EBM.shape, constants["H"]))
     sums = grad_EBM.new_empty(scratch.numel() * constants["L"])
-    with torch.cuda.device_of(grad_start):
-        backward_kernel[grid](
-            grad_EBM.contiguous(),
-            states_KEBM,
-            condition_EBCH.contiguous(),
-            time_KEH.contiguous(),
-            *launch.weights[:-1],
-            grad_start,
-            grad_condition,
-            scratch,
-            sums,
-            form.encoding.low,
-            form.encoding.high,
-            launch.members,
-            launch.rows,
-            grad_EBM.shape[2] // condition_EBCH.shape[2],
-            launch.weights[0][0].numel(),
-            len(states_KEBM),
-            R=tile.rows,
-            BK=tile.inner,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            **constants,
-        )
-    return grad_start, grad_condition
+    condition, time = condition_EBCH.contiguous(), time_KEH.contiguous()
+    steps = len(states_KEBM)
+    with torch.cuda.device_of(grad_state):
+        for k in reversed(range(steps)):
+            backward_kernel[grid](
+                states_KEBM,
+                condition,
+                time,
+                *launch.weights[:-1],
+                grad_state,
+                grad_condition,
+                scratch,
+                sums,
+                form.encoding.low,
+                form.encoding.high,
+                launch.members,
+                launch.rows,
+                grad_EBM.shape[2] // condition_EBCH.shape[2],
+                launch.weights[0][0].numel(),
+                steps,
+                k,
+                R=tile.rows,
+                BK=tile.inner,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+                **constants,
+            )
+    return grad_state, grad_condition
