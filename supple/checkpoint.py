@@ -80,6 +80,11 @@ class Checkpoint:
     state: dict[str, Any]
     """The tree that was saved; tensors are on the CPU."""
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What of its simulator outlives a reset, ``Env.progress()``."""
+        return dict(self.state.get("progress") or {})  # older ones have none
+
 
 def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str, Any]) -> Path:
     """Write ``run_dir/checkpoints/step_<step>``; it appears complete or not at all.

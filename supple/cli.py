@@ -312,7 +312,12 @@ def evaluate(arguments: list[str]) -> int:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
     trained = launch.load_trained(chosen(options.folder, options), device=options.device)
     settings = _evaluated_in(trained, options, flags)
-    env = make_env(settings, num_envs=settings.env.num_envs, purpose=f"eval {options.seed}")
+    env = make_env(
+        settings,
+        num_envs=settings.env.num_envs,
+        purpose=f"eval {options.seed}",
+        progress=trained.progress if settings.task == trained.settings.task else None,
+    )
     try:
         require_same_interface(env.spec, trained.spec, trained.agent.actor_groups)
         if warning := other_bounds(env.spec, trained.spec):
@@ -387,7 +392,12 @@ def play(arguments: list[str]) -> int:
     if video.suffix not in (".mp4", ".webp", ".gif"):
         raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
     found = film(
-        trained.settings, trained.greedy, video, seed=options.seed, max_seconds=options.seconds
+        trained.settings,
+        trained.greedy,
+        video,
+        seed=options.seed,
+        max_seconds=options.seconds,
+        progress=trained.progress,
     )
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,15 +305,33 @@ def best_checkpoint(run: Path) -> tuple[Path, float]:
     return kept[step], mean
 
 
-def make_env(settings: Settings, *, num_envs: int, purpose: str, render: bool = False) -> Env:
-    """An environment of the run's task with other seeds than the training one's."""
-    return make(
+def make_env(
+    settings: Settings,
+    *,
+    num_envs: int,
+    purpose: str,
+    render: bool = False,
+    progress: Mapping[str, Any] | None = None,
+) -> Env:
+    """An environment of the run's task with other seeds than the training one's.
+
+    Args:
+        settings: the run's.
+        num_envs: how many step together.
+        purpose: what the seeds are drawn for.
+        render: whether it can draw.
+        progress: what of the training environment outlives a reset, ``Env.progress()``.
+    """
+    env = make(
         settings.task,
         dataclasses.replace(settings.env, num_envs=num_envs),
         device=machine.resolve_device(settings.device),
         seed=derive_seed(settings.seed, purpose),
         render=render,
     )
+    if progress:
+        env.load_progress(progress)
+    return env
 
 
 def film(
@@ -323,8 +341,11 @@ def film(
     *,
     seed: int,
     max_seconds: float = math.inf,
+    progress: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Film one episode of the run's task to ``path``, which appears only when complete.
+
+    ``progress`` is as in ``make_env``.
 
     Raises:
         InputError: the environment cannot draw, or ``path`` cannot be written.
@@ -338,7 +359,8 @@ def film(
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
-        with closing(make_env(settings, num_envs=1, purpose="video", render=True)) as env:
+        made = make_env(settings, num_envs=1, purpose="video", render=True, progress=progress)
+        with closing(made) as env:
             found = record_video(
                 greedy,
                 env,

@@ -353,6 +353,8 @@ class Trained:
     spec: EnvSpec
     header: Mapping[str, Any]
     """The checkpoint's."""
+    progress: Mapping[str, Any]
+    """Of its simulator, ``Env.progress()``."""
 
     def greedy(self) -> Callable[[Groups], Tensor]:
         """Called as episodes begin: deterministic actions for observation groups."""
@@ -403,6 +405,7 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
     with following_format(found.path):
         agent.load_state_dict(found.state["agent"])
         env_steps = int(found.header["env_steps"])
+        progress = found.progress
     return Trained(
         folder=folder,
         settings=settings,
@@ -410,6 +413,7 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
         agent=agent,
         spec=spec,
         header=found.header,
+        progress=progress,
     )
 
 

@@ -422,7 +422,8 @@ class Run:
         state = {
             "agent": agent,
             "replay": self.replay.state_dict(),
-            "env": self.env.state_dict() if spec.exact_resume else self.env.progress() or None,
+            "env": self.env.state_dict() if spec.exact_resume else None,
+            "progress": self.env.progress(),
             "obs": dict(self._obs.items()),
             "diagnostics": self._online.state_dict(),
             "run": {
@@ -582,6 +583,7 @@ class Run:
                 video,
                 seed=self.settings.seed,
                 max_seconds=VIDEO_SECONDS,
+                progress=self.env.progress(),
             )
             self._sinks.show_video(self.env_steps, video)
         except Exception as error:  # drawing must not cost the run its end
@@ -620,8 +622,8 @@ class Run:
                 self.env.load_state_dict(state["env"])
                 device = self.env.spec.device
                 self._obs = {name: value.to(device) for name, value in state["obs"].items()}
-            elif state["env"]:
-                self.env.load_progress(state["env"])
+            else:
+                self.env.load_progress(resumed.progress)
         self._invalid_known = round(agreed([self._invalid_here])[0])
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self._filmed_at = self.env_steps

@@ -240,8 +240,7 @@ class _Work:
         for target in self._close:
             self._progress(f"  {target.label}")
             policy = policy_of(target.agent)
-            count = min(self.options.episodes, ROLLOUT_ENVS)
-            with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
+            with closing(self._env_of(target)) as env:
                 drawn = self._roll(target, policy, env, "drawn")
                 greedy = self._roll(target, policy, env, "greedy")
                 random = self._roll(target, policy, env, "random")
@@ -250,6 +249,15 @@ class _Work:
             )
             self.found.rollouts[target.number] = greedy
             self._chance[target.number] = float(random.returns.mean())
+
+    def _env_of(self, target: Target) -> Env:
+        """As many environments each time: equal seeds then give equal starts."""
+        return make_env(
+            target.settings,
+            num_envs=min(self.options.episodes, ROLLOUT_ENVS),
+            purpose="diagnose",
+            progress=target.progress,
+        )
 
     def _roll(self, target: Target, policy: Policy, env: Env, kind: str) -> Rollout:
         """Episodes whose actions are ``drawn``, ``greedy`` or ``random``, on the same starts."""
@@ -360,9 +368,7 @@ class _Work:
             one = self.found.analyses.get((target.number, mode))
             if one is None or target.number not in self.found.rollouts:
                 continue
-            # As many environments as before: equal seeds then give equal starts.
-            count = min(self.options.episodes, ROLLOUT_ENVS)
-            with closing(make_env(target.settings, num_envs=count, purpose="diagnose")) as env:
+            with closing(self._env_of(target)) as env:
                 for each in self._closed_loop(target, policy, one, env):
                     self.document.add(target.number, each)
 

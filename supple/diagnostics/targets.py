@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from supple import checkpoint, launch
 from supple.agents.base import Agent
@@ -49,6 +50,8 @@ class Target:
     env_steps: int
     digest: str
     """Of its manifest, which holds those of its files."""
+    progress: Mapping[str, Any]
+    """Of its simulator, ``Env.progress()``."""
     data: DataSets = field(default_factory=DataSets)
 
     @property
@@ -162,6 +165,7 @@ def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, devi
     agent = launch.build_agent(settings, spec)
     with following_format(place.path):
         agent.load_state_dict(found.state["agent"])
+        progress = found.progress
     label = f"step {env_steps:,}"
     if len(names) > 1:
         label = f"{names[place.run]}, {label}"
@@ -177,6 +181,7 @@ def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, devi
         agent=agent,
         env_steps=env_steps,
         digest=sha256((place.path / MANIFEST).read_bytes()),
+        progress=progress,
     )
     target.data = _own_data(target, found)
     return target

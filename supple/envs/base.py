@@ -265,8 +265,8 @@ class Env(ABC):
     def progress(self) -> dict[str, Any]:
         """What outlives every reset, such as the count of steps that a curriculum goes by.
 
-        A run that starts its episodes afresh as it resumes hands it back, and hands it on to the
-        environments it evaluates in. Same kinds of values as ``state_dict``'s.
+        A run that starts its episodes afresh as it resumes hands it back; checkpoints hand it on to
+        the environments that evaluate. Same kinds of values as ``state_dict``'s.
         """
         return {}
 

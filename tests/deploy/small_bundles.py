@@ -114,7 +114,7 @@ def ppo(spec, seed=0, **changes):
 def trained(agent, spec, folder, **changes):
     kind = "ppo" if isinstance(agent, PPO) else "flashsac"
     settings = default_settings("toy/asymmetric", agent=kind, preset="laptop")
-    facts = {"env_steps": 100, "header": {"replay": {"segments": []}}}
+    facts = {"env_steps": 100, "header": {"replay": {"segments": []}}, "progress": {}}
     return Trained(folder=folder, settings=settings, agent=agent, spec=spec, **{**facts, **changes})
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from supple import launch
+from supple.cli import main
 from supple.envs.isaaclab import IsaacLab
 from supple.envs.mjlab import Mjlab
 from supple.envs.rsl_rl import RslRl
@@ -66,7 +67,8 @@ def test_a_resumed_run_and_its_evaluations_go_on_from_the_count(tmp_path, monkey
         return made[-1]
 
     monkeypatch.setitem(sys.modules, "own_counting", sys.modules[__name__])
-    monkeypatch.setattr(sys.modules[__name__], "counting", counting, raising=False)
+    for name in ("counting", "another"):
+        monkeypatch.setattr(sys.modules[__name__], name, counting, raising=False)
     settings = small_settings("own_counting:counting", tmp_path / "run", env_steps=80)
     run_until(settings, 30)
     assert made[0].common_step_counter == 15  # two environments
@@ -76,3 +78,12 @@ def test_a_resumed_run_and_its_evaluations_go_on_from_the_count(tmp_path, monkey
     assert training.resets[-1] == 15
     assert training.common_step_counter == 40
     assert {20, 40} <= set(evaluating.resets)  # evaluations at half the run and at its end
+    for command in (["eval"], ["diagnose", "--suite", "standard", "--episodes", "2"]):
+        made.clear()
+        assert main([*command, str(tmp_path / "run"), "--device", "cpu"]) == 0
+        assert made
+        assert all(env.resets[-1] >= 40 for env in made)
+    made.clear()
+    other = ["--task", "own_counting:another"]
+    assert main(["eval", str(tmp_path / "run"), *other]) == 0
+    assert made[0].resets[-1] == 0  # another task's curriculum is its own
