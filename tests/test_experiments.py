@@ -297,6 +297,8 @@ def test_a_switch_helps_only_where_its_interval_says_so():
     assert same["difference, final return"][0] == "-"
     assert same["verdict, final return"] == "no difference"
     assert {line["seeds"] for line in (first, better, same)} == {"3"}
+    _, better, _ = improvements.summary([row for row in rows if row["seed"] != "2"])
+    assert better["verdict, final return"] == "too few seeds"
 
 
 def test_a_curve_is_reproduced_by_what_was_said_before_any_run():

@@ -66,6 +66,8 @@ REGIMES: dict[str, tuple[tuple[str, ...], str, dict[str, str]]] = {
 }
 SPAN = {"few": 36_000, "many": 4_800}
 """Vector steps of a run: over them the weight of a row falls to its floor."""
+SEEDS = 3
+"""Of fewer nothing is said."""
 
 
 def jobs(regime: str, out: Path, seeds: Sequence[int]) -> list[compare.Job]:
@@ -101,6 +103,7 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _line(regime: str, variant: str, tasks: Sequence[str], curves: Curves) -> dict[str, str]:
     line = {"regime": regime, "switch": variant}
+    seeds = min(len(curves[regime, task, name]) for task in tasks for name in (variant, DEFAULT))
     for name, of in (("final return", lambda run: run[-1]), ("over the run", np.mean)):
         own: list[np.ndarray] = []
         default: list[np.ndarray] = []
@@ -111,12 +114,14 @@ def _line(regime: str, variant: str, tasks: Sequence[str], curves: Curves) -> di
                 found.append((np.array(runs) - low) / (high - low))
         low, high = scores.interval95(lambda a, b: scores.mean(a) - scores.mean(b), own, default)
         said = "helps" if low > 0 else "harms" if high < 0 else "no difference"
+        if seeds < SEEDS:
+            said = "too few seeds"
         if variant == DEFAULT:
             said = "-"
         line[name] = f"{float(scores.mean(own)):.2f}"
         line[f"difference, {name}"] = f"{low:+.2f} to {high:+.2f}" if said != "-" else "-"
         line[f"verdict, {name}"] = said
-    line["seeds"] = str(min(len(curves[regime, task, variant]) for task in tasks))
+    line["seeds"] = str(seeds)
     return line
 
 
