@@ -5,8 +5,8 @@
 Each candidate runs forward or backward at the sizes of ``supple bench kernels``, with the table of
 encoded values; the exact kernels, which ``flow_official`` takes, with their shipped tile. Beside
 them stand the hidden layers' products alone and the compiled definition, forward and with its
-gradient, as CUDA graphs. What a candidate
-takes of registers is asked ahead of time and without a GPU:
+gradient. All are CUDA graphs: a gradient's launches, one per step, would wait for Python. What a
+candidate takes of registers is asked ahead of time and without a GPU:
 ``python -m supple.kernels.critic_integration.aot``.
 """
 
@@ -137,7 +137,8 @@ def measured(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
             run = functools.partial(call.run, tile=tile)
             with contextlib.suppress(triton.runtime.errors.OutOfResources):
                 # A block of this GPU has less shared memory than that.
-                yield row(size, products, kernel, run, tile=tile, call=call)
+                graph, _ = capture(run)
+                yield row(size, products, kernel, graph.replay, tile=tile, call=call)
 
 
 def main() -> None:

@@ -330,7 +330,11 @@ def make_env(
         render=render,
     )
     if progress:
-        env.load_progress(progress)
+        try:
+            env.load_progress(progress)
+        except BaseException:
+            env.close()
+            raise
     return env
 
 

@@ -622,7 +622,7 @@ class Run:
                 self.env.load_state_dict(state["env"])
                 device = self.env.spec.device
                 self._obs = {name: value.to(device) for name, value in state["obs"].items()}
-            else:
+            elif resumed.progress:
                 self.env.load_progress(resumed.progress)
         self._invalid_known = round(agreed([self._invalid_here])[0])
         self._sinks.truncate_after(self.env_steps)

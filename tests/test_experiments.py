@@ -18,6 +18,7 @@ from benchmarks.experiments import (
     improvements,
     instability,
     maze,
+    physics,
     policy_evaluation,
     reproduction,
     rounding,
@@ -29,6 +30,7 @@ from supple.cli import DONE, RESUMABLE
 from supple.diagnostics import recovery
 from supple.envs import EnvSettings, make
 from supple.envs.check import check_env
+from supple.errors import InputError
 from supple.replay import Replay, ReplaySettings
 from supple.replay.prefill import prefill
 from supple.run import RESULT
@@ -299,6 +301,18 @@ def test_a_switch_helps_only_where_its_interval_says_so():
     assert {line["seeds"] for line in (first, better, same)} == {"3"}
     _, better, _ = improvements.summary([row for row in rows if row["seed"] != "2"])
     assert better["verdict, final return"] == "too few seeds"
+
+
+def test_equal_simulators_step_alike_and_a_python_without_one_is_named(monkeypatch):
+    monkeypatch.setattr(physics, "STATES", 12)
+    row = physics.compared("Hopper-v4", sys.executable)
+    assert row["here"] == row["other"]
+    assert {row[name] for name in ("median", "largest", "largest of reward")} == {"0.0e+00"}
+    assert physics.summary([row, row]) == physics.summary([row])
+    with pytest.raises(InputError, match="cannot step Hopper-v4: status 1"):
+        physics.compared("Hopper-v4", "/bin/false")
+    with pytest.raises(InputError, match="cannot run"):
+        physics.compared("Hopper-v4", "/nowhere")
 
 
 def test_a_curve_is_reproduced_by_what_was_said_before_any_run():

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from supple.envs.gym_packages import importing_packages, quiet_mujoco
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
+
+if TYPE_CHECKING:
+    from supple.launch import Trained
 
 ENVS = 10
 _TASK = re.compile(r"[a-z]+(/[A-Za-z0-9_.-]+){1,2}")
@@ -54,7 +57,7 @@ def closed_loop(
     *,
     episodes: int,
     recorded: Mapping[str, Any] | None,
-    trained: Callable[[], Callable[[Groups], Tensor]] | None = None,
+    trained: Trained | None = None,
 ) -> Verdict:
     """The exported policy's return equals the checkpoint's within both intervals.
 
@@ -63,7 +66,7 @@ def closed_loop(
         runtime: takes rows in batches; None where there is none.
         episodes: how many.
         recorded: the run's own evaluation.
-        trained: the checkpoint's policy, where the run is at hand: it is evaluated anew.
+        trained: the checkpoint, where the run is at hand: its policy is evaluated anew.
     """
     check, task = "closed loop", contract["origin"]["task"]
     if runtime is None:
@@ -75,18 +78,25 @@ def closed_loop(
         recorded_env = contract["origin"].get("env", {})
         settings = _env_settings(recorded_env, min(episodes, ENVS), own=trained is not None)
         with closing(make(task, settings)) as env:
-            seed = derive_seed(0, "verify")
-            found = evaluate(greedy(runtime, groups), env, episodes=episodes, seed=seed)
-            if trained is not None:
-                again = evaluate(trained, env, episodes=episodes, seed=seed)
+            if trained is None and env.progress():
+                known = "a curriculum, and only the run knows how far it was: name it with --run"
+                return Verdict(check, SKIPPED, f"{task} has {known}")
+            policies = [greedy(runtime, groups), *([trained.greedy] if trained else [])]
+            found = []
+            for policy in policies:
+                if trained and trained.progress:
+                    env.load_progress(trained.progress)  # the evaluation before counted on
+                seed = derive_seed(0, "verify")
+                found.append(evaluate(policy, env, episodes=episodes, seed=seed))
+            if trained:
                 recorded = {
-                    "return_mean": again.return_mean,
-                    "return_ci95": again.return_ci95,
+                    "return_mean": found[1].return_mean,
+                    "return_ci95": found[1].return_ci95,
                     "episodes": episodes,
                 }
     except (InputError, SimulatorError) as error:
         return Verdict(check, SKIPPED, f"no simulator: {error}")
-    return compare_returns(check, found, recorded)
+    return compare_returns(check, found[0], recorded)
 
 
 def _env_settings(recorded: Mapping[str, Any], num_envs: int, *, own: bool) -> EnvSettings:

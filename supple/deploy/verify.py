@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from supple.deploy.runtimes import (
     TorchRuntime,
 )
 from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.launch import Trained
 
 EPISODES = 10
 LATENCY_ROWS, LATENCY_REPEATS = 200, 10
@@ -197,10 +200,8 @@ def _guard(name: str, check: Callable[[], Verdict]) -> Verdict:
         return Verdict(name, FAILED, str(error))
 
 
-def _compare_with_run(
-    bundle: Bundle, vectors: Vectors, run: Path, report: Report
-) -> Callable[[], Any]:
-    """Contract and golden actions against the run's own checkpoint; returns its policy."""
+def _compare_with_run(bundle: Bundle, vectors: Vectors, run: Path, report: Report) -> Trained:
+    """Contract and golden actions against the run's own checkpoint, which it returns."""
     from supple import launch
     from supple.deploy.export import bundle_files
     from supple.deploy.manifest import NAME, parse
@@ -217,7 +218,7 @@ def _compare_with_run(
     if not same or not np.allclose(expected.outputs.action, vectors.outputs.action, atol=1e-5):
         faults.append("its golden vectors are not those of the run's newest checkpoint")
     report.verdicts.append(verdict("the run itself", faults, f"contract and actions of {run.name}"))
-    return trained.greedy
+    return trained
 
 
 def _time(bundle: Bundle, golden: Golden, runtimes: Sequence[Runtime], report: Report) -> None:

@@ -5,7 +5,10 @@ import json
 import stat
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -529,6 +532,41 @@ def test_a_policy_with_a_history_acts_in_the_environment_it_was_trained_with(tmp
     assert found["closed loop"].startswith("return ")
     with pytest.raises(InputError, match=r"origin\.env is not of this version of supple"):
         simulator._env_settings({"histori": 3}, 1, own=True)
+
+
+def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
+    progress, seen = {"common_step_counter": 7}, []
+
+    class Env:
+        count = 0
+
+        def progress(self):
+            return {"common_step_counter": self.count}
+
+        def load_progress(self, progress):
+            self.count = progress["common_step_counter"]
+
+        def close(self):
+            pass
+
+    def evaluate(policy, env, **options):
+        seen.append(env.count)
+        env.count += 5
+        return evaluation(10.0, 1.0)
+
+    monkeypatch.setattr(simulator, "make", lambda task, settings: Env())
+    monkeypatch.setattr(simulator, "evaluate", evaluate)
+    contract = {"origin": {"task": "toy/lqr"}, "observation": {"groups": ["policy"]}}
+    recorded = {"return_mean": 10.0, "return_ci95": 1.0, "episodes": 5}
+    checked: Any = simulator.closed_loop
+    loop = partial(checked, contract, object(), episodes=5, recorded=recorded)
+    run = SimpleNamespace(progress=progress, greedy=None)
+    assert loop(trained=run).status == PASSED
+    assert seen == [7, 7]
+    alone = loop()
+    assert alone.status == SKIPPED
+    assert "curriculum" in alone.detail
+    assert "--run" in alone.detail
 
 
 def test_a_bundle_alone_configures_no_simulator(cheetah):

@@ -1,11 +1,11 @@
 """The integration as one Triton kernel, and its gradient as another.
 
-A program carries a tile of R trajectories of one member through all K steps. Activations of a
-layer go to a scratch row of the program, which stays in cache, so that the next product can stream
-both its operands; sums, norms, z and gradients are float32 in registers. The gradient recomputes
-each step from its saved state, in a launch of its own: in one launch for all, addresses and sums
-that wait for the next step take registers that a step needs. No atomics: the same bits in every
-run.
+A program carries a tile of R trajectories of one member through all K steps; the gradient, through
+one. Activations of a layer go to a scratch row of the program, which stays in cache, so that the
+next product can stream both its operands; sums, norms, z and gradients are float32 in registers.
+The gradient recomputes each step from its saved state, in a launch of its own: in one launch for
+all, addresses and sums that wait for the next step take registers that a step needs. No atomics:
+the same bits in every run.
 
 Shapes: as in ``reference.py``; ``N`` = B M trajectories, ``W`` = H padded to a power of two.
 """
@@ -443,8 +443,9 @@ TILES = {
 def tile_for(
     width: int, products: torch.dtype, *, exact: bool = False, backward: bool = False
 ) -> Tile:
-    """The shipped tile for a padded width: no register spills on sm_80 to sm_100 (``aot.py``).
+    """The shipped tile for a padded width.
 
+    No registers spill on sm_80 to sm_100 at the widths and depths of ``aot.py``.
     ``benchmarks/results/gpu/kernel_tiles.csv`` has times of these and others.
 
     Args:
