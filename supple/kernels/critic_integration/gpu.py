@@ -398,7 +398,7 @@ def backward_kernel(
     tl.debug_barrier()
     tl.store(sums + tile, grad)
     tl.debug_barrier()
-    z = tl.load(states + rows, mask=rmask, other=0.0)
+    z = tl.load(states + rows, mask=rmask, other=0.0)  # both again rather than held meanwhile
     grad_z = tl.load(grad_state + rows, mask=rmask, other=0.0)
     for begin in range(0, W, SLICE):
         some = begin + tl.arange(0, SLICE)
