@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +26,22 @@ def reference_updates(checkout: Path, shape: Shape) -> dict[str, Callable[[], ob
     Eager in float32 everywhere. On a CPU with oneDNN's switch too, where it has bfloat16; on a GPU
     also as its settings ship, compiled (``max-autotune`` on this torch) with float16 autocast.
     """
-    plain = _updates(checkout, shape, shipped=False)
+    official = load_official(checkout)
+    plain = _updates(official, shape, shipped=False)
     found = {"official eager float32": plain}
     if shape.device.type == "cuda":
-        found["official as shipped float16"] = _updates(checkout, shape, shipped=True)
+        found["official as shipped float16"] = _updates(official, shape, shipped=True)
     elif has_bfloat16(shape.device):
         found["official eager bfloat16"] = partial(in_bfloat16, plain)
     return found
 
 
-def _updates(checkout: Path, shape: Shape, *, shipped: bool) -> Callable[[], object]:
+def load_official(checkout: Path) -> Any:
+    """The module of its agent.
+
+    Raises:
+        InputError: the folder is not a checkout, or packages of it are missing.
+    """
     # Its types name JAX arrays; nothing else of its PyTorch agent needs JAX.
     stand_in: dict[str, types.ModuleType] = {}
     if "jax" not in sys.modules and importlib.util.find_spec("jax") is None:
@@ -45,58 +52,66 @@ def _updates(checkout: Path, shape: Shape, *, shipped: bool) -> Callable[[], obj
     sys.modules |= stand_in
     sys.path.insert(0, str(checkout))
     try:
-        official = importlib.import_module("flash_rl.agents.flashSAC.agent")
+        return importlib.import_module("flash_rl.agents.flashSAC.agent")
     except ImportError as error:
         raise InputError(f"--reference {checkout} cannot be imported: {error}") from error
     finally:
         sys.path.remove(str(checkout))
         for name in stand_in:  # others must not take it for the real one
             del sys.modules[name]
+
+
+def official_agent(official: Any, shape: Shape, **changed: Any) -> Any:
+    """Its agent with the settings of its CPU scripts, eager in float32, but for what is changed."""
     from gymnasium.spaces import Box as Space
 
     ours = FlashSACSettings()
-    config = official.FlashSACConfig(
-        seed=0,
-        normalize_reward=True,
-        normalized_G_max=ours.value_max,
-        asymmetric_observation=False,
-        device_type=str(shape.device),
-        buffer_max_length=RING_ROWS,
-        buffer_min_length=1,
-        buffer_device_type=str(shape.device),
-        sample_batch_size=shape.batch_size,
-        learning_rate_init=ours.lr_init,
-        learning_rate_peak=ours.lr_peak,
-        learning_rate_end=ours.lr_end,
-        learning_rate_warmup_rate=0.0,
-        learning_rate_warmup_step=1,
-        learning_rate_decay_rate=1.0,
-        learning_rate_decay_step=10**6,
-        actor_num_blocks=ours.actor_blocks,
-        actor_hidden_dim=ours.actor_hidden,
-        actor_bc_alpha=0.0,
-        actor_noise_zeta_mu=2.0,
-        actor_noise_zeta_max=16,
-        actor_update_period=ours.actor_period,
-        critic_num_blocks=ours.critic_blocks,
-        critic_hidden_dim=ours.critic_hidden,
-        critic_num_bins=ours.num_atoms,
-        critic_min_v=-ours.value_max,
-        critic_max_v=ours.value_max,
-        critic_target_update_tau=ours.tau,
-        temp_initial_value=ours.initial_temperature,
-        temp_target_sigma=ours.target_std,
-        temp_target_entropy=0.0,
-        gamma=ours.gamma,
-        n_step=1,
-        use_compile=shipped,
-        compile_mode="auto",
-        use_amp=shipped,
-        load_optimizer=False,
-        load_reward_normalizer=False,
-    )
-    obs_space = Space(-np.inf, np.inf, (1, shape.obs), np.float32)
-    agent = official.FlashSACAgent(obs_space, Space(-1, 1, (1, shape.act), np.float32), {}, config)
+    settings = {
+        "seed": 0,
+        "normalize_reward": True,
+        "normalized_G_max": ours.value_max,
+        "asymmetric_observation": False,
+        "device_type": str(shape.device),
+        "buffer_max_length": RING_ROWS,
+        "buffer_min_length": 1,
+        "buffer_device_type": str(shape.device),
+        "sample_batch_size": shape.batch_size,
+        "learning_rate_init": ours.lr_init,
+        "learning_rate_peak": ours.lr_peak,
+        "learning_rate_end": ours.lr_end,
+        "learning_rate_warmup_rate": 0.0,
+        "learning_rate_warmup_step": 1,
+        "learning_rate_decay_rate": 1.0,
+        "learning_rate_decay_step": 10**6,
+        "actor_num_blocks": ours.actor_blocks,
+        "actor_hidden_dim": ours.actor_hidden,
+        "actor_bc_alpha": 0.0,
+        "actor_noise_zeta_mu": 2.0,
+        "actor_noise_zeta_max": 16,
+        "actor_update_period": ours.actor_period,
+        "critic_num_blocks": ours.critic_blocks,
+        "critic_hidden_dim": ours.critic_hidden,
+        "critic_num_bins": ours.num_atoms,
+        "critic_min_v": -ours.value_max,
+        "critic_max_v": ours.value_max,
+        "critic_target_update_tau": ours.tau,
+        "temp_initial_value": ours.initial_temperature,
+        "temp_target_sigma": ours.target_std,
+        "temp_target_entropy": 0.0,  # it takes its own
+        "gamma": ours.gamma,
+        "n_step": 1,
+        "use_compile": False,
+        "compile_mode": "auto",
+        "use_amp": False,
+        "load_optimizer": False,
+        "load_reward_normalizer": False,
+    }
+    spaces = Space(-np.inf, np.inf, (1, shape.obs)), Space(-1, 1, (1, shape.act))
+    return official.FlashSACAgent(*spaces, {}, official.FlashSACConfig(**settings | changed))
+
+
+def _updates(official: Any, shape: Shape, *, shipped: bool) -> Callable[[], object]:
+    agent = official_agent(official, shape, use_compile=shipped, use_amp=shipped)
     random = np.random.default_rng(0)
     rows = RING_ROWS
     agent.process_transition(
