@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments import improvements as improvements_experiment
 from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
@@ -151,6 +152,14 @@ def reproduction() -> str:
     )
     shown = grid(list(body[0]), [list(line.values()) for line in body])
     return f"{shown}\n\n{source('reproduction', table, note)}"
+
+
+def improvements() -> str:
+    """What each switch of ours does to FlashSAC."""
+    table = rows("improvements")
+    lines = [line for line in improvements_experiment.summary(table) if line["seeds"] == "3"]
+    shown = grid(list(lines[0]), [list(line.values()) for line in lines])
+    return f"{shown}\n\n{source('improvements', table)}"
 
 
 def _of(table: Sequence[Row], variant: str, column: str) -> float:
@@ -513,6 +522,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "front": front,
     "critics": critics,
     "reproduction": reproduction,
+    "improvements": improvements,
     "policy_evaluation": policy_evaluation,
     "time_to_return": time_to_return,
     "ppo": ppo,
