@@ -158,14 +158,14 @@ def side_by_side(reference: Path) -> list[dict[str, Any]]:
     actions = env.spec.action.size
     shape = Shape(sum(env.spec.observation.values()), actions, BATCH)
     torch.manual_seed(0)
-    torch.compiler.set_stance("force_eager")
-    with contextlib.closing(env), in_float64():
+    with contextlib.closing(env), torch.compiler.set_stance("force_eager"), in_float64():
         official = load_official(reference)  # it asks for types when it is imported
         theirs = official_agent(official, shape, buffer_min_length=WARM_UP)
         settings = FlashSACSettings(
             batch_size=BATCH, reward_scaler=RewardScalerSettings(reset="before")
         )
         ours = FlashSAC(env.spec, settings, total_env_steps=10**6)
+        ours._acting = True  # the random steps are given to both
         for network in NETWORKS:
             own = getattr(ours, network)
             own.load_state_dict(in_our_names(network, getattr(theirs, f"_{network}")))
@@ -183,7 +183,6 @@ def steps(env: Any, theirs: Any, ours: FlashSAC, numbers: Numbers) -> Iterator[d
         if step <= WARM_UP:
             action = numbers.warm_up
         else:
-            ours._acting = True
             before = {"next_observation": obs.numpy()}
             action = torch.from_numpy(theirs.sample_actions(step, before, training=True))
             own, _ = ours.act({"policy": obs}, explore=True)

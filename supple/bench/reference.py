@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -66,48 +67,48 @@ def official_agent(official: Any, shape: Shape, **changed: Any) -> Any:
     from gymnasium.spaces import Box as Space
 
     ours = FlashSACSettings()
-    settings = {
-        "seed": 0,
-        "normalize_reward": True,
-        "normalized_G_max": ours.value_max,
-        "asymmetric_observation": False,
-        "device_type": str(shape.device),
-        "buffer_max_length": RING_ROWS,
-        "buffer_min_length": 1,
-        "buffer_device_type": str(shape.device),
-        "sample_batch_size": shape.batch_size,
-        "learning_rate_init": ours.lr_init,
-        "learning_rate_peak": ours.lr_peak,
-        "learning_rate_end": ours.lr_end,
-        "learning_rate_warmup_rate": 0.0,
-        "learning_rate_warmup_step": 1,
-        "learning_rate_decay_rate": 1.0,
-        "learning_rate_decay_step": 10**6,
-        "actor_num_blocks": ours.actor_blocks,
-        "actor_hidden_dim": ours.actor_hidden,
-        "actor_bc_alpha": 0.0,
-        "actor_noise_zeta_mu": 2.0,
-        "actor_noise_zeta_max": 16,
-        "actor_update_period": ours.actor_period,
-        "critic_num_blocks": ours.critic_blocks,
-        "critic_hidden_dim": ours.critic_hidden,
-        "critic_num_bins": ours.num_atoms,
-        "critic_min_v": -ours.value_max,
-        "critic_max_v": ours.value_max,
-        "critic_target_update_tau": ours.tau,
-        "temp_initial_value": ours.initial_temperature,
-        "temp_target_sigma": ours.target_std,
-        "temp_target_entropy": 0.0,  # it takes its own
-        "gamma": ours.gamma,
-        "n_step": 1,
-        "use_compile": False,
-        "compile_mode": "auto",
-        "use_amp": False,
-        "load_optimizer": False,
-        "load_reward_normalizer": False,
-    }
+    config = official.FlashSACConfig(
+        seed=0,
+        normalize_reward=True,
+        normalized_G_max=ours.value_max,
+        asymmetric_observation=False,
+        device_type=str(shape.device),
+        buffer_max_length=RING_ROWS,
+        buffer_min_length=1,
+        buffer_device_type=str(shape.device),
+        sample_batch_size=shape.batch_size,
+        learning_rate_init=ours.lr_init,
+        learning_rate_peak=ours.lr_peak,
+        learning_rate_end=ours.lr_end,
+        learning_rate_warmup_rate=0.0,
+        learning_rate_warmup_step=1,
+        learning_rate_decay_rate=1.0,
+        learning_rate_decay_step=10**6,
+        actor_num_blocks=ours.actor_blocks,
+        actor_hidden_dim=ours.actor_hidden,
+        actor_bc_alpha=0.0,
+        actor_noise_zeta_mu=2.0,
+        actor_noise_zeta_max=16,
+        actor_update_period=ours.actor_period,
+        critic_num_blocks=ours.critic_blocks,
+        critic_hidden_dim=ours.critic_hidden,
+        critic_num_bins=ours.num_atoms,
+        critic_min_v=-ours.value_max,
+        critic_max_v=ours.value_max,
+        critic_target_update_tau=ours.tau,
+        temp_initial_value=ours.initial_temperature,
+        temp_target_sigma=ours.target_std,
+        temp_target_entropy=0.0,  # it takes its own
+        gamma=ours.gamma,
+        n_step=1,
+        use_compile=False,
+        compile_mode="auto",
+        use_amp=False,
+        load_optimizer=False,
+        load_reward_normalizer=False,
+    )
     spaces = Space(-np.inf, np.inf, (1, shape.obs)), Space(-1, 1, (1, shape.act))
-    return official.FlashSACAgent(*spaces, {}, official.FlashSACConfig(**settings | changed))
+    return official.FlashSACAgent(*spaces, {}, dataclasses.replace(config, **changed))
 
 
 def _updates(official: Any, shape: Shape, *, shipped: bool) -> Callable[[], object]:
