@@ -238,10 +238,12 @@ def evaluation_envs(num_envs: int, device: torch.device, episodes: int) -> int:
 
     Args:
         num_envs: how many train.
-        device: where they are simulated; on a GPU as many take no longer than one.
+        device: of their tensors; simulated on a GPU, as many as train take no longer than one.
         episodes: of one evaluation.
     """
-    return min(episodes, num_envs if device.type == "cuda" else MAX_CPU_ENVS)
+    # A CPU simulator's tensors may be on a GPU, too, and one environment would train alone there.
+    most = max(num_envs, MAX_CPU_ENVS) if device.type == "cuda" else MAX_CPU_ENVS
+    return min(episodes, most)
 
 
 def require_same_interface(spec: EnvSpec, trained: EnvSpec, groups: Sequence[str]) -> None:

@@ -226,16 +226,31 @@ def capture(
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with _own_workspace(), torch.cuda.stream(stream):
         for _ in range(3):
             with around():
                 run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # The simulator may be using the GPU from its own thread (--overlap).
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with _own_workspace(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = run()
     return graph, outputs
+
+
+@contextlib.contextmanager
+def _own_workspace() -> Iterator[None]:
+    """Graphs captured in this block keep what cuBLAS works in for themselves, in their own memory.
+
+    Else those of one stream share the first one's, and torch 2.13 frees it with whichever
+    goes first (pytorch/pytorch#193402). As torch/_inductor/cudagraph_trees.py does.
+    """
+    clear: Callable[[], None] = torch._C._cuda_clearCublasWorkspaces
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 @contextlib.contextmanager
@@ -330,10 +345,14 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
         # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
         patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
-        if any(value.is_cuda for value in (*held, *inputs)) and torch.__version__ < "2.13":
-            # Reordering loops asserts on steps of several tensors at once, such as Adam's
-            # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
-            patches["loop_ordering_after_fusion"] = False
+        if any(value.is_cuda for value in (*held, *inputs)):
+            # Else kernels and paddings are chosen by timing them, and another choice adds in
+            # another order: a run that resumes with an empty cache would part from itself.
+            patches["deterministic"] = True
+            if torch.__version__ < "2.13":
+                # Reordering loops asserts on steps of several tensors at once, such as Adam's
+                # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
+                patches["loop_ordering_after_fusion"] = False
         options = {"config_patches": patches}
         artifact = torch._inductor.standalone_compile(
             graph,

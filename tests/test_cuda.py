@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,21 +12,21 @@ import torch
 
 from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
-from supple.agents.flashsac import Batch
 from supple.agents.flashsac_settings import CRITICS
 from supple.cli import DONE, main
 from supple.configs import default_settings
 from supple.quarantine import Quarantine
-from supple.region import Compute, float32_products
+from supple.region import Compute, capture, float32_products
 from supple.replay import Replay, ReplaySettings
 from tests.agents.small_agents import (
     ACTIONS,
+    ROWS,
     generator,
+    random_batch,
     random_obs,
     random_step,
     small_settings,
     small_spec,
-    step_inputs,
 )
 from tests.small_runs import (
     assert_same,
@@ -65,10 +67,10 @@ def ppo(device, mode="eager", **changes):
     return PPO(spec, settings, total_env_steps=2000, seed=0, compute=compute)
 
 
-def given_to(agent, seed):
+def given_to(agent, seed, rows=ROWS):
     """What ``learn`` takes, drawn on the CPU."""
-    batch = Batch(*step_inputs(agent, "_update_critic")[:6])
-    random, rows, draws = generator(seed), len(batch.action_BA), agent.critic.draws
+    batch = random_batch(agent, generator(1), rows=rows)
+    random, draws = generator(seed), agent.critic.draws
     noise = [torch.randn(batch.action_BA.shape, generator=random) for _ in range(2)]
     counts = (draws.value, draws.value + draws.target + draws.loss)
     if counts[1]:
@@ -98,6 +100,20 @@ def test_flashsac_learns_what_it_learns_on_the_cpu(critic, mode):
     assert ours.compute.compile == MODES[mode].get("compile", False)  # nothing fell back
 
 
+@pytest.mark.parametrize("critic", CRITICS)
+@every_mode
+def test_the_same_steps_end_in_the_same_bits(critic, mode):
+    """Of 512 rows: a sum in whichever order threads arrive shows at once."""
+    agents = [flashsac(CUDA, mode, critic=critic, batch_size=512) for _ in range(2)]
+    for seed in range(3):
+        given = to(given_to(agents[0], seed, rows=512), CUDA)
+        for agent in agents:
+            agent.learn(*given)
+    ours, theirs = (agent.state_dict() for agent in agents)
+    for name in ("actor", "critic"):
+        assert_same(ours[name], theirs[name])
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 @pytest.mark.parametrize("critic", ["categorical", "flow"])
 def test_other_precisions_differ_by_their_rounding(precision, critic):
@@ -112,6 +128,20 @@ def test_other_precisions_differ_by_their_rounding(precision, critic):
         assert other.compute.compile
         loss, same = (metrics["critic/loss"].item() for metrics in (found, expected))
         assert loss == pytest.approx(same, rel=0.1, abs=0.05)
+
+
+def test_a_graph_outlives_another():
+    left, right = (torch.randn(2048, 640, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
+    other, graph = (capture(lambda: left.mT @ right) for _ in range(2))
+    expected = left.mT @ right
+    del other
+    gc.collect()
+    torch.cuda.empty_cache()
+    filled = torch.full((2**26,), math.nan, device=CUDA)
+    graph[1].zero_()
+    graph[0].replay()
+    assert torch.equal(graph[1], expected)
+    assert filled.isnan().all()
 
 
 def random_stream(seed, steps):
@@ -151,6 +181,7 @@ def test_the_loop_never_waits_for_the_gpu_and_its_memory_does_not_grow(make, mod
     once = loop(agent)
     for _ in range(48):
         once()
+    gc.collect()  # what compiling left in cycles
     updates, held = agent.updates, torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -159,6 +190,7 @@ def test_the_loop_never_waits_for_the_gpu_and_its_memory_does_not_grow(make, mod
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert agent.updates > updates + 10
+    gc.collect()
     assert torch.cuda.memory_allocated() == held
 
 

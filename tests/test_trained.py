@@ -249,6 +249,7 @@ def test_as_many_environments_evaluate_on_a_gpu_as_train_there(stopped, monkeypa
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     assert evaluation_envs(4096, cuda, 100) == 100
     assert evaluation_envs(64, cuda, 100) == 64
+    assert evaluation_envs(1, cuda, 100) == 10
     assert evaluation_envs(1, cpu, 100) == 10
     asked = []
 

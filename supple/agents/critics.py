@@ -218,10 +218,25 @@ def project_to_atoms(probability_BK: Tensor, position_BK: Tensor, value_max: flo
     lower_BK = offset_BK.floor()
     upper_share_BK = probability_BK * (offset_BK - lower_BK)
     lower = lower_BK.nan_to_num(0).long()  # NaN has no place: its mass stays NaN, at the first
-    projected = torch.zeros_like(probability_BK)
-    projected.scatter_add_(1, lower, probability_BK - upper_share_BK)
-    projected.scatter_add_(1, (lower + 1).clamp(max=atoms - 1), upper_share_BK)
-    return projected
+    upper = (lower + 1).clamp(max=atoms - 1)
+    add = _added_in_order if probability_BK.is_cuda else _scattered
+    return add(probability_BK - upper_share_BK, lower, upper_share_BK, upper)
+
+
+def _scattered(low_BK: Tensor, lower: Tensor, up_BK: Tensor, upper: Tensor) -> Tensor:
+    found = torch.zeros_like(low_BK)
+    return found.scatter_add_(1, lower, low_BK).scatter_add_(1, upper, up_BK)
+
+
+def _added_in_order(low_BK: Tensor, lower: Tensor, up_BK: Tensor, upper: Tensor) -> Tensor:
+    """The same on a GPU, where a scattered sum would be taken in whichever order threads arrive.
+
+    Every grid point looks at all masses, which compiles to one sum and no (B, K, K) tensor.
+    """
+    grid_K = torch.arange(low_BK.shape[1], device=low_BK.device)
+    low_BKK = torch.where(lower.unsqueeze(2) == grid_K, low_BK.unsqueeze(2), 0.0)
+    up_BKK = torch.where(upper.unsqueeze(2) == grid_K, up_BK.unsqueeze(2), 0.0)
+    return (low_BKK + up_BKK).sum(1)
 
 
 class ScalarCritic(HeadCritic):

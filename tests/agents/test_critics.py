@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from supple.agents import critics
 from supple.agents.critics import CategoricalCritic, CriticSize, ScalarCritic, project_to_atoms
 from tests.agents.small_agents import generator
 
@@ -122,6 +123,18 @@ def test_projection_agrees_with_the_dense_form(atoms, value_max):
     exact = project_to_atoms(probability.double(), position.double(), value_max)
     torch.testing.assert_close(
         exact, dense_projection(probability, position, value_max), atol=1e-12, rtol=0
+    )
+
+
+def test_a_gpu_adds_the_same_masses_in_a_fixed_order():
+    probability = random_distributions(64)
+    position = 9 * torch.rand(64, 101, generator=generator(5)) - 3  # many beyond the top end
+    position[0, 3] = float("nan")
+    lower = position.clamp(-5, 5).add(5).mul(10).floor().nan_to_num(0).long()
+    given = (probability * 0.7, lower, probability * 0.3, (lower + 1).clamp(max=100))
+    given[0][0, 3] = float("nan")
+    torch.testing.assert_close(
+        critics._added_in_order(*given), critics._scattered(*given), equal_nan=True
     )
 
 
