@@ -341,7 +341,9 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
 
     graph = make_fx(flat)(*inputs)
     held = _lift_attributes(graph)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # --compute.precision says what multiplies float32.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
         # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
         patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
