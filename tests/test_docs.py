@@ -1,5 +1,6 @@
 """The site builds without a warning, links lead somewhere, snippets and notebooks run."""
 
+import importlib
 import json
 import re
 import runpy
@@ -10,11 +11,15 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import gymnasium
 import jupytext
 import nbformat
+import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from benchmarks import figures, tables
@@ -327,6 +332,32 @@ def test_what_an_environment_says_of_its_robot_is_in_the_bundle(tmp_path, monkey
     assert manifest["contract"]["joints"]["policy_names"] == ["x", "y"]
     assert manifest["contract"]["joints"]["robot_names"] == ["y", "x"]
     assert manifest["contract"]["gains"]["stiffness"] == [800.0, 800.0]
+
+
+def test_the_mirror_image_of_walker_walks_as_its_simulator_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    monkeypatch.chdir(tmp_path)
+    given = ["--agent.symmetry", "my_mirror:mirror", "--env-steps", "120", "--run-dir", "run"]
+    assert main(["train", "mujoco/Walker2d", *flags(), *given]) == DONE, capsys.readouterr().err
+    mirror = importlib.import_module("my_mirror").mirror
+
+    env, image = (gymnasium.make("Walker2d-v5") for _ in range(2))
+    walker: Any = env.unwrapped
+    mirrored: Any = image.unwrapped
+    env.reset(seed=0)
+    image.reset(seed=0)
+    data = walker.data
+    both = torch.from_numpy(np.concatenate((data.qpos[1:], data.qvel)))
+    theirs = mirror("policy", both[None])[0].numpy()
+    mirrored.set_state(np.concatenate((data.qpos[:1], theirs[:8])), theirs[8:])
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        action = random.uniform(-1, 1, (1, 6))
+        ours, reward, *_ = env.step(action[0])
+        theirs, other, *_ = image.step(mirror("action", torch.from_numpy(action))[0].numpy())
+        expected = mirror("policy", torch.from_numpy(ours)[None])[0].numpy()
+        np.testing.assert_allclose(theirs, expected, atol=1e-6)
+        assert other == pytest.approx(reward, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["my_sim:make", "my_batch:Reach"])

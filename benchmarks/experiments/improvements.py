@@ -1,14 +1,16 @@
 """Experiment 5: what each of our switches does to FlashSAC as published.
 
-Two regimes, each on HalfCheetah and Hopper, three seeds a variant, everything else the same:
+Three regimes, the first two on HalfCheetah and Hopper, three seeds a variant, everything else the
+same:
 
-====  =======================================================================================
-few   the ``laptop`` preset: one environment, one update per step, 36,000 steps
-many  64 environments, 4 updates per 64 transitions, 307,200 steps: the data-rich regime of a GPU
-      simulator, made small
-====  =======================================================================================
+======  =====================================================================================
+few     the ``laptop`` preset: one environment, one update per step, 36,000 steps
+many    64 environments, 4 updates per 64 transitions, 307,200 steps: the data-rich regime of a GPU
+        simulator, made small
+mirror  as ``few``, on Walker2d, whose legs may change places
+======  =====================================================================================
 
-Said before any run: a switch *helps* (or *harms*) in a regime if, over its two tasks, the 95 %
+Said before any run: a switch *helps* (or *harms*) in a regime if, over its tasks, the 95 %
 stratified bootstrap interval of its normalised final return minus the default's lies above (below)
 0; otherwise three seeds show no difference. The mean over all evaluations, which is how fast it
 learned, is judged alike. Returns are normalised by task: 0 is the worst first evaluation, 1 the
@@ -17,7 +19,7 @@ best variant's mean.
     python -m benchmarks.experiments.improvements --out runs/improvements
     python -m benchmarks.experiments.improvements --report
 
-96 runs, about five hours of one core. Ctrl-C saves; the same command continues, and every finished
+102 runs, about nine hours of one core. Ctrl-C saves; the same command continues, and every finished
 run's evaluations become rows of ``benchmarks/results/improvements.csv``.
 """
 
@@ -63,8 +65,13 @@ REGIMES: dict[str, tuple[tuple[str, ...], str, dict[str, str]]] = {
         " --agent.update-every 1 --agent.min-replay 6400 --eval.every 15360",
         BOTH | MANY,
     ),
+    "mirror": (
+        ("mujoco/Walker2d",),
+        "--eval.every 1800",
+        {DEFAULT: "", "mirror images": "--agent.symmetry docs.examples.my_mirror:mirror"},
+    ),
 }
-SPAN = {"few": 36_000, "many": 4_800}
+SPAN = {"few": 36_000, "many": 4_800, "mirror": 36_000}
 """Vector steps of a run: over them the weight of a row falls to its floor."""
 SEEDS = 3
 """Of fewer nothing is said."""

@@ -33,6 +33,7 @@ from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFl
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.remedies import linear_weights, reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
+from supple.agents.symmetry import ACTION, SignedPermutation, half_of, mirrors
 from supple.distributed import average, in_step, lowest, mean_over_ranks, world
 from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
@@ -124,6 +125,15 @@ class FlashSAC(Agent):
         self._num_actions = spec.action.size
         actor_width = sum(spec.observation[group] for group in self.actor_groups)
         critic_width = sum(spec.observation[group] for group in self.critic_groups)
+
+        self._images: tuple[SignedPermutation, ...] = ()
+        if settings.symmetry:
+            image = mirrors(settings.symmetry, spec, self.device)
+            self._images = (
+                SignedPermutation.side_by_side([image[group] for group in self.actor_groups]),
+                SignedPermutation.side_by_side([image[group] for group in self.critic_groups]),
+                image[ACTION],
+            )
 
         sampling = {"replay": torch.device(replay_device or self.device)}
         self.generators = Generators(seed, self.device, sampling, world().seed_words)
@@ -310,7 +320,7 @@ class FlashSAC(Agent):
         self._budget += settings.utd * self._num_envs * size * self.horizon
         while self._budget >= 1:
             self._budget -= 1
-            self.learn(self._sample(replay), *self._draw_noise())
+            self.learn(self._mirrored(self._sample(replay)), *self._draw_noise())
         return self.metrics
 
     def _sample(self, replay: Replay) -> Batch:
@@ -331,6 +341,18 @@ class FlashSAC(Agent):
             terminated_B=drawn.terminated.float(),
             discount_B=drawn.discount,
         )
+
+    def _mirrored(self, batch: Batch) -> Batch:
+        """Half of the rows, by chance, as their mirror images."""
+        if not self._images:
+            return batch
+        flip = half_of(len(batch.action_BA), self.generators["symmetry"])
+        both = flip.repeat(2, 1)
+        observed, privileged, action = (
+            torch.where(chosen, image(row), row)
+            for chosen, image, row in zip((both, both, flip), self._images, batch[:3], strict=True)
+        )
+        return batch._replace(actor_obs_2BD=observed, critic_obs_2BD=privileged, action_BA=action)
 
     def _draw_noise(self) -> tuple[Tensor, ...]:
         """Normal numbers for all actions, and what the critic wants for the actor and itself."""

@@ -39,6 +39,9 @@ class FlashSACSettings:
     """Vector steps between two bouts of gradient steps; ``utd`` counts them as before."""
     min_replay: int = 10_000
     """Transitions of all processes, collected with uniform actions before learning starts."""
+    symmetry: str = ""
+    """``module:callable`` that mirrors the robot (docs/your-simulator.md): half of the rows then
+    teach as their mirror images. Empty: none."""
     replay_age_decay: int = 0
     """Vector steps over which the sampling weight of a row would fall to 0; 0 samples uniformly."""
     replay_age_floor: float = 0.05

@@ -35,8 +35,9 @@ from supple.agents.distributions import (
 from supple.agents.mlp import Network
 from supple.agents.ppo_settings import PPOSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
+from supple.agents.symmetry import ACTION, SignedPermutation, half_of, mirrors
 from supple.distributed import average, in_step, mean_over_ranks, sum_over_ranks, world
-from supple.envs.base import Discrete, EnvSpec, Groups, Step
+from supple.envs.base import Box, Discrete, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
@@ -170,6 +171,7 @@ class PPO(Agent):
             for name in ("actor", "critic")
         }
         self._fields = self._row_fields()
+        self._image = self._mirroring() if settings.symmetry else None
         self.extra_spec = {
             name: (width,)
             for name, width in self._fields.items()
@@ -239,10 +241,33 @@ class PPO(Agent):
         distribution = self.distribution
         fields |= {"draw": distribution.draw_width, "params": distribution.width, "log_prob": 1}
         fields |= {"advantage": 1, "value": 1, "target": 1, "valid": 1}
+        if self.settings.symmetry:
+            fields |= {"own": 1}
         if self.settings.memory:
             fields |= {"fresh": 1}
             fields |= dict.fromkeys(("actor_memory", "critic_memory"), self.settings.memory)
         return fields
+
+    def _mirroring(self) -> SignedPermutation:
+        """Of a whole row of ``_pack``; in an image, ``own`` is 0."""
+        if not isinstance(self.spec.action, Box):
+            raise InputError(
+                f"--agent.symmetry needs continuous actions, {self.spec.task_id} has discrete ones:"
+                " drop the flag"
+            )
+        image = mirrors(self.settings.symmetry, self.spec, self.device)
+        action = image[ACTION]
+        unsigned = SignedPermutation(action.index, action.sign.abs())
+        parts = {
+            "actor_obs": [image[group] for group in self.actor_groups],
+            "critic_obs": [image[group] for group in self.critic_groups],
+            "draw": [action],
+            "params": [action, unsigned],  # mean and log standard deviation
+            "own": [SignedPermutation.constant(1, 0.0, self.device)],
+        }
+        same = [SignedPermutation.constant(1, 1.0, self.device)]
+        columns = [part for name in self._fields for part in parts.get(name, same)]
+        return SignedPermutation.side_by_side(columns)
 
     def architecture(self) -> tuple[str, ...]:
         """Those of actor, critic and distribution."""
@@ -392,7 +417,7 @@ class PPO(Agent):
                 taken = self._taken if settings.kl_stop else self.updates
                 self._optimizer.begin(1.0, taken + 1)
                 noise = (self._noise("entropy", len(index)),) if estimates else ()
-                batch = (rows_RK.index_select(0, index), *noise)
+                batch = (self._mirrored(rows_RK.index_select(0, index)), *noise)
                 self._learn_step(*batch)
                 self.updates += 1
                 self.skips.note(batch, lambda: copy.deepcopy(self.state_dict()))
@@ -405,6 +430,13 @@ class PPO(Agent):
         if settings.kl_stop:  # ``updates`` counts those left out, too
             self.metrics["actor/steps_taken"] = self._taken.clone()
         return self.metrics
+
+    def _mirrored(self, rows_MK: Tensor) -> Tensor:
+        """Half of the rows, by chance, as their mirror images."""
+        if self._image is None:
+            return rows_MK
+        flip = half_of(len(rows_MK), self.generators["symmetry"])
+        return torch.where(flip, self._image(rows_MK), rows_MK)
 
     def repeat(self, inputs: tuple[Tensor, ...]) -> None:
         """Take one gradient step again."""
@@ -469,6 +501,7 @@ class PPO(Agent):
             "value": value,
             "target": target,
             "fresh": fresh,
+            "own": torch.ones_like(valid),
         }
         columns = [
             found[name].reshape(valid.numel(), width).float()
@@ -573,7 +606,12 @@ class PPO(Agent):
 
         with torch.no_grad():
             # All processes judge by the same number: rates and early stops stay the same in all.
-            kl = mean_over_ranks((distribution.divergence(row["params"], params) * weight).sum())
+            # An image's policy was another: how far it is off says nothing of the step's size.
+            own = weight
+            if settings.symmetry:
+                own = valid * row["own"].squeeze(-1)
+                own = own / mean_over_ranks(own.sum()).clamp_min(1)
+            kl = mean_over_ranks((distribution.divergence(row["params"], params) * own).sum())
             looked_at = self._going.clone()
             if settings.lr_schedule == "adaptive":
                 self._adapt_rate(kl)

@@ -74,6 +74,9 @@ class PPOSettings:
     timeout_bootstrap: Literal["auto", "final", "pre_step"] = "auto"
     """The state whose value a time-out adds: the final one, or the one before the last step, as
     rsl_rl does. auto takes pre_step only where the simulator cannot tell the final one."""
+    symmetry: str = ""
+    """``module:callable`` that mirrors the robot (docs/your-simulator.md): half of the rows then
+    teach as their mirror images. Empty: none."""
     reshuffle: bool = True
     """Draw new minibatches for each pass; False goes through the same ones again, as rsl_rl."""
 
@@ -105,6 +108,11 @@ class PPOSettings:
             raise InputError(
                 f"--agent.sequence-steps must divide --agent.rollout-steps {self.rollout_steps},"
                 f" got {self.sequence_steps}"
+            )
+
+        if self.symmetry and self.memory:
+            raise InputError(
+                "--agent.symmetry needs --agent.memory 0: what a memory holds has no mirror image"
             )
 
     def gradient_steps(self, env_steps: int, num_envs: int) -> float:

@@ -25,20 +25,24 @@ FIXED = {
 }
 
 
-def load(task: str) -> Callable[..., Any]:
+def load(name: str, role: str = "task") -> Callable[..., Any]:
     """The callable that ``module:callable`` names.
+
+    Args:
+        name: of it.
+        role: what it is to messages.
 
     Raises:
         InputError: there is none.
     """
-    module_name, _, attribute = task.partition(":")
-    found = _imported(module_name, task)
+    module_name, _, attribute = name.partition(":")
+    found = _imported(module_name, f"{role} {name}")
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise InputError(f"module {module_name} has no {attribute} (task {task})")
+            raise InputError(f"module {module_name} has no {attribute} ({role} {name})")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{task} is a {type(found).__name__}: expected something callable")
+        raise InputError(f"{name} is a {type(found).__name__}: expected something callable")
     loaded: Callable[..., Any] = found
     return loaded
 
@@ -51,20 +55,20 @@ def registered_id(name: str, task: str) -> str:
     """
     module_name, colon, own = name.rpartition(":")
     if colon:
-        _imported(module_name, task)
+        _imported(module_name, f"task {task}")
     return own
 
 
-def _imported(module_name: str, task: str) -> Any:
+def _imported(module_name: str, wanted: str) -> Any:
     if not module_name or module_name.startswith("."):
-        raise InputError(f"task {task}: expected a module before the colon, by its full name")
+        raise InputError(f"{wanted}: expected a module before the colon, by its full name")
     if os.getcwd() not in sys.path:  # a console script does not look into the current folder
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"cannot import {module_name} for task {task}: {error}; run from its folder or install"
+            f"cannot import {module_name} for {wanted}: {error}; run from its folder or install"
             " its package"
         ) from error
 

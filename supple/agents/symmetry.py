@@ -1,0 +1,117 @@
+"""Robots that are their own mirror image: half of what they lived through is learned from mirrored.
+
+What a step to the left taught then counts for steps to the right, and no batch grows. A mirroring
+is a signed permutation of each observation group and of the action, which a function of the user's
+does and ``mirrors`` finds out.
+
+Source: data augmentation of arXiv:2403.04359, which there doubles the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supple.envs.base import EnvSpec
+from supple.errors import InputError
+
+ACTION = "action"
+"""How the function is told that rows are actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPermutation:
+    """Moves each number of a row to one place, as it is or negated."""
+
+    index: Tensor
+    """Where each number of the image comes from, (D,) int64."""
+    sign: Tensor
+    """1 or -1, (D,)."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The image of rows, (..., D)."""
+        return rows.index_select(-1, self.index) * self.sign
+
+    @staticmethod
+    def side_by_side(parts: Sequence[SignedPermutation]) -> SignedPermutation:
+        """Of rows whose columns are those of all parts, in their order."""
+        widths = [len(part.index) for part in parts]
+        starts = [sum(widths[:number]) for number in range(len(parts))]
+        moved = [part.index + start for part, start in zip(parts, starts, strict=True)]
+        return SignedPermutation(torch.cat(moved), torch.cat([part.sign for part in parts]))
+
+    @staticmethod
+    def constant(width: int, sign: float, device: torch.device) -> SignedPermutation:
+        """Leaves every number in its place, times ``sign``."""
+        index = torch.arange(width, device=device)
+        return SignedPermutation(index, torch.full((width,), sign, device=device))
+
+
+def mirrors(name: str, spec: EnvSpec, device: torch.device) -> Mapping[str, SignedPermutation]:
+    """What a mirroring does to each observation group and to actions, by name.
+
+    Args:
+        name: ``module:callable`` of a function ``mirror(group, rows) -> rows``. ``group`` is an
+            observation group or ``"action"``, ``rows`` a tensor (M, D) of what the environment
+            gives, or of what the policy commands, in [-1, 1].
+        spec: of the environment.
+        device: where the permutations will be needed.
+
+    Raises:
+        InputError: there is no such function, or it does anything else.
+    """
+    from supple.envs.custom import load
+
+    if ":" not in name:
+        raise InputError(f"--agent.symmetry must look like module:callable, got {name}")
+    function = load(name, "--agent.symmetry")
+    widths = {**spec.observation, ACTION: spec.action.size}
+    return {group: _found(function, name, group, width, device) for group, width in widths.items()}
+
+
+def _found(
+    function: Callable[..., Tensor], name: str, group: str, width: int, device: torch.device
+) -> SignedPermutation:
+    unit = torch.eye(width)
+    try:
+        image = function(group, torch.cat((unit, torch.zeros(1, width))))
+    except Exception as error:
+        raise InputError(
+            f"--agent.symmetry {name} failed for {group}, ({width + 1}, {width}):"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(image, Tensor) or image.shape != (width + 1, width):
+        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise InputError(
+            f"--agent.symmetry {name}: expected rows as wide as {group}, {(width + 1, width)}, got"
+            f" {got}"
+        )
+    matrix, of_zeros = image[:-1].float(), image[-1]
+    moved = matrix.abs()
+    alone = (moved.sum(0) == 1) & (moved.amax(0) == 1)  # places that one number reaches
+    kept = (moved.sum(1) == 1) & (moved @ alone.float() == 1)
+    if not kept.all() or of_zeros.any():
+        which = f"number {_first(~kept)} does not" if not kept.all() else "zeros become others"
+        raise InputError(
+            f"--agent.symmetry {name}: expected each of the {width} numbers of {group} to go to a"
+            f" place of its own, as it is or negated; {which}"
+        )
+    back = (matrix @ matrix == unit).all(1)
+    if not back.all():
+        raise InputError(
+            f"--agent.symmetry {name}: expected the image of an image to be what it was; number"
+            f" {_first(~back)} of {group} does not come back"
+        )
+    return SignedPermutation(moved.argmax(0).to(device), matrix.sum(0).to(device))
+
+
+def _first(wrong: Tensor) -> int:
+    return int(wrong.nonzero()[0])
+
+
+def half_of(rows: int, generator: torch.Generator) -> Tensor:
+    """Which rows to learn from mirrored, by chance, (rows, 1) bool."""
+    return torch.rand((rows, 1), generator=generator, device=generator.device) < 0.5
