@@ -351,6 +351,10 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
             # Else kernels and paddings are chosen by timing them, and another choice adds in
             # another order: a run that resumes with an empty cache would part from itself.
             patches["deterministic"] = True
+            # Else a step over several tensors, one of them of a single number, may write that over
+            # what the others still read, under a name they do not know: no kernel comes of it
+            # (torch/_inductor/scheduler.py@v2.11.0 and v2.13.0, decide_inplace_update).
+            patches["inplace_buffers"] = False
             if torch.__version__ < "2.13":
                 # Reordering loops asserts on steps of several tensors at once, such as Adam's
                 # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).

@@ -100,6 +100,32 @@ def test_flashsac_learns_what_it_learns_on_the_cpu(critic, mode):
     assert ours.compute.compile == MODES[mode].get("compile", False)  # nothing fell back
 
 
+@every_mode
+def test_ppo_learns_what_it_learns_on_the_cpu(mode):
+    theirs, ours = ppo(CPU), ppo(CUDA, mode)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    stream = random_stream(3, 8)
+    rings = [ring_of(agent) for agent in (theirs, ours)]
+    for obs, step in itertools.islice(stream, ours.horizon):
+        action, extras = theirs.act(obs, explore=True)
+        for agent, replay in zip((theirs, ours), rings, strict=True):
+            given = to((obs, action, step, extras), agent.device)
+            agent.observe(given[2])
+            replay.add(*given)
+    # One minibatch order for both.
+    order = theirs._shuffle()
+    for agent in (theirs, ours):
+        agent._shuffle = lambda device=agent.device: to(order, device)
+    expected, found = (
+        agent.update(ring) for agent, ring in zip((theirs, ours), rings, strict=True)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name].cpu().double(), value.double(), rtol=1e-2, atol=1e-3, msg=name
+        )
+    assert ours.compute.compile == MODES[mode].get("compile", False)  # nothing fell back
+
+
 @pytest.mark.parametrize("critic", CRITICS)
 @every_mode
 def test_the_same_steps_end_in_the_same_bits(critic, mode):
@@ -153,11 +179,16 @@ def random_stream(seed, steps):
         yield random_obs(random, spec).to_dict(), step
 
 
+def ring_of(agent):
+    """What it learns from, empty."""
+    ring = agent.ring(ReplaySettings(capacity=64) if agent.horizon == 1 else ReplaySettings())
+    spec = small_spec(device=agent.device)
+    return Replay(spec, ring, extra_spec=agent.extra_spec, compute=agent.compute)
+
+
 def loop(agent):
     """A function that takes one environment step, all of it on the device."""
-    spec = small_spec(device=CUDA)
-    ring = agent.ring(ReplaySettings(capacity=64) if agent.horizon == 1 else ReplaySettings())
-    replay = Replay(spec, ring, extra_spec=agent.extra_spec, compute=agent.compute)
+    spec, replay = small_spec(device=CUDA), ring_of(agent)
     quarantine = Quarantine(spec, on_bad="fail", reward_limit=1e8, compute=agent.compute)
     stream = itertools.cycle([to(each, CUDA) for each in random_stream(3, 8)])
 
