@@ -102,8 +102,7 @@ def references(
 def beside(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
     """Rows of what the kernels are compared with."""
     for name, run in references(size, products).items():
-        graph, _ = capture(run)
-        yield row(size, products, name, graph.replay)
+        yield row(size, products, name, capture(run).replay)
 
 
 def row(
@@ -137,8 +136,8 @@ def measured(size: Size, products: torch.dtype) -> Iterator[dict[str, Any]]:
             run = functools.partial(call.run, tile=tile)
             with contextlib.suppress(triton.runtime.errors.OutOfResources):
                 # A block of this GPU has less shared memory than that.
-                graph, _ = capture(run)
-                yield row(size, products, kernel, graph.replay, tile=tile, call=call)
+                replay = capture(run).replay
+                yield row(size, products, kernel, replay, tile=tile, call=call)
 
 
 def main() -> None:

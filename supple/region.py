@@ -184,12 +184,12 @@ class Region(Generic[T]):
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]
-        graph, outputs = capture(lambda: run(*static), around=self._untouched_state)
+        captured = capture(lambda: run(*static), around=self._untouched_state)
 
         def replay(*values: Tensor) -> T:
             torch._foreach_copy_(static, values)
-            graph.replay()
-            return outputs
+            captured.replay()
+            return captured.outputs
 
         return replay
 
@@ -214,11 +214,26 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Captured(Generic[T]):
+    """A CUDA graph. It reads and writes memory by address: whose it was must live as long."""
+
+    graph: torch.cuda.CUDAGraph
+    run: Callable[[], T]
+    """What was captured, with the tensors it closes over."""
+    outputs: T
+    """Where they lie after ``replay``."""
+
+    def replay(self) -> None:
+        """Launch it all again."""
+        self.graph.replay()
+
+
 def capture(
     run: Callable[[], T],
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A CUDA graph of everything a function launches, and where its outputs lie.
+) -> Captured[T]:
+    """A CUDA graph of everything a function launches.
 
     Args:
         run: called a few times first, since what is prepared then cannot be captured.
@@ -235,7 +250,7 @@ def capture(
     # The simulator may be using the GPU from its own thread (--overlap).
     with _own_workspace(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = run()
-    return graph, outputs
+    return Captured(graph, run, outputs)
 
 
 @contextlib.contextmanager

@@ -164,10 +164,25 @@ def test_a_graph_outlives_another():
     gc.collect()
     torch.cuda.empty_cache()
     filled = torch.full((2**26,), math.nan, device=CUDA)
-    graph[1].zero_()
-    graph[0].replay()
-    assert torch.equal(graph[1], expected)
+    graph.outputs.zero_()
+    graph.replay()
+    assert torch.equal(graph.outputs, expected)
     assert filled.isnan().all()
+
+
+def test_a_graph_keeps_what_it_reads():
+    def products():
+        left, right = (torch.ones(256, 256, device=CUDA) for _ in range(2))
+        return capture(lambda: left @ right)
+
+    graph = products()
+    gc.collect()
+    torch.cuda.empty_cache()
+    filled = torch.zeros(2**26, device=CUDA)
+    graph.outputs.zero_()
+    graph.replay()
+    assert bool((graph.outputs == 256).all())
+    assert not filled.any()
 
 
 def random_stream(seed, steps):

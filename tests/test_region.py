@@ -1,9 +1,16 @@
+import gc
+import weakref
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from supple.agents.flashsac import FlashSAC
+from supple.bench import update
 from supple.errors import InputError
-from supple.region import COMPILE_FROM, Compute, ComputeSettings, Joined, Region
+from supple.region import COMPILE_FROM, Captured, Compute, ComputeSettings, Joined, Region
 from tests.agents.small_agents import (
     assert_same_bits,
     small_agent,
@@ -20,6 +27,25 @@ SMALL = {"actor_hidden": 8, "critic_hidden": 8, "critic_blocks": 1, "actor_block
 def agent_with(compute, **changes):
     settings = small_settings(**SMALL, num_atoms=5, **changes)
     return FlashSAC(small_spec(), settings, total_env_steps=2000, compute=compute)
+
+
+def test_what_a_benchmark_replays_keeps_the_memory_its_graph_reads(monkeypatch):
+    """Else the graph would write its products into what others have there by then."""
+    graph: Any = SimpleNamespace(replay=lambda: None)  # knows addresses only
+
+    def capture(run):
+        return Captured(graph, run, run())
+
+    monkeypatch.setattr(update, "capture", capture)
+    left = torch.ones(2, 2)
+    kept = weakref.ref(left)
+    replay = update._replayed(partial(torch.mm, left, left), torch.device("cuda"))
+    del left
+    gc.collect()
+    assert kept() is not None
+    del replay
+    gc.collect()
+    assert kept() is None
 
 
 def refuse(*_, **__):

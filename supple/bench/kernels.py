@@ -104,7 +104,7 @@ def bench_kernels(size: Size, options: argparse.Namespace) -> list[dict[str, Any
         }
         if device.type == "cuda":
             # As a run replays them: the host takes longer to launch these kernels than they take.
-            timed = {name: capture(run)[0].replay for name, run in timed.items()}
+            timed = {name: capture(run).replay for name, run in timed.items()}
         seconds = interleaved(timed, options.rounds)
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     rows = []

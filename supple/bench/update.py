@@ -76,7 +76,7 @@ def _switched(step: Callable[[], object], precision: Precision) -> Callable[[], 
 
 def _replayed(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """As a CUDA graph: launched one by one, products would be no ceiling of a step that is one."""
-    return capture(step)[0].replay if device.type == "cuda" else step
+    return capture(step).replay if device.type == "cuda" else step
 
 
 class _FlopCounter(TorchDispatchMode):

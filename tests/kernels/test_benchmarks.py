@@ -59,7 +59,9 @@ def test_the_kernels_that_are_timed_are_right(interpreted):
 
 def test_the_exact_kernels_are_timed_with_the_tile_they_ship_with(interpreted, monkeypatch):
     monkeypatch.setattr(triton.testing, "do_bench", lambda run, **_: 1.0)
-    monkeypatch.setattr(kernel_tiles, "capture", lambda run: (SimpleNamespace(replay=run), run()))
+    monkeypatch.setattr(
+        kernel_tiles, "capture", lambda run: SimpleNamespace(replay=run, outputs=run())
+    )
     other = Tile(rows=64, inner=16, warps=4, stages=2)
     monkeypatch.setattr(kernel_tiles, "candidates", lambda width: [other])
     found = kernel_tiles.calls(SMALL, torch.float32, CPU)
