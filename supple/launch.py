@@ -455,6 +455,7 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
     env = make(settings.task, settings.env, device=device, seed=seed)
     try:
         agent = build_agent(settings, env.spec)
+        agent.prepare()
         if settings.overlap and agent.horizon > 1:
             raise InputError(
                 f"--overlap learns at every step, {settings.agent_name} here every"

@@ -94,6 +94,7 @@ class FlashSAC:
             has_final_obs=True,
         )
         agent = launch.build_agent(settings, spec)
+        agent.prepare()
         replay = Replay(
             spec, agent.ring(settings.replay), device=spec.device, compute=agent.compute
         )

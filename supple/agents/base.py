@@ -92,6 +92,13 @@ class Agent(ABC):
     remark: str = ""
     """What a run says of its agent at its start."""
 
+    def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Load what learning needs and nothing else does; learning would do it by itself, later.
+
+        Raises:
+            InputError: it is not there, or not what it has to be.
+        """
+
     def ring(self, settings: ReplaySettings) -> ReplaySettings:
         """The ring this agent wants, given what the run's settings say of it.
 

@@ -9,6 +9,7 @@ bootstrap discount, reward sums reset after the terminal step, ``target_entropy`
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -116,6 +117,7 @@ class FlashSAC(Agent):
                 " bootstrap from the wrong state: set --agent.allow-missing-final-obs to accept it"
             )
         self.settings = settings
+        self.spec = spec
         self.horizon = settings.update_every
         self.device = torch.device(device or spec.device)
         if self.device.type == "cpu":
@@ -125,15 +127,6 @@ class FlashSAC(Agent):
         self._num_actions = spec.action.size
         actor_width = sum(spec.observation[group] for group in self.actor_groups)
         critic_width = sum(spec.observation[group] for group in self.critic_groups)
-
-        self._images: tuple[SignedPermutation, ...] = ()
-        if settings.symmetry:
-            image = mirrors(settings.symmetry, spec, self.device)
-            self._images = (
-                SignedPermutation.side_by_side([image[group] for group in self.actor_groups]),
-                SignedPermutation.side_by_side([image[group] for group in self.critic_groups]),
-                image[ACTION],
-            )
 
         sampling = {"replay": torch.device(replay_device or self.device)}
         self.generators = Generators(seed, self.device, sampling, world().seed_words)
@@ -342,9 +335,24 @@ class FlashSAC(Agent):
             discount_B=drawn.discount,
         )
 
+    def prepare(self) -> None:
+        """Load the mirroring, if there is one."""
+        if self.settings.symmetry:
+            self._images  # noqa: B018 - computed once
+
+    @functools.cached_property
+    def _images(self) -> tuple[SignedPermutation, ...]:
+        """Mirroring of the actor's and the critic's observations, and of actions."""
+        image = mirrors(self.settings.symmetry, self.spec, self.device)
+        return (
+            SignedPermutation.side_by_side([image[group] for group in self.actor_groups]),
+            SignedPermutation.side_by_side([image[group] for group in self.critic_groups]),
+            image[ACTION],
+        )
+
     def _mirrored(self, batch: Batch) -> Batch:
         """Half of the rows, by chance, as their mirror images."""
-        if not self._images:
+        if not self.settings.symmetry:
             return batch
         flip = half_of(len(batch.action_BA), self.generators["symmetry"])
         both = flip.repeat(2, 1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -171,7 +172,6 @@ class PPO(Agent):
             for name in ("actor", "critic")
         }
         self._fields = self._row_fields()
-        self._image = self._mirroring() if settings.symmetry else None
         self.extra_spec = {
             name: (width,)
             for name, width in self._fields.items()
@@ -248,25 +248,36 @@ class PPO(Agent):
             fields |= dict.fromkeys(("actor_memory", "critic_memory"), self.settings.memory)
         return fields
 
-    def _mirroring(self) -> SignedPermutation:
-        """Of a whole row of ``_pack``; in an image, ``own`` is 0."""
+    def prepare(self) -> None:
+        """Load the mirroring, if there is one."""
+        if self.settings.symmetry:
+            self._image  # noqa: B018 - computed once
+
+    @functools.cached_property
+    def _images(self) -> dict[str, SignedPermutation]:
+        """Mirroring of what the networks see, ``actor_obs`` and ``critic_obs``, and of actions."""
         if not isinstance(self.spec.action, Box):
             raise InputError(
                 f"--agent.symmetry needs continuous actions, {self.spec.task_id} has discrete ones:"
                 " drop the flag"
             )
         image = mirrors(self.settings.symmetry, self.spec, self.device)
-        action = image[ACTION]
-        unsigned = SignedPermutation(action.index, action.sign.abs())
-        parts = {
-            "actor_obs": [image[group] for group in self.actor_groups],
-            "critic_obs": [image[group] for group in self.critic_groups],
-            "draw": [action],
-            "params": [action, unsigned],  # mean and log standard deviation
-            "own": [SignedPermutation.constant(1, 0.0, self.device)],
+        groups = {"actor_obs": self.actor_groups, "critic_obs": self.critic_groups}
+        return {ACTION: image[ACTION]} | {
+            name: SignedPermutation.side_by_side([image[group] for group in own])
+            for name, own in groups.items()
         }
-        same = [SignedPermutation.constant(1, 1.0, self.device)]
-        columns = [part for name in self._fields for part in parts.get(name, same)]
+
+    @functools.cached_property
+    def _image(self) -> SignedPermutation:
+        """Mirroring of a whole row of ``_pack``; in an image, ``own`` is 0."""
+        action = self._images[ACTION]
+        unsigned = SignedPermutation(action.index, action.sign.abs())
+        same, none = (SignedPermutation.constant(1, sign, self.device) for sign in (1.0, 0.0))
+        # The parameters are mean and log standard deviation.
+        parts = {"draw": [action], "params": [action, unsigned], "own": [none]}
+        parts |= {name: [image] for name, image in self._images.items()}
+        columns = [part for name in self._fields for part in parts.get(name, [same])]
         return SignedPermutation.side_by_side(columns)
 
     def architecture(self) -> tuple[str, ...]:
@@ -433,7 +444,7 @@ class PPO(Agent):
 
     def _mirrored(self, rows_MK: Tensor) -> Tensor:
         """Half of the rows, by chance, as their mirror images."""
-        if self._image is None:
+        if not self.settings.symmetry:
             return rows_MK
         flip = half_of(len(rows_MK), self.generators["symmetry"])
         return torch.where(flip, self._image(rows_MK), rows_MK)
@@ -467,8 +478,11 @@ class PPO(Agent):
     def _normalise_by(self, rollout: Mapping[str, Tensor]) -> None:
         """Fold a rollout's observations into both normalisers."""
         valid = rollout["valid"].flatten()
-        self.actor.normaliser.observe(rollout["actor_obs"], valid)
-        self.critic.normaliser.observe(rollout["critic_obs"], valid)
+        for name, network in (("actor_obs", self.actor), ("critic_obs", self.critic)):
+            rows, seen = rollout[name], valid
+            if self.settings.symmetry:  # else images would lie far from what is normal
+                rows, seen = torch.cat((rows, self._images[name](rows))), valid.repeat(2)
+            network.normaliser.observe(rows, seen)
 
     def _pack(self, rollout: Mapping[str, Tensor]) -> Tensor:
         """Everything that learning reads, one row per step, (T N, K): a minibatch is one gather."""

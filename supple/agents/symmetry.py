@@ -65,7 +65,8 @@ def mirrors(name: str, spec: EnvSpec, device: torch.device) -> Mapping[str, Sign
     """
     from supple.envs.custom import load
 
-    if ":" not in name:
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
         raise InputError(f"--agent.symmetry must look like module:callable, got {name}")
     function = load(name, "--agent.symmetry")
     widths = {**spec.observation, ACTION: spec.action.size}
@@ -75,21 +76,26 @@ def mirrors(name: str, spec: EnvSpec, device: torch.device) -> Mapping[str, Sign
 def _found(
     function: Callable[..., Tensor], name: str, group: str, width: int, device: torch.device
 ) -> SignedPermutation:
-    unit = torch.eye(width)
+    unit, zeros = torch.eye(width), torch.zeros(1, width)
+    others = torch.linspace(-2, 3, 5 * width).view(5, width)
+    given = torch.cat((unit, zeros, others))
     try:
-        image = function(group, torch.cat((unit, torch.zeros(1, width))))
+        with torch.no_grad():
+            found = function(group, given.clone())
+        image = found.cpu().float() if isinstance(found, Tensor) else torch.zeros(0)
     except Exception as error:
         raise InputError(
-            f"--agent.symmetry {name} failed for {group}, ({width + 1}, {width}):"
-            f" {type(error).__name__}: {error}"
+            f"--agent.symmetry {name} failed with {len(given)} rows of {group}, each {width} wide:"
+            f" {type(error).__name__}: {' '.join(str(error).split())}; it is called for every"
+            f" observation group and for {ACTION}"
         ) from error
-    if not isinstance(image, Tensor) or image.shape != (width + 1, width):
-        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+    if image.shape != given.shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"--agent.symmetry {name}: expected rows as wide as {group}, {(width + 1, width)}, got"
-            f" {got}"
+            f"--agent.symmetry {name}: expected as many rows as it is given, as wide as {group},"
+            f" {tuple(given.shape)}, got {got}"
         )
-    matrix, of_zeros = image[:-1].float(), image[-1]
+    matrix, of_zeros = image[:width], image[width]
     moved = matrix.abs()
     alone = (moved.sum(0) == 1) & (moved.amax(0) == 1)  # places that one number reaches
     kept = (moved.sum(1) == 1) & (moved @ alone.float() == 1)
@@ -104,6 +110,11 @@ def _found(
         raise InputError(
             f"--agent.symmetry {name}: expected the image of an image to be what it was; number"
             f" {_first(~back)} of {group} does not come back"
+        )
+    if not torch.allclose(image[width + 1 :], others @ matrix):
+        raise InputError(
+            f"--agent.symmetry {name}: expected the same for every row of {group}, whatever numbers"
+            " it holds; other rows go elsewhere than those of the unit matrix"
         )
     return SignedPermutation(moved.argmax(0).to(device), matrix.sum(0).to(device))
 

@@ -1,5 +1,6 @@
 """Learning from mirror images: what is refused, what is mirrored, and what stays."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.symmetry import SignedPermutation, mirrors
+from supple.cli import BAD_INPUT, DONE, main
 from supple.envs.base import Discrete
 from supple.errors import InputError
 from supple.replay import Replay, ReplaySettings
@@ -25,6 +27,7 @@ from tests.small_runs import (
     assert_same,
     deterministic_rows,
     finish,
+    flags,
     newest_state,
     run_until,
     run_whole,
@@ -93,6 +96,14 @@ def short_of_one(group, rows):
     return {"policy": rows}[group]
 
 
+def wordy(group, rows):
+    raise ValueError("one\ntwo")
+
+
+def sized(group, rows):
+    return rows.abs()
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -100,9 +111,11 @@ def short_of_one(group, rows):
         ("scaled", "as it is or negated; number 0 does not"),
         ("shifted", "each of the 6 numbers of policy to go to a place of its own"),
         ("merged", "number 0 does not"),
-        ("narrowed", r"expected rows as wide as policy, \(7, 6\), got \(7, 5\)"),
+        ("narrowed", r"as wide as policy, \(12, 6\), got \(12, 5\)"),
         ("counted", "got int"),
-        ("short_of_one", r"failed for action, \(4, 3\): KeyError: 'action'"),
+        ("short_of_one", "failed with 9 rows of action, each 3 wide: KeyError: 'action'; it is"),
+        ("wordy", "each 6 wide: ValueError: one two;"),
+        ("sized", "expected the same for every row of policy"),
         ("nothing", "has no nothing \\(--agent.symmetry"),
     ],
 )
@@ -112,9 +125,10 @@ def test_anything_else_is_refused_in_one_line(name, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_without_a_colon_is_refused():
-    with pytest.raises(InputError, match="must look like module:callable, got mirror"):
-        mirrors("mirror", small_spec(), CPU)
+@pytest.mark.parametrize("name", ["mirror", "mirror:", ":mirror"])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(InputError, match=f"must look like module:callable, got {name}"):
+        mirrors(name, small_spec(), CPU)
 
 
 def test_memories_and_choices_have_no_mirror_image():
@@ -122,7 +136,7 @@ def test_memories_and_choices_have_no_mirror_image():
         PPOSettings(symmetry=f"{HERE}:swapped", memory=8)
     settings = PPOSettings(symmetry=f"{HERE}:swapped", rollout_steps=4)
     with pytest.raises(InputError, match="needs continuous actions"):
-        PPO(small_spec(action=Discrete(n=3)), settings, total_env_steps=100)
+        PPO(small_spec(action=Discrete(n=3)), settings, total_env_steps=100).prepare()
 
 
 # --- FlashSAC -----------------------------------------------------------------------------------
@@ -230,6 +244,15 @@ def test_the_divergence_is_of_what_the_policy_did_itself():
     assert agent.metrics["actor/clip_fraction"] > 0.2  # images are of another policy
 
 
+def test_what_is_normal_is_its_own_image():
+    agent, replay = filled(symmetry=f"{HERE}:swapped")
+    agent.update(replay)
+    for name, network in (("actor_obs", agent.actor), ("critic_obs", agent.critic)):
+        image, normaliser = agent._images[name], network.normaliser
+        torch.testing.assert_close(image(normaliser.mean), normaliser.mean)
+        torch.testing.assert_close(image(normaliser.std).abs(), normaliser.std)
+
+
 # --- whole runs ---------------------------------------------------------------------------------
 
 
@@ -248,6 +271,22 @@ def test_a_run_resumes_as_if_it_had_never_stopped(agent, tmp_path):
     (_, state), (_, other) = (newest_state(tmp_path / name) for name in ("whole", "parts"))
     assert_same(state, other)
     assert "symmetry" in state["agent"]["generators"]["streams"]
+
+
+@pytest.mark.parametrize("agent", ["flashsac", "ppo"])
+def test_only_learning_needs_the_function(agent, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone.py").write_text("def mirror(group, rows):\n    return -rows\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["--agent.symmetry", "gone:mirror", "--env-steps", "120"]
+    run = str(tmp_path / "run")
+    assert main(["train", "toy/lqr", *flags(agent), *given, "--run-dir", run]) == DONE
+    (tmp_path / "gone.py").unlink()
+    monkeypatch.delitem(sys.modules, "gone")
+    assert main(["eval", run, "--episodes", "1"]) == DONE
+    assert main(["export", run, "--out", str(tmp_path / "bundle")]) == DONE
+    capsys.readouterr()
+    assert main(["resume", run, "--env-steps", "160"]) == BAD_INPUT
+    assert "cannot import gone for --agent.symmetry gone:mirror" in capsys.readouterr().err
 
 
 def test_ppo_is_nearer_to_its_own_image(tmp_path):
