@@ -8,6 +8,7 @@ import torch
 
 from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
+from supple.agents.ppo import AVERAGED
 from supple.agents.symmetry import SignedPermutation, mirrors
 from supple.cli import BAD_INPUT, DONE, main
 from supple.envs.base import Discrete
@@ -242,6 +243,23 @@ def test_the_divergence_is_of_what_the_policy_did_itself():
     agent, replay = filled(symmetry=f"{HERE}:swapped")
     assert agent.update(replay)["actor/kl"].item() == pytest.approx(0, abs=1e-6)
     assert agent.metrics["actor/clip_fraction"] > 0.2  # images are of another policy
+
+
+def test_images_count_nothing_in_the_divergence():
+    agent, replay = filled(symmetry=f"{HERE}:swapped")
+    rows = agent._pack(agent._rollout(replay))
+    rows = rows[rows.abs().sum(1) > 0][:30]
+    *_, last = agent.actor.parameters()
+    with torch.no_grad():
+        last.add_(0.1)
+    own = dict(zip(agent._fields, rows[:20].split(list(agent._fields.values()), 1), strict=True))
+    head, _ = agent.actor.step(own["actor_obs"], torch.zeros(20, 0))
+    distribution = agent.distribution
+    expected = distribution.divergence(own["params"], distribution.params(head)).mean().item()
+    agent._optimizer.begin(1e-3, 1)
+    agent._learn_step(torch.cat((rows[:20], agent._image(rows[20:]))))
+    assert agent._sums[AVERAGED.index("actor/kl")].item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
 
 
 def test_what_is_normal_is_its_own_image():
