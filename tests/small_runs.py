@@ -129,5 +129,17 @@ def assert_same(left, right, where="state"):
         assert left == right, where
 
 
+def assert_resumes_with_the_same_bits(settings_of, folder, *, at):
+    """A run stopped ``at`` so many steps and resumed ends as one that never was; its state."""
+    whole, parts = folder / "whole", folder / "parts"
+    run_whole(settings_of(whole))
+    run_until(settings_of(parts), at)
+    finish(launch.resumed_run(parts))
+    assert deterministic_rows(whole) == deterministic_rows(parts)
+    (_, state), (_, other) = newest_state(whole), newest_state(parts)
+    assert_same(state, other)
+    return state
+
+
 def result(folder):
     return json.loads((folder / "result.json").read_text())

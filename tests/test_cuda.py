@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.flashsac_settings import CRITICS
 from supple.cli import DONE, main
@@ -29,11 +28,8 @@ from tests.agents.small_agents import (
     small_spec,
 )
 from tests.small_runs import (
+    assert_resumes_with_the_same_bits,
     assert_same,
-    deterministic_rows,
-    finish,
-    newest_state,
-    run_until,
     run_whole,
 )
 from tests.small_runs import small_settings as run_settings
@@ -260,21 +256,15 @@ def test_the_ring_stores_and_draws_what_one_on_the_cpu_does(mode):
 @pytest.mark.parametrize("mode", ["eager", "compiled-graphs"])
 @pytest.mark.parametrize("agent", ["flashsac", "ppo"])
 def test_a_run_resumes_as_if_it_had_never_stopped(agent, mode, tmp_path):
-    def settings(name):
-        made = run_settings("toy/lqr", tmp_path / name, env_steps=400, agent=agent)
+    def settings(folder):
+        made = run_settings("toy/lqr", folder, env_steps=400, agent=agent)
         made.device = "cuda"
         made.compute.precision = "float32"
         made.compute.compile = "on" if "compiled" in mode else "off"
         made.compute.cuda_graphs = "graphs" in mode
         return made
 
-    run_whole(settings("whole"))
-    run_until(settings("parts"), 230)
-    finish(launch.resumed_run(tmp_path / "parts"))
-    rows = [deterministic_rows(tmp_path / name) for name in ("whole", "parts")]
-    assert rows[0] == rows[1]
-    (_, state), (_, other) = (newest_state(tmp_path / name) for name in ("whole", "parts"))
-    assert_same(state, other)
+    assert_resumes_with_the_same_bits(settings, tmp_path, at=230)
 
 
 def test_a_run_made_on_a_gpu_is_looked_at_judged_and_exported(tmp_path):

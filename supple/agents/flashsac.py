@@ -34,7 +34,7 @@ from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFl
 from supple.agents.nets import norm_deviation, project_
 from supple.agents.remedies import linear_weights, reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
-from supple.agents.symmetry import ACTION, SignedPermutation, half_of, mirrors
+from supple.agents.symmetry import Mirroring, half_of, mirroring
 from supple.distributed import average, in_step, lowest, mean_over_ranks, world
 from supple.envs.base import Box, EnvSpec, Groups, Step
 from supple.errors import InputError
@@ -341,14 +341,9 @@ class FlashSAC(Agent):
             self._images  # noqa: B018 - computed once
 
     @functools.cached_property
-    def _images(self) -> tuple[SignedPermutation, ...]:
-        """Mirroring of the actor's and the critic's observations, and of actions."""
-        image = mirrors(self.settings.symmetry, self.spec, self.device)
-        return (
-            SignedPermutation.side_by_side([image[group] for group in self.actor_groups]),
-            SignedPermutation.side_by_side([image[group] for group in self.critic_groups]),
-            image[ACTION],
-        )
+    def _images(self) -> Mirroring:
+        settings, groups = self.settings, (self.actor_groups, self.critic_groups)
+        return mirroring(settings.symmetry, self.spec, *groups, self.device)
 
     def _mirrored(self, batch: Batch) -> Batch:
         """Half of the rows, by chance, as their mirror images."""

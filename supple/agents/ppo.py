@@ -36,7 +36,7 @@ from supple.agents.distributions import (
 from supple.agents.mlp import Network
 from supple.agents.ppo_settings import PPOSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
-from supple.agents.symmetry import ACTION, SignedPermutation, half_of, mirrors
+from supple.agents.symmetry import Mirroring, SignedPermutation, half_of, mirroring
 from supple.distributed import average, in_step, mean_over_ranks, sum_over_ranks, world
 from supple.envs.base import Box, Discrete, EnvSpec, Groups, Step
 from supple.errors import InputError
@@ -254,29 +254,28 @@ class PPO(Agent):
             self._image  # noqa: B018 - computed once
 
     @functools.cached_property
-    def _images(self) -> dict[str, SignedPermutation]:
-        """Mirroring of what the networks see, ``actor_obs`` and ``critic_obs``, and of actions."""
+    def _images(self) -> Mirroring:
+        settings, groups = self.settings, (self.actor_groups, self.critic_groups)
         if not isinstance(self.spec.action, Box):
             raise InputError(
                 f"--agent.symmetry needs continuous actions, {self.spec.task_id} has discrete ones:"
                 " drop the flag"
             )
-        image = mirrors(self.settings.symmetry, self.spec, self.device)
-        groups = {"actor_obs": self.actor_groups, "critic_obs": self.critic_groups}
-        return {ACTION: image[ACTION]} | {
-            name: SignedPermutation.side_by_side([image[group] for group in own])
-            for name, own in groups.items()
-        }
+        return mirroring(settings.symmetry, self.spec, *groups, self.device)
 
     @functools.cached_property
     def _image(self) -> SignedPermutation:
         """Mirroring of a whole row of ``_pack``; in an image, ``own`` is 0."""
-        action = self._images[ACTION]
+        observed, privileged, action = self._images
         unsigned = SignedPermutation(action.index, action.sign.abs())
-        same, none = (SignedPermutation.constant(1, sign, self.device) for sign in (1.0, 0.0))
-        # The parameters are mean and log standard deviation.
-        parts = {"draw": [action], "params": [action, unsigned], "own": [none]}
-        parts |= {name: [image] for name, image in self._images.items()}
+        same, none = (SignedPermutation.of_one(sign, self.device) for sign in (1.0, 0.0))
+        parts = {
+            "actor_obs": [observed],
+            "critic_obs": [privileged],
+            "draw": [action],
+            "params": [action, unsigned],  # mean and log standard deviation
+            "own": [none],
+        }
         columns = [part for name in self._fields for part in parts.get(name, [same])]
         return SignedPermutation.side_by_side(columns)
 
@@ -481,7 +480,8 @@ class PPO(Agent):
         for name, network in (("actor_obs", self.actor), ("critic_obs", self.critic)):
             rows, seen = rollout[name], valid
             if self.settings.symmetry:  # else images would lie far from what is normal
-                rows, seen = torch.cat((rows, self._images[name](rows))), valid.repeat(2)
+                image = getattr(self._images, name)
+                rows, seen = torch.cat((rows, image(rows))), valid.repeat(2)
             network.normaliser.observe(rows, seen)
 
     def _pack(self, rollout: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,10 +45,31 @@ class SignedPermutation:
         return SignedPermutation(torch.cat(moved), torch.cat([part.sign for part in parts]))
 
     @staticmethod
-    def constant(width: int, sign: float, device: torch.device) -> SignedPermutation:
-        """Leaves every number in its place, times ``sign``."""
-        index = torch.arange(width, device=device)
-        return SignedPermutation(index, torch.full((width,), sign, device=device))
+    def of_one(sign: float, device: torch.device) -> SignedPermutation:
+        """Of a single number, which becomes ``sign`` times itself."""
+        return SignedPermutation(
+            torch.zeros(1, dtype=torch.int64, device=device), torch.full((1,), sign, device=device)
+        )
+
+
+class Mirroring(NamedTuple):
+    """Of what an agent's networks see and do."""
+
+    actor_obs: SignedPermutation
+    critic_obs: SignedPermutation
+    action: SignedPermutation
+
+
+def mirroring(
+    name: str, spec: EnvSpec, actor: Sequence[str], critic: Sequence[str], device: torch.device
+) -> Mirroring:
+    """``mirrors``, for the observation groups that an actor and a critic see."""
+    image = mirrors(name, spec, device)
+    observed, privileged = (
+        SignedPermutation.side_by_side([image[group] for group in groups])
+        for groups in (actor, critic)
+    )
+    return Mirroring(observed, privileged, image[ACTION])
 
 
 def mirrors(name: str, spec: EnvSpec, device: torch.device) -> Mapping[str, SignedPermutation]:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from supple import launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.ppo import AVERAGED
 from supple.agents.symmetry import SignedPermutation, mirrors
@@ -24,15 +23,7 @@ from tests.agents.small_agents import (
     small_settings,
     small_spec,
 )
-from tests.small_runs import (
-    assert_same,
-    deterministic_rows,
-    finish,
-    flags,
-    newest_state,
-    run_until,
-    run_whole,
-)
+from tests.small_runs import assert_resumes_with_the_same_bits, flags, run_whole
 from tests.small_runs import small_settings as run_settings
 
 CPU = torch.device("cpu")
@@ -266,7 +257,7 @@ def test_what_is_normal_is_its_own_image():
     agent, replay = filled(symmetry=f"{HERE}:swapped")
     agent.update(replay)
     for name, network in (("actor_obs", agent.actor), ("critic_obs", agent.critic)):
-        image, normaliser = agent._images[name], network.normaliser
+        image, normaliser = getattr(agent._images, name), network.normaliser
         torch.testing.assert_close(image(normaliser.mean), normaliser.mean)
         torch.testing.assert_close(image(normaliser.std).abs(), normaliser.std)
 
@@ -276,18 +267,12 @@ def test_what_is_normal_is_its_own_image():
 
 @pytest.mark.parametrize("agent", ["flashsac", "ppo"])
 def test_a_run_resumes_as_if_it_had_never_stopped(agent, tmp_path):
-    def settings(name):
-        made = run_settings("toy/lqr", tmp_path / name, env_steps=200, agent=agent)
+    def settings(folder):
+        made = run_settings("toy/lqr", folder, env_steps=200, agent=agent)
         made.agent.symmetry = f"{HERE}:negated"
         return made
 
-    run_whole(settings("whole"))
-    run_until(settings("parts"), 130)
-    finish(launch.resumed_run(tmp_path / "parts"))
-    rows = [deterministic_rows(tmp_path / name) for name in ("whole", "parts")]
-    assert rows[0] == rows[1]
-    (_, state), (_, other) = (newest_state(tmp_path / name) for name in ("whole", "parts"))
-    assert_same(state, other)
+    state = assert_resumes_with_the_same_bits(settings, tmp_path, at=130)
     assert "symmetry" in state["agent"]["generators"]["streams"]
 
 
