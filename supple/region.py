@@ -362,26 +362,24 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
         # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
         patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
-        if any(value.is_cuda for value in (*held, *inputs)):
+        on_gpu = any(value.is_cuda for value in (*held, *inputs))
+        if on_gpu:
             # Else kernels and paddings are chosen by timing them, and another choice adds in
             # another order: a run that resumes with an empty cache would part from itself.
-            patches["deterministic"] = True
-            # Else a step over several tensors, one of them of a single number, may write that over
-            # what the others still read, under a name they do not know: no kernel comes of it
-            # (torch/_inductor/scheduler.py@v2.11.0 and v2.13.0, decide_inplace_update).
-            patches["inplace_buffers"] = False
+            patches |= {"deterministic": True, "triton.autotune_pointwise": False}
             if torch.__version__ < "2.13":
                 # Reordering loops asserts on steps of several tensors at once, such as Adam's
                 # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
                 patches["loop_ordering_after_fusion"] = False
         options = {"config_patches": patches}
-        artifact = torch._inductor.standalone_compile(
-            graph,
-            [*held, *inputs],
-            # Sizes that might change would compile for twice as long, to the same numbers.
-            dynamic_shapes="from_example_inputs",
-            options=options,
-        )
+        with _fused_for_one_reader() if on_gpu else contextlib.nullcontext():
+            artifact = torch._inductor.standalone_compile(
+                graph,
+                [*held, *inputs],
+                # Sizes that might change would compile for twice as long, to the same numbers.
+                dynamic_shapes="from_example_inputs",
+                options=options,
+            )
 
     expected = _layouts(inputs)
 
@@ -393,6 +391,34 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         return found
 
     return run
+
+
+@contextlib.contextmanager
+def _fused_for_one_reader() -> Iterator[None]:
+    """A block in which what several parts of a kernel read is computed before that kernel.
+
+    A step over several tensors (``torch._foreach_*``) becomes one kernel whose parts run at once.
+    torch computes within one of them what it reads, the norm of all gradients say, even if the
+    others read it too: they may be there first (torch/_inductor/scheduler.py@v2.11.0 and v2.13.0,
+    get_consumer_subnode_for keeps the last reader alone).
+    """
+    from torch._inductor.scheduler import BaseSchedulerNode, ForeachKernelSchedulerNode
+
+    def only_reader(
+        self: ForeachKernelSchedulerNode, producer: BaseSchedulerNode
+    ) -> BaseSchedulerNode | None:
+        made = {buffer.get_name() for buffer in producer.get_outputs()}
+        readers = [
+            part for part in self.snodes if any(r.name in made for r in part.read_writes.reads)
+        ]
+        return readers[0] if len(readers) == 1 else None
+
+    before = ForeachKernelSchedulerNode.get_consumer_subnode_for
+    ForeachKernelSchedulerNode.get_consumer_subnode_for = only_reader  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ForeachKernelSchedulerNode.get_consumer_subnode_for = before  # type: ignore[method-assign]
 
 
 def _layouts(values: Sequence[Tensor]) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:
