@@ -83,7 +83,7 @@ def flashsac_curves() -> Figure:
     _seeds(left, preset, "step", COLOURS[0], "laptop preset, six seeds")
     _style(left, "environment steps", "evaluation return")
     clocks = {
-        "supple, laptop preset": ("supple", "5840009"),
+        "supple, laptop preset": ("supple", "d7c2adf"),
         "Stable-Baselines3 SAC": ("stable-baselines3 SAC", "d7c2adf"),
         "Stable-Baselines3 PPO": ("stable-baselines3 PPO", "d7c2adf"),
     }
@@ -129,9 +129,9 @@ def policy_evaluation() -> Figure:
     shown = ("scalar", "categorical", "flow", "zero", "endpoint")
     titles = {"utd 32": "392 transitions, 32 updates each", "plenty": "20,000 transitions"}
     for axes, (setting, title) in zip(panels, titles.items(), strict=True):
+        found = by("critic", rows("policy_evaluation", setting=setting))
         for place, critic in enumerate(shown):
-            wanted = rows("policy_evaluation", setting=setting, critic=critic)
-            errors = numbers("rmse final", [row for row in wanted if row["critic"] == critic])
+            errors = numbers("rmse final", found[critic])
             axes.plot(np.full(len(errors), place), errors, "o", ms=5, color=COLOURS[place])
             axes.hlines(np.median(errors), place - 0.3, place + 0.3, color=COLOURS[place], lw=2)
         _style(axes, "", "RMSE to the true value" if axes is panels[0] else "")
@@ -179,10 +179,8 @@ def plasticity() -> Figure:
 def instability() -> Figure:
     """How much more a policy's decisions change along its own directions than along random ones."""
     figure, panels = _panels(2)
-    tasks = ("gym/CartPole-v1", "gym/HalfCheetah-v5")
-    for axes, (task, mode) in zip(
-        panels, zip(tasks, ("choice", "action"), strict=True), strict=True
-    ):
+    shown = (("gym/CartPole-v1", "choice"), ("gym/HalfCheetah-v5", "action"))
+    for axes, (task, mode) in zip(panels, shown, strict=True):
         table = rows("instability", task=task, mode=mode, commit="92a7db8")
         steps = numbers("step", table)
         low, high = numbers("random min", table), numbers("random max", table)
@@ -263,7 +261,7 @@ def _field(value: float, steps: int, wrong: float) -> Callable[[int, Tensor], Te
 
 
 def ppo_parts() -> Figure:
-    """The clipped surrogate for a good and a bad action, and what the adaptive rate does."""
+    """The clipped surrogate for a good and a bad action."""
     figure, panels = _panels(2)
     clip = PPOSettings().clip
     ratio = torch.linspace(0.5, 1.5, 201, dtype=torch.float64)

@@ -13,6 +13,7 @@ for the others left out, and ``rows/s, a core each`` what all would learn from i
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--flags", default="", help="of every run of curves, in quotes")
     options = parser.parse_args()
-    command = f"python benchmarks/processes.py {' '.join(sys.argv[1:])}"
+    command = f"python benchmarks/processes.py {shlex.join(sys.argv[1:])}"
     if options.what == "speed":
         for agent in options.agents:
             for count in options.processes:

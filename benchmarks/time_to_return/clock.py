@@ -18,9 +18,9 @@ class Clock:
     """Prints one JSON line per evaluation.
 
     Args:
+        options: what ``options`` read: ``level`` is the return that ends the run once it was
+            reached three times in a row, ``limit`` its end [s].
         every: environment steps between evaluations.
-        level: return that ends the run once it was reached three times in a row.
-        limit: end of the run [s].
     """
 
     def __init__(self, options: argparse.Namespace, every: int) -> None:

@@ -19,8 +19,9 @@ class Reach(Env):
         )
 
     def reset(self, seed=None):
-        self.random = torch.Generator(self.spec.device).manual_seed(seed or 0)
-        self.position, self.time = self._start(), torch.zeros(self.spec.num_envs)
+        device = self.spec.device
+        self.random = torch.Generator(device).manual_seed(seed or 0)
+        self.position, self.time = self._start(), torch.zeros(self.spec.num_envs, device=device)
         return reset_result({"policy": self.position}, self.spec.num_envs)
 
     def step(self, action):
@@ -38,4 +39,5 @@ class Reach(Env):
         )
 
     def _start(self):
-        return torch.rand(self.spec.num_envs, 2, generator=self.random) * 2 - 1
+        size, device = (self.spec.num_envs, 2), self.spec.device
+        return torch.rand(size, generator=self.random, device=device) * 2 - 1

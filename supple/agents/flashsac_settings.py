@@ -16,7 +16,7 @@ CRITICS = ("categorical", "scalar", "flow", "flow_official")
 
 @dataclass(kw_only=True, slots=True)
 class FlashSACSettings:
-    """Defaults are the published ones for CPU simulators.
+    """The class has the published values for CPU simulators; presets and recipes change them.
 
     ``critic="flow_official"`` goes with ``flow=flow_settings.published()``: the command line sets
     that by itself, a library user passes it.

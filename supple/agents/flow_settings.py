@@ -14,9 +14,10 @@ MOST_LAYERS = 1000
 
 @dataclass(kw_only=True, slots=True)
 class FlowSettings:
-    """Defaults are those of ``--agent.critic flow``; ``published`` gives those of its original.
+    """The class has the values of ``--agent.critic flow``, ``published()`` those of flow_official.
 
-    Values are in scaled reward units, in [-G, G] with G = ``--agent.value-max``.
+    The command line takes those of the critic it is given. Values are in scaled reward units, in
+    [-G, G] with G = ``--agent.value-max``.
     """
 
     width: int = 256

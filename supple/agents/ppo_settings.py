@@ -11,7 +11,7 @@ from supple.errors import InputError, require_rules, require_values
 
 @dataclass(kw_only=True, slots=True)
 class PPOSettings:
-    """Defaults are the published ones for GPU simulators (Isaac Lab, rsl_rl)."""
+    """The class has rsl_rl's values for Isaac Lab; presets and recipes change them."""
 
     gamma: float = 0.99
     """Discount per environment step, in (0, 1)."""
