@@ -188,7 +188,7 @@ def is_terminal() -> bool:
 
 def format_number(value: float) -> str:
     """Three significant digits; thousands in full."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def format_seconds(seconds: float) -> str:

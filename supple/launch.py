@@ -23,6 +23,7 @@ from supple.checkpoint import Checkpoint, following_format, list_checkpoints
 from supple.configs.base import Settings, from_json, missing, to_json
 from supple.display import Display, NoDisplay
 from supple.distributed import world
+from supple.divergence import DUMPS
 from supple.envs import make
 from supple.envs.base import Env, EnvSpec, Groups
 from supple.envs.registry import packages_of
@@ -48,6 +49,7 @@ RUN_NAMES = (
     REPLAY_FOLDER,
     "videos",
     "ranks",
+    DUMPS,
 )
 """What a run writes into its folder, besides ``settings.json``."""
 MOST_RECORD_BYTES = 2**22
@@ -114,7 +116,8 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
 
     Args:
         folder: the run's folder.
-        env_steps: extend training to this many steps; the learning-rate schedule keeps its length.
+        env_steps: extend training to this many steps. FlashSAC's learning-rate schedule keeps its
+            length, PPO's linear one ends there.
         device: continue there; by default on the run's own, or the CPU where that is missing.
 
     Raises:

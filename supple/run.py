@@ -318,20 +318,19 @@ class Run:
     def _due(self, every: int) -> bool:
         return self.env_steps // max(every, 1) > self._steps_before // max(every, 1)
 
-    def evaluate(self) -> Evaluation | None:
+    def evaluate(self) -> None:
         """Deterministic episodes in environments of their own; disturbs no training state.
 
-        Returns:
-            What they came to; None where the simulator gave numbers that are none and the settings
-            do not end the run for it, and in all processes but the first, which do not wait here.
+        The first process does it, the others do not wait here.
 
         Raises:
-            SimulatorError: the settings do.
+            SimulatorError: the simulator gave numbers that are none, and the settings end the run
+                for it.
         """
         settings = self.settings
         if not self._world.first:
             self._evaluated_at = self.env_steps
-            return None
+            return
         if self._eval_env is None:
             self._eval_env = self._make_eval_env()
         seed = derive_seed(settings.seed, "evaluation", self.env_steps)
@@ -350,7 +349,6 @@ class Run:
         if every and self.env_steps // every > self._filmed_at // every and not self._over:
             self._film(f"step_{self.env_steps}")
             self._filmed_at = self.env_steps
-        return self._evaluation
 
     def log(
         self, metrics: Mapping[str, Tensor], written: Mapping[str, float] | None = None
@@ -377,9 +375,6 @@ class Run:
         row = _to_host(device_values)
         row |= self._episodes.report()
         row |= columns_of(self.env.report())
-        row |= written or {}
-        if self._evaluation and self._evaluated_at == self.env_steps:
-            row |= self._evaluation.metrics()
         row |= self._online.row()
         quarantined, news = self._quarantine.report()
         row |= quarantined
@@ -389,6 +384,9 @@ class Run:
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._divergence.row() | self._timing()
+        row |= written or {}
+        if self._evaluation and self._evaluated_at == self.env_steps:
+            row |= self._evaluation.metrics()
         self._sinks.write(self.env_steps, row, replace=written is not None)
         self.display.update({"step": self.env_steps, **row})
         if time.monotonic() > self._plot_due:

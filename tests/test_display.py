@@ -129,7 +129,14 @@ def test_what_an_encoding_lacks_becomes_a_question_mark(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (-0.01234, "-0.0123"), (999.4, "999"), (-12345.6, "-12,346"), (2e9, "2e+09")],
+    [
+        (0.0, "0"),
+        (-0.01234, "-0.0123"),
+        (999.4, "999"),
+        (999.6, "1,000"),
+        (-12345.6, "-12,346"),
+        (2e9, "2e+09"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert format_number(value) == text

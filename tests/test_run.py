@@ -12,7 +12,7 @@ from supple.agents import FlashSAC
 from supple.envs.registry import ADAPTERS, PACKAGES, packages_of
 from supple.errors import InputError, SimulatorError
 from supple.files import claim
-from supple.metrics import read_csv
+from supple.metrics import METRICS, read_csv
 from supple.run import RESULT
 from tests.small_runs import (
     assert_same,
@@ -225,7 +225,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(settings_of, tmp_path,
     assert folders == [f"20260101-000000-seed0{end}" for end in ("", "_2", "_3")]
 
 
-@pytest.mark.parametrize("name", ["spec.json", "metrics.csv", "videos"])
+@pytest.mark.parametrize("name", ["spec.json", "metrics.csv", "videos", "nan"])
 def test_a_users_files_are_never_written_over(settings_of, tmp_path, name):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -325,10 +325,12 @@ def test_the_last_row_keeps_its_episodes_where_the_final_evaluation_comes_late(a
     run_whole(settings)
     before = deterministic_rows(tmp_path / "run")
     assert before["train/episodes"][-1]
+    speed = read_csv(tmp_path / "run" / METRICS)["time/env_steps_per_s"]
     _, state = newest_state(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     finish(launch.resumed_run(tmp_path / "run"))
     assert deterministic_rows(tmp_path / "run") == before
+    assert read_csv(tmp_path / "run" / METRICS)["time/env_steps_per_s"] == speed
     assert_same(state, newest_state(tmp_path / "run")[1])  # the sets for diagnostics too
 
 

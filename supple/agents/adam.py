@@ -1,9 +1,9 @@
 """Adam as a function of tensors, so that a step can be traced, compiled or captured.
 
-Source: Adam, arXiv:1412.6980; the arithmetic is that of ``torch.optim.Adam`` without weight decay
-(tests/agents/test_adam.py). Unlike it, what changes from step to step, learning rate and bias
-corrections, is worked out on the host and put into tensors that the step reads: a compiler would
-repeat such scalar arithmetic for every weight.
+Source: Adam, arXiv:1412.6980; the arithmetic is that of ``torch.optim.Adam``, with ``decay`` that
+of AdamW (tests/agents/test_adam.py). Unlike them, what changes from step to step, learning rate and
+bias corrections, is worked out on the host and put into tensors that the step reads: a compiler
+would repeat such scalar arithmetic for every weight.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Agent(ABC):
     """A learner. ``act`` and ``update`` hold no host synchronisation and no branch on data."""
 
     horizon: int = 1
-    """Environment steps between two calls of ``update``."""
+    """Vector steps between two calls of ``update``."""
     extra_spec: Mapping[str, tuple[int, ...]] = {}
     """Further replay columns that ``act`` fills: name to shape per environment, float32."""
     actor_groups: tuple[str, ...] = ("policy",)

@@ -123,7 +123,6 @@ class FlashSAC(Agent):
         if self.device.type == "cpu":
             keep_freed_memory()
         self.critic_groups = critic_groups(spec)
-        self._num_envs = spec.num_envs
         self._num_actions = spec.action.size
         actor_width = sum(spec.observation[group] for group in self.actor_groups)
         critic_width = sum(spec.observation[group] for group in self.critic_groups)
@@ -246,7 +245,8 @@ class FlashSAC(Agent):
     def check_room(self, ring: ReplayPlan) -> None:
         """Refuse rings in which learning could never begin."""
         rows, settings = ring.num_rows, self.settings
-        room = rows * ring.num_envs * world().size
+        # A full ring lacks the row being written, except where its end was just reached.
+        room = (rows - (settings.update_every > 1)) * ring.num_envs * world().size
         if room < settings.min_replay:
             raise InputError(
                 f"learning begins at --agent.min-replay {settings.min_replay} transitions, the ring"
@@ -265,7 +265,7 @@ class FlashSAC(Agent):
     def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Uniform while warming up, then tanh(mean + std * held noise); tanh(mean) to evaluate."""
         if explore and not self._acting:
-            shape = (self._num_envs, self._num_actions)
+            shape = (self.spec.num_envs, self._num_actions)
             uniform = torch.rand(shape, generator=self.generators["warm_up"], device=self.device)
             return 2 * uniform - 1, {}
         obs_ND = concat(obs, self.actor_groups)
@@ -310,7 +310,7 @@ class FlashSAC(Agent):
                 return {}
             self._acting = True
         self.reward_scaler.share()
-        self._budget += settings.utd * self._num_envs * size * self.horizon
+        self._budget += settings.utd * self.spec.num_envs * size * self.horizon
         while self._budget >= 1:
             self._budget -= 1
             self.learn(self._mirrored(self._sample(replay)), *self._draw_noise())
@@ -449,9 +449,8 @@ class FlashSAC(Agent):
             rows = len(batch.action_BA)
             x_BD = torch.cat((batch.critic_obs_2BD[:rows], batch.action_BA), dim=-1)
             adam = self._optimizers["critic"]
-            moments = {id(part): adam for part in adam.params}
             count = reset_dormant_(
-                self.critic.trunk, critic.trunk, x_BD, remedy.dormant_threshold, moments
+                self.critic.trunk, critic.trunk, x_BD, remedy.dormant_threshold, adam
             )
             self.metrics["critic/units_reset"] = count.float()
         for network, bound in (

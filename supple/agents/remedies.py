@@ -10,7 +10,6 @@ Source: shrink and perturb, Ash & Adams, arXiv:1910.08475, towards fresh weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +72,7 @@ def dormant_units(trunk: Trunk, x_BD: Tensor, threshold: float) -> list[Tensor]:
 
 @torch.no_grad()
 def reset_dormant_(
-    trunk: Trunk, fresh: Trunk, x_BD: Tensor, threshold: float, moments: Mapping[int, Adam]
+    trunk: Trunk, fresh: Trunk, x_BD: Tensor, threshold: float, adam: Adam
 ) -> Tensor:
     """Give dormant units fresh incoming weights and no outgoing ones, so that values do not jump.
 
@@ -82,7 +81,7 @@ def reset_dormant_(
         fresh: of the same make, untrained.
         x_BD: what units are judged on.
         threshold: relative to the layer's mean.
-        moments: the optimiser of each parameter by ``id``; those of what is reset become 0.
+        adam: its optimiser; the moments of what is reset become 0.
 
     Returns:
         How many units were reset, 0-d.
@@ -92,17 +91,16 @@ def reset_dormant_(
         assert isinstance(block, ResidualBlock)
         assert isinstance(new, ResidualBlock)
         incoming, outgoing = dead_EW.unsqueeze(-1), dead_EW.unsqueeze(-2)
-        _put_(block.linear1.weight, new.linear1.weight, incoming, moments)
-        _put_(block.linear2.weight, torch.zeros_like(new.linear2.weight), outgoing, moments)
+        _put_(block.linear1.weight, new.linear1.weight, incoming, adam)
+        _put_(block.linear2.weight, torch.zeros_like(new.linear2.weight), outgoing, adam)
         if isinstance(block.norm1, UnitBatchNorm) and isinstance(new.norm1, UnitBatchNorm):
-            _put_(block.norm1.scale, new.norm1.scale, dead_EW, moments)
-            _put_(block.norm1.shift, new.norm1.shift, dead_EW, moments)
+            _put_(block.norm1.scale, new.norm1.scale, dead_EW, adam)
+            _put_(block.norm1.shift, new.norm1.shift, dead_EW, adam)
     return torch.stack([each.sum() for each in dormant]).sum()
 
 
-def _put_(own: Tensor, new: Tensor, where: Tensor, moments: Mapping[int, Adam]) -> None:
+def _put_(own: Tensor, new: Tensor, where: Tensor, adam: Adam) -> None:
     own.copy_(torch.where(where, new, own))
-    adam = moments[id(own)]
     place = next(i for i, part in enumerate(adam.params) if part is own)
     for moment in (adam.mean[place], adam.square[place]):
         moment.copy_(torch.where(where, 0.0, moment))

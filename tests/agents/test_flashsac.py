@@ -13,7 +13,8 @@ from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import project_
 from supple.envs.base import Discrete
 from supple.errors import InputError
-from supple.replay import AgeBias
+from supple.replay import AgeBias, ReplaySettings
+from supple.replay.plan import plan_ring
 from tests.agents.small_agents import (
     ACTIONS,
     NETWORKS,
@@ -793,6 +794,20 @@ def test_state_of_other_sizes_is_refused(spec, changes):
 
 
 # --- settings and refusals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("update_every", "rows"), [(1, 10), (4, 11)])
+def test_a_ring_in_which_learning_hardly_ever_begins_is_refused(update_every, rows):
+    """Full, it lacks the row being written; bouts of updates would seldom meet its very end."""
+    agent = small_agent(min_replay=40, update_every=update_every)
+
+    def ring(rows):
+        settings = ReplaySettings(capacity=agent.spec.num_envs * rows)
+        return plan_ring(agent.spec, agent.ring(settings), {})
+
+    agent.check_room(ring(rows))
+    with pytest.raises(InputError, match=r"raise --replay\.capacity"):
+        agent.check_room(ring(rows - 1))
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,8 @@ def test_a_dead_unit_is_reset_and_the_output_does_not_jump():
     adam = Adam(list(own.parameters()))
     for moment in adam.square:
         moment.fill_(1)
-    moments = {id(part): adam for part in adam.params}
     assert [int(each.sum()) for each in dormant_units(own, x, 0.0)] == [1]
-    assert reset_dormant_(own, fresh, x, 0.0, moments) == 1
+    assert reset_dormant_(own, fresh, x, 0.0, adam) == 1
     torch.testing.assert_close(own(x, train=False), before)
     block, new = own.block[0], fresh.block[0]
     assert torch.equal(block.linear1.weight[1, 3], new.linear1.weight[1, 3])

@@ -296,6 +296,7 @@ def test_tiles_show_size_and_sign():
 def test_numbers_are_short():
     shown = [svg.number(v) for v in (0, 0.5, 1234, 45_600, 2.5e6, 1.5e-4, -3.14159)]
     assert shown == ["0", "0.5", "1234", "45.6k", "2.5M", "1.5e-4", "-3.14"]
+    assert [svg.number(v) for v in (999.6, 999_700, 999.9e6)] == ["1000", "1M", "1G"]
 
 
 def test_axes_hold_their_data_and_have_round_ticks():

@@ -29,7 +29,7 @@ MAKERS: tuple[Callable[[Source], Iterator[Figure]], ...] = (
         "Ability to fit new targets",
         [(n, "fit_gap", {"network": n, "member": "mean"}) for n in ("critic", "value", "actor")],
         "gap to a new network",
-        "0: as plastic as a new network. Bars: 95 % over targets and twins.",
+        "0: as plastic as a new network.",
     ),
     learning.learning_curves,
     learning.overwriting,
@@ -48,7 +48,7 @@ MAKERS: tuple[Callable[[Source], Iterator[Figure]], ...] = (
                 ("dormant", "inactive", 0.1),
                 ("grad_dormant", "no gradient", 0.01),
             )
-        ][:6],
+        ],
         "% of units",
         "Growth over training matters, not the level: untrained networks have some too.",
     ),

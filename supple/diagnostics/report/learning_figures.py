@@ -51,12 +51,9 @@ def returns(source: Source) -> Iterator[Figure]:
 
 def spectra(source: Source) -> Iterator[Figure]:
     """Singular values of the last features."""
-    for target in source.document["targets"]:
-        last = [t["id"] for t in source.document["targets"] if t["run"] == target["run"]][-1]
-        if target["id"] != last:
-            continue
+    for target in source.last():
         found: dict[str, list[float]] = {}
-        for name, array in source.arrays.get(last, {}).items():
+        for name, array in source.arrays_of(target["id"], ""):
             network, layer, member, *rest = [*name.split("/"), "", ""]
             if layer == "penultimate" and rest and rest[0].startswith("spectrum"):
                 if member != "0" or network in found:

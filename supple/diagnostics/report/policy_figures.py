@@ -77,7 +77,7 @@ def _mode(one: Instability) -> str:
 def response(source: Source) -> Iterator[Figure]:
     """What finite steps along the directions do."""
     for (number, mode), one in source.analyses.items():
-        if mode in ("information",):
+        if mode == "information":
             continue
         found = one.responses
         rows = [found.worst_S, found.local_S, found.least_S]

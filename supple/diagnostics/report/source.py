@@ -117,19 +117,19 @@ def over_checkpoints(
             if not drawn or max(len(points) for *_, points in drawn) < 2:
                 continue
             everything = [p for *_, points in drawn for p in points]
+            entries = drawn[0][2] if len(drawn) == 1 else []
+            bars = [(x, *entry["ci95"]) for x, entry in entries if entry["ci95"] is not None]
             frame = svg.chart(
                 [x for x, _ in everything],
-                [y for _, y in everything],
+                [*(y for _, y in everything), *(end for _, *ends in bars for end in ends)],
                 xlabel="environment steps",
                 ylabel=ylabel,
                 zero=zero,
             )
-            for kind, (name, _, course, points) in enumerate(drawn):
+            for kind, (name, *_, points) in enumerate(drawn):
                 frame.line(points, name, kind=kind, dots=True)
-                if len(drawn) == 1:
-                    for x, entry in course:
-                        if entry["ci95"] is not None:
-                            frame.bar(x, *entry["ci95"])
+            for bar in bars:
+                frame.bar(*bar)
             line = THRESHOLDS.get(drawn[0][1])
             if line is not None and line.warn is not None and not share_of_width:
                 frame.level(line.warn, f"project default {svg.number(line.warn)}")

@@ -86,13 +86,15 @@ def axis(
 def number(value: float) -> str:
     """Short: 0.0123, 12.3, 12 k."""
     size = abs(value)
-    if size >= 1e6:
+    if size >= 999.5e6:
+        return f"{value / 1e9:.3g}G"
+    if size >= 999.5e3:
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
     if size and size < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if size < 999.5 else f"{value:.0f}"
 
 
 @dataclass(slots=True)
@@ -103,7 +105,6 @@ class Chart:
     y: Axis
     xlabel: str = ""
     ylabel: str = ""
-    height: int = HEIGHT
     xnames: Sequence[tuple[float, str]] | None = None
     """Ticks with words instead of numbers."""
     marks: list[str] = field(default_factory=list)
@@ -168,7 +169,7 @@ class Chart:
         x = self.x.at(value)
         left = x < (LEFT + WIDTH) / 2
         self.marks.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{self.height - BOTTOM}"/>'
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="note" x="{x + (5 if left else -5):.1f}" y="{TOP + 11}"'
             f' text-anchor="{"start" if left else "end"}">{escape(text)}</text>'
         )
@@ -185,11 +186,11 @@ class Chart:
 
     def render(self, title: str) -> str:
         """The picture; ``title`` is what a screen reader says."""
-        bottom = self.height - BOTTOM
+        bottom = HEIGHT - BOTTOM
         rows = (len(self.legend) + 1) // 2
         room = 18 * rows + 6 if self.legend else 0
         parts = [
-            f'<svg viewBox="0 0 {WIDTH} {self.height + room}" role="img"'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT + room}" role="img"'
             f' aria-label="{escape(title, quote=True)}">'
         ]
         for tick in self.y.ticks():
@@ -210,13 +211,13 @@ class Chart:
         )
         parts += self.marks
         parts.append(
-            f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{self.height - 5}"'
+            f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}"'
             f' text-anchor="middle">{escape(self.xlabel)}</text>'
             f'<text class="label" x="12" y="{(TOP + bottom) / 2}" text-anchor="middle"'
             f' transform="rotate(-90 12 {(TOP + bottom) / 2})">{escape(self.ylabel)}</text>'
         )
         for index, (swatch, name) in enumerate(self.legend):
-            x, y = LEFT + 230 * (index % 2), self.height + 8 + 18 * (index // 2)
+            x, y = LEFT + 230 * (index % 2), HEIGHT + 8 + 18 * (index // 2)
             parts.append(
                 f'<g transform="translate({x} {y})">{swatch}'
                 f'<text class="key" x="29" y="9">{escape(shortened(name, 30))}</text></g>'
@@ -233,7 +234,6 @@ def chart(
     ylabel: str,
     log: tuple[bool, bool] = (False, False),
     zero: bool = False,
-    height: int = HEIGHT,
     xnames: Sequence[tuple[float, str]] | None = None,
 ) -> Chart:
     """A frame around some data.
@@ -245,15 +245,13 @@ def chart(
         ylabel: with its unit.
         log: logarithmic x, y.
         zero: whether y holds 0.
-        height: of the frame.
         xnames: ticks with words.
     """
     return Chart(
         axis(xs, LEFT + 8, WIDTH - RIGHT - 8, log=log[0]),
-        axis(ys, height - BOTTOM, TOP, log=log[1], zero=zero),
+        axis(ys, HEIGHT - BOTTOM, TOP, log=log[1], zero=zero),
         xlabel,
         ylabel,
-        height,
         xnames,
     )
 

@@ -71,35 +71,34 @@ def against_returns(source: Source) -> Iterator[Figure]:
 def atoms(source: Source) -> Iterator[Figure]:
     """Where a categorical critic's predictions and targets put their mass."""
     for target in source.last():
-        for network in ("critic",):
-            found = dict(source.arrays_of(target["id"], f"{network}/all/"))
-            places = found.get("mean/support_atoms")
-            lines = [
-                ("targets", found.get("mean/support_target")),
-                ("predictions, first member", found.get("0/support_prediction")),
-            ]
-            if places is None or any(mass is None for _, mass in lines):
-                continue
-            masses = {name: mass.tolist() for name, mass in lines if mass is not None}
-            frame = svg.chart(
-                places.tolist(),
-                [each for mass in masses.values() for each in mass],
-                xlabel="value [scaled reward]",
-                ylabel="mean mass",
-                zero=True,
-            )
-            for kind, (name, mass) in enumerate(masses.items()):
-                frame.line(list(zip(places.tolist(), mass, strict=True)), name, kind=kind)
-            title = "Mass on the value range"
-            clip = next(source.entries("support_clip", target=target["id"]), None)
-            clipped = "" if clip is None else f", {clip['value']:.1%} of the target mass clipped"
-            yield Figure(
-                SECTION,
-                title,
-                f"{target['label']}, {len(places)} atoms{clipped}",
-                frame.render(title),
-                "Mass at either end: the range is too narrow. All mass on a few atoms: too wide.",
-            )
+        found = dict(source.arrays_of(target["id"], "critic/all/"))
+        places = found.get("mean/support_atoms")
+        lines = [
+            ("targets", found.get("mean/support_target")),
+            ("predictions, first member", found.get("0/support_prediction")),
+        ]
+        if places is None or any(mass is None for _, mass in lines):
+            continue
+        masses = {name: mass.tolist() for name, mass in lines if mass is not None}
+        frame = svg.chart(
+            places.tolist(),
+            [each for mass in masses.values() for each in mass],
+            xlabel="value [scaled reward]",
+            ylabel="mean mass",
+            zero=True,
+        )
+        for kind, (name, mass) in enumerate(masses.items()):
+            frame.line(list(zip(places.tolist(), mass, strict=True)), name, kind=kind)
+        title = "Mass on the value range"
+        clip = next(source.entries("support_clip", target=target["id"]), None)
+        clipped = "" if clip is None else f", {clip['value']:.1%} of the target mass clipped"
+        yield Figure(
+            SECTION,
+            title,
+            f"{target['label']}, {len(places)} atoms{clipped}",
+            frame.render(title),
+            "Mass at either end: the range is too narrow. All mass on a few atoms: too wide.",
+        )
 
 
 def flow(source: Source) -> Iterator[Figure]:

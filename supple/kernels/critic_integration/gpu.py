@@ -266,7 +266,7 @@ def forward_kernel(
     """z_K of a tile, and with SAVE the states z_0 ... z_{K-1}.
 
     M is how many trajectories share a row of ``condition``; ``scratch`` holds R x W numbers per
-    program in the products' dtype; other arguments as ``integrate_on_gpu`` passes them.
+    program in the products' dtype; other arguments as ``forward`` passes them.
     """
     member = tl.program_id(1).to(tl.int64)
     lanes, cols = tl.arange(0, R), tl.arange(0, W)
@@ -440,9 +440,7 @@ TILES = {
 }
 
 
-def tile_for(
-    width: int, products: torch.dtype, *, exact: bool = False, backward: bool = False
-) -> Tile:
+def tile_for(width: int, products: torch.dtype, *, exact: bool, backward: bool) -> Tile:
     """The shipped tile for a padded width.
 
     No registers spill on sm_80 to sm_100 at the widths and depths of ``aot.py``.
