@@ -337,6 +337,14 @@ TRACING = threading.Lock()
 """Held while a region is traced: torch marks the whole process then, and a simulator's own
 compiled functions refuse to run on another thread meanwhile."""
 
+TIMED = (
+    "max_autotune",
+    "max_autotune_pointwise",
+    "coordinate_descent_tuning",
+    "triton.autotune_pointwise",
+)
+"""Options of torch's compiler by which it times kernels and keeps the fastest."""
+
 _open: list[Joined] = []
 """Blocks being run, the innermost last."""
 
@@ -364,15 +372,15 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
         on_gpu = any(value.is_cuda for value in (*held, *inputs))
         if on_gpu:
-            # Else kernels and paddings are chosen by timing them, and another choice adds in
-            # another order: a run that resumes with an empty cache would part from itself.
-            patches |= {"deterministic": True, "triton.autotune_pointwise": False}
+            # Else kernels and paddings are chosen by timing them, and another choice adds or rounds
+            # in another order: a run that resumes with an empty cache would part from itself.
+            patches |= dict.fromkeys(TIMED, False) | {"deterministic": True}
             if torch.__version__ < "2.13":
                 # Reordering loops asserts on steps of several tensors at once, such as Adam's
                 # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
                 patches["loop_ordering_after_fusion"] = False
         options = {"config_patches": patches}
-        with _fused_for_one_reader() if on_gpu else contextlib.nullcontext():
+        with _parts_kept_apart() if on_gpu else contextlib.nullcontext():
             artifact = torch._inductor.standalone_compile(
                 graph,
                 [*held, *inputs],
@@ -394,31 +402,35 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
 
 
 @contextlib.contextmanager
-def _fused_for_one_reader() -> Iterator[None]:
-    """A block in which what several parts of a kernel read is computed before that kernel.
+def _parts_kept_apart() -> Iterator[None]:
+    """A block in which no part of a kernel reads what another part of it writes.
 
     A step over several tensors (``torch._foreach_*``) becomes one kernel whose parts run at once.
-    torch computes within one of them what it reads, the norm of all gradients say, even if the
-    others read it too: they may be there first (torch/_inductor/scheduler.py@v2.11.0 and v2.13.0,
-    get_consumer_subnode_for keeps the last reader alone).
+    Into one of them torch puts what others read too, the norm of all gradients say, and they may be
+    there first (torch/_inductor/scheduler.py@v2.11.0 and v2.13.0, can_fuse).
     """
     from torch._inductor.scheduler import BaseSchedulerNode, ForeachKernelSchedulerNode
 
-    def only_reader(
-        self: ForeachKernelSchedulerNode, producer: BaseSchedulerNode
-    ) -> BaseSchedulerNode | None:
-        made = {buffer.get_name() for buffer in producer.get_outputs()}
-        readers = [
-            part for part in self.snodes if any(r.name in made for r in part.read_writes.reads)
-        ]
-        return readers[0] if len(readers) == 1 else None
+    original = vars(ForeachKernelSchedulerNode)["can_fuse"]
+    fuses = ForeachKernelSchedulerNode.can_fuse
 
-    before = ForeachKernelSchedulerNode.get_consumer_subnode_for
-    ForeachKernelSchedulerNode.get_consumer_subnode_for = only_reader  # type: ignore[method-assign]
+    def can_fuse(producer: BaseSchedulerNode, consumer: BaseSchedulerNode) -> bool:
+        first, then = (
+            node.snodes if isinstance(node, ForeachKernelSchedulerNode) else [node]
+            for node in (producer, consumer)
+        )
+        made = [{buffer.get_name() for buffer in part.get_outputs()} for part in first]
+        read = [{read.name for read in part.read_writes.reads} for part in then]
+        met = [(i, j) for i, names in enumerate(made) for j, own in enumerate(read) if names & own]
+        both = producer.is_foreach() and consumer.is_foreach()
+        apart = all(i == j for i, j in met) if both else len(met) <= 1
+        return apart and fuses(producer, consumer)
+
+    ForeachKernelSchedulerNode.can_fuse = staticmethod(can_fuse)  # type: ignore
     try:
         yield
     finally:
-        ForeachKernelSchedulerNode.get_consumer_subnode_for = before  # type: ignore[method-assign]
+        ForeachKernelSchedulerNode.can_fuse = original  # type: ignore[method-assign]
 
 
 def _layouts(values: Sequence[Tensor]) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:

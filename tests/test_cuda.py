@@ -122,6 +122,14 @@ def test_ppo_learns_what_it_learns_on_the_cpu(mode):
     assert ours.compute.compile == MODES[mode].get("compile", False)  # nothing fell back
 
 
+def compiled_kernels():
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    everything = (thing for module in PyCodeCache.modules for thing in vars(module).values())
+    return [thing for thing in everything if isinstance(thing, CachingAutotuner)]
+
+
 @pytest.mark.parametrize("critic", CRITICS)
 @every_mode
 def test_the_same_steps_end_in_the_same_bits(critic, mode):
@@ -134,6 +142,7 @@ def test_the_same_steps_end_in_the_same_bits(critic, mode):
     ours, theirs = (agent.state_dict() for agent in agents)
     for name in ("actor", "critic"):
         assert_same(ours[name], theirs[name])
+    assert all(len(kernel.compile_results) == 1 for kernel in compiled_kernels())  # none was timed
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
