@@ -216,7 +216,9 @@ def _compare_with_run(bundle: Bundle, vectors: Vectors, run: Path, report: Repor
     expected = Vectors.of(Golden.from_bytes(fresh["golden.safetensors"]))
     same = np.array_equal(expected.observation, vectors.observation)
     if not same or not np.allclose(expected.outputs.action, vectors.outputs.action, atol=1e-5):
-        faults.append("its golden vectors are not those of the run's newest checkpoint")
+        faults.append(
+            f"its golden vectors are not those of the run at {trained.env_steps:,} env steps"
+        )
     report.verdicts.append(verdict("the run itself", faults, f"contract and actions of {run.name}"))
     return trained
 
