@@ -15,7 +15,7 @@ from gymnasium.wrappers import (
 )
 from torch import Tensor, nn
 
-from benchmarks.time_to_return.clock import Clock, options, say_versions
+from benchmarks.time_to_return.clock import Clock, options
 
 TOTAL, STEPS, EPOCHS, MINIBATCHES, EVERY = 1_000_000, 2048, 10, 32, 10_000
 RATE, GAMMA, LAMBDA, CLIP, VALUE_COEF, MAX_NORM = 3e-4, 0.99, 0.95, 0.2, 0.5, 0.5
@@ -108,7 +108,7 @@ def main() -> None:
                 nn.utils.clip_grad_norm_(agent.parameters(), MAX_NORM)
                 adam.step()
         steps += STEPS
-    say_versions(gymnasium=gymnasium.__version__, torch=torch.__version__)
+    clock.say()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import gymnasium
 import numpy as np
 
-EPISODES, IN_A_ROW = 10, 3
+EPISODES = 10
+APART = 5.0
+"""Seconds of the clock between evaluations at least: judging takes longer than fast learners do."""
 
 
 class Clock:
     """Prints one JSON line per evaluation.
 
     Args:
-        options: what ``options`` read: ``level`` is the return that ends the run once it was
-            reached three times in a row, ``limit`` its end [s].
+        options: what ``options`` read: an evaluation at ``level`` ends the run, or ``limit`` [s].
         every: environment steps between evaluations.
     """
 
@@ -27,7 +29,8 @@ class Clock:
         self._every, self._level, self._limit = every, options.level, options.limit
         self._env = gymnasium.make(options.task)
         self._env.reset(seed=options.seed + 1000)
-        self._reached, self._judged = 0, 0
+        self._judged, self._judged_at = 0, -APART  # environment steps, seconds
+        self._ended = ""
         self._began = time.monotonic()
 
     def going(self, steps: int, act: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -37,23 +40,24 @@ class Clock:
             steps: environment steps so far.
             act: the deterministic policy, (D,) to (A,).
         """
-        if steps // self._every > self._judged:
-            self._judged = steps // self._every
-            self._judge(steps, act)
-        return self._reached < IN_A_ROW and time.monotonic() - self._began < self._limit
+        seconds = time.monotonic() - self._began
+        over, new = seconds >= self._limit, steps > self._judged
+        due = steps // self._every > self._judged // self._every
+        if new and (over or (due and seconds - self._judged_at >= APART)):
+            if self._judge(steps, seconds, act) >= self._level:
+                self._ended = "reached"
+            self._judged, self._judged_at = steps, seconds
+            self._began = time.monotonic() - seconds
+        if over and not self._ended:
+            self._ended = "limit"
+        return not self._ended
 
-    def _judge(self, steps: int, act: Callable[[np.ndarray], np.ndarray]) -> None:
-        stopped = time.monotonic()
+    def _judge(self, steps: int, seconds: float, act: Callable[[np.ndarray], np.ndarray]) -> float:
         returns = [self._episode(act) for _ in range(EPISODES)]
-        row = {
-            "seconds": stopped - self._began,
-            "env_steps": steps,
-            "return_mean": float(np.mean(returns)),
-            "return_std": float(np.std(returns, ddof=1)),
-        }
-        print(json.dumps(row), flush=True)
-        self._reached = self._reached + 1 if row["return_mean"] >= self._level else 0
-        self._began += time.monotonic() - stopped
+        mean = float(np.mean(returns))
+        row = {"seconds": seconds, "env_steps": steps, "return_mean": mean}
+        print(json.dumps({**row, "return_std": float(np.std(returns, ddof=1))}), flush=True)
+        return mean
 
     def _episode(self, act: Callable[[np.ndarray], np.ndarray]) -> float:
         (obs, _), total, over = self._env.reset(), 0.0, False
@@ -61,6 +65,12 @@ class Clock:
             obs, reward, terminated, truncated, _ = self._env.step(act(obs))
             total, over = total + float(reward), terminated or truncated
         return total
+
+    def say(self, *packages: str) -> None:
+        """The last line: how it ended, and which versions of these packages learned."""
+        names = (*packages, "torch", "gymnasium", "mujoco")
+        versions = ", ".join(f"{name} {version(name)}" for name in names)
+        print(json.dumps({"ended": self._ended or "steps", "versions": versions}), flush=True)
 
 
 def options() -> argparse.Namespace:
@@ -73,8 +83,3 @@ def options() -> argparse.Namespace:
     for name in ("level", "limit"):
         parser.add_argument(name, type=float)
     return parser.parse_args()
-
-
-def say_versions(**versions: str) -> None:
-    """The last line."""
-    print(json.dumps({"versions": ", ".join(f"{name} {said}" for name, said in versions.items())}))
