@@ -156,6 +156,15 @@ def ppo_curves() -> Figure:
     return figure
 
 
+def go1() -> Figure:
+    """A Go1 that learns to walk as it is told."""
+    figure, (axes,) = _panels(1)
+    _seeds(axes, rows("go1"), "step", COLOURS[0], "supple", of="return")
+    _style(axes, "environment steps", "evaluation return")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
 def plasticity() -> Figure:
     """How much worse than untrained twins each critic learns new functions, as training goes on."""
     found = [
@@ -332,6 +341,7 @@ FIGURES: Mapping[str, Callable[[], Figure]] = {
     "flow_paths": flow_paths,
     "ppo_curves": ppo_curves,
     "ppo_parts": ppo_parts,
+    "go1": go1,
     "instability": instability,
     "plasticity": plasticity,
 }

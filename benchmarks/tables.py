@@ -492,6 +492,24 @@ def simulators() -> str:
     return f"{grid(columns, body)}\n\n{source('simulators', table, note)}"
 
 
+def go1() -> str:
+    """How well a policy walks as it is told, beside a robot that stands still."""
+    table = rows("go1_tracking")
+    (row,) = table
+    body = [
+        (
+            f"error of the {what}, RMS [{unit}]",
+            row[f"{what} error [{unit}]"],
+            row[f"standing still [{unit}]"],
+        )
+        for what, unit in (("velocity", "m/s"), ("yaw rate", "rad/s"))
+    ]
+    share = f"{float(row['fell']):.0%}"
+    note = f"Over {row['episodes']} episodes, until each one's end; {share} fell."
+    head = ("", "the policy", "a robot that stands")
+    return f"{grid(head, body)}\n\n{source('go1_tracking', table, note)}"
+
+
 def equality() -> str:
     """How far the batched MuJoCo tasks are from Gymnasium's."""
     table = rows("mujoco_equality")
@@ -551,6 +569,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "latency": latency,
     "parity": parity,
     "simulators": simulators,
+    "go1": go1,
     "equality": equality,
     "adapters": adapters,
     "rules": rules,

@@ -10,7 +10,7 @@ velocity is at most half of what a robot has that stands still, and at most one 
     python -m benchmarks.experiments.go1 --out runs/go1
     python -m benchmarks.experiments.go1 --report
 
-Two and a half hours of two cores, 12 GiB. Ctrl-C saves; the same command continues. The evaluations
+2.3 hours of two cores, 12 GiB. Ctrl-C saves; the same command continues. The evaluations
 become rows of ``benchmarks/results/go1.csv``, what was measured one of ``go1_tracking.csv``, an
 episode the film ``docs/_static/go1.webp``: envpool does not draw, so what the critic saw is
 replayed in MuJoCo.
