@@ -142,7 +142,9 @@ def test_the_same_steps_end_in_the_same_bits(critic, mode):
     ours, theirs = (agent.state_dict() for agent in agents)
     for name in ("actor", "critic"):
         assert_same(ours[name], theirs[name])
-    assert all(len(kernel.compile_results) == 1 for kernel in compiled_kernels())  # none was timed
+    kernels = compiled_kernels()
+    assert kernels or not MODES[mode].get("compile")
+    assert all(len(kernel.compile_results) == 1 for kernel in kernels)  # none was timed
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -200,13 +200,14 @@ def main() -> int:
         if status:
             return status
         command.record([job], ROWS, COMMAND)
-        found = roll(job.folder)
-        measured = tracking(found)
-        shown = {name: f"{value:.3f}" for name, value in measured.items()}
-        shown["said"] = "walks" if walks(measured) else "does not walk"
-        facts = {"task": TASK, "seed": 0, "episodes": ENVS, **shown}
-        append([facts | command.made(job.folder)], TRACKING, COMMAND, key=("task", "seed"))
-        film(found.seen_TND[found.live_TN[:, 0], 0], 0.02, FILM)
+        if not read(TRACKING):  # else film and row would be of different runs
+            found = roll(job.folder)
+            measured = tracking(found)
+            shown = {name: f"{value:.3f}" for name, value in measured.items()}
+            shown["said"] = "walks" if walks(measured) else "does not walk"
+            facts = {"task": TASK, "seed": 0, "episodes": ENVS, **shown}
+            film(found.seen_TND[found.live_TN[:, 0], 0], 0.02, FILM)
+            append([facts | command.made(job.folder)], TRACKING, COMMAND)
     curve = [{name: row[name] for name in ("step", "return", "seconds")} for row in read(ROWS)]
     command.say("evaluations", curve)
     command.say(TASK, [{name: row[name] for name in NAMES} for row in read(TRACKING)])

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from supple.bench.table import append, read
 from supple.cli import DONE, FAILED
 from supple.metrics import METRICS, complete, read_csv
+from supple.run import RESULT
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "wall_clock.csv"
@@ -91,15 +92,16 @@ def ours(options: argparse.Namespace, learner: str, task: str, seed: int) -> Run
             stdout=subprocess.DEVNULL,
             env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"},
         )
-        metrics = Path(folder) / "run" / METRICS
+        metrics, result = (Path(folder) / "run" / name for name in (METRICS, RESULT))
         columns = read_csv(metrics) if metrics.exists() else {}
+        seconds = json.loads(result.read_text())["seconds"] if result.exists() else 0.0
     names = ("time/seconds", "step", "eval/return_mean", "eval/return_std")
     curve = [dict(zip(COLUMNS, row, strict=True)) for row in complete(columns, *names)]
     if done.returncode:
         return Run(curve, f"failed, exit status {done.returncode}")
     if any(row["return_mean"] >= LEVELS[task][-1] for row in curve):
         return Run(curve, "reached")
-    return Run(curve, "limit" if curve and curve[-1]["seconds"] >= options.limit else "steps")
+    return Run(curve, "limit" if seconds >= options.limit else "steps")
 
 
 def theirs(options: argparse.Namespace, learner: str, task: str, seed: int) -> Run:
@@ -168,15 +170,16 @@ def main() -> int:
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})
     known = {
-        (row["learner"], row["task"], row["seed"], float(row["limit"]), row["threads"])
+        tuple(row[name] for name in ("learner", "task", "seed", "limit", "threads", "core"))
         for row in read(options.out)
     }
+    how = (options.limit, options.threads, "" if options.core is None else options.core)
     return max(
         (
             measure(options, learner, task, seed)
             for task, seed, learner in product(options.tasks, options.seeds, options.learners)
             if task in ONLY.get(learner, LEVELS)
-            and (learner, task, str(seed), options.limit, str(options.threads)) not in known
+            and tuple(map(str, (learner, task, seed, *how))) not in known
         ),
         default=DONE,
     )

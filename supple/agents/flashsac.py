@@ -245,8 +245,8 @@ class FlashSAC(Agent):
     def check_room(self, ring: ReplayPlan) -> None:
         """Refuse rings in which learning could never begin."""
         rows, settings = ring.num_rows, self.settings
-        # A full ring lacks the row being written, except where its end was just reached.
-        room = (rows - (settings.update_every > 1)) * ring.num_envs * world().size
+        # All rows are there only when the head has come to their end, which bouts may step over.
+        room = (rows - (rows % settings.update_every > 0)) * ring.num_envs * world().size
         if room < settings.min_replay:
             raise InputError(
                 f"learning begins at --agent.min-replay {settings.min_replay} transitions, the ring"

@@ -796,7 +796,7 @@ def test_state_of_other_sizes_is_refused(spec, changes):
 # --- settings and refusals ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("update_every", "rows"), [(1, 10), (4, 11)])
+@pytest.mark.parametrize(("update_every", "rows"), [(1, 10), (5, 10), (4, 11)])
 def test_a_ring_in_which_learning_hardly_ever_begins_is_refused(update_every, rows):
     """Full, it lacks the row being written; bouts of updates would seldom meet its very end."""
     agent = small_agent(min_replay=40, update_every=update_every)

@@ -117,7 +117,7 @@ def over_checkpoints(
             if not drawn or max(len(points) for *_, points in drawn) < 2:
                 continue
             everything = [p for *_, points in drawn for p in points]
-            entries = drawn[0][2] if len(drawn) == 1 else []
+            entries = drawn[0][2] if len(drawn) == 1 and not share_of_width else []
             bars = [(x, *entry["ci95"]) for x, entry in entries if entry["ci95"] is not None]
             frame = svg.chart(
                 [x for x, _ in everything],
