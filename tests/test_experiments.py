@@ -351,6 +351,19 @@ def test_a_finished_run_is_recorded_once_with_where_it_ran(tmp_path):
     assert said == {("few", "toy/lqr", "default", "3", str(machine.cores()), "abc", "it")}
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [(InputError("expected a run"), "expected a run"), (KeyboardInterrupt(), "stopped at once")],
+)
+def test_what_ends_a_command_early_is_one_line(ends, said):
+    def main():
+        raise ends
+
+    with pytest.raises(SystemExit, match=said) as exit:
+        command.start(main)
+    assert isinstance(exit.value.code, str)  # which Python prints, and exits with 1
+
+
 def test_the_go1_is_turned_as_its_gravity_says():
     pitch, yaw = 0.3, 0.5
     gravity = np.array([np.sin(pitch), 0, -np.cos(pitch)])  # nose down

@@ -98,8 +98,10 @@ def say(title: str, lines: Sequence[Mapping[str, str]]) -> None:
 
 
 def start(main: Callable[[], int | None]) -> None:
-    """Run, and exit with the status that comes of it; bad input is one line."""
+    """Run, and exit with the status that comes of it; bad input or a second Ctrl-C is one line."""
     try:
         raise SystemExit(main())
     except InputError as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped at once; runs keep what they saved") from None
