@@ -103,9 +103,8 @@ NAMES = (
     "yaw rate error [rad/s]",
     "standing still [rad/s]",
     "fell",
-    "said",
 )
-"""What a row of ``TRACKING`` tells."""
+"""What is measured."""
 
 
 def tracking(found: Episodes) -> dict[str, float]:
@@ -124,7 +123,7 @@ def tracking(found: Episodes) -> dict[str, float]:
         rms(commanded[:, 2]),
         float(found.fell_N.mean()),
     )
-    return dict(zip(NAMES, values, strict=False))
+    return dict(zip(NAMES, values, strict=True))
 
 
 def walks(measured: dict[str, float]) -> bool:
@@ -210,7 +209,7 @@ def main() -> int:
             append([facts | command.made(job.folder)], TRACKING, COMMAND)
     curve = [{name: row[name] for name in ("step", "return", "seconds")} for row in read(ROWS)]
     command.say("evaluations", curve)
-    command.say(TASK, [{name: row[name] for name in NAMES} for row in read(TRACKING)])
+    command.say(TASK, [{name: row[name] for name in (*NAMES, "said")} for row in read(TRACKING)])
     return 0
 
 

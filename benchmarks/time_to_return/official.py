@@ -4,7 +4,6 @@ A checkout of Holiday-Robot/FlashSAC is given in place of the algorithm's name.
 """
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,7 +14,7 @@ from supple.bench.reference import load_official, official_agent
 from supple.bench.table import Shape
 from supple.machine import keep_freed_memory
 
-EVERY, MIN_REPLAY, RING = 1_800, 10_000, 200_000
+EVERY, BATCH, MIN_REPLAY, RING = 1_800, 512, 10_000, 200_000
 
 
 def main() -> None:
@@ -26,18 +25,14 @@ def main() -> None:
     torch.manual_seed(told.seed)
     np.random.seed(told.seed)
     env = gymnasium.make(told.task)
-    widths = (int(np.prod(space.shape)) for space in (env.observation_space, env.action_space))
-    obs_width, act_width = widths
+    sizes = (env.observation_space.shape[0], env.action_space.shape[0], BATCH)
     agent = official_agent(
         load_official(Path(told.algorithm)),
-        Shape(obs_width, act_width, 512, torch.device("cpu")),
+        Shape(*sizes),
         seed=told.seed,
         buffer_max_length=RING,
         buffer_min_length=MIN_REPLAY,
-        learning_rate_decay_step=10**6,
         temp_target_entropy=None,
-        load_optimizer=True,
-        load_reward_normalizer=True,
     )
     clock, steps = Clock(told, EVERY), 0
 
@@ -53,15 +48,15 @@ def main() -> None:
         action = act(obs, training=True) if learning else env.action_space.sample()
         final, reward, terminated, truncated, _ = env.step(action)
         steps += 1
-        row: dict[str, Any] = {
+        row = {
             "observation": obs,
-            "action": np.float32(action),
-            "reward": np.float32(reward),
-            "terminated": np.float32(terminated),
-            "truncated": np.float32(truncated),
-            "next_observation": np.float32(final),
+            "action": action,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "next_observation": final,
         }
-        agent.process_transition({name: np.asarray(value)[None] for name, value in row.items()})
+        agent.process_transition({name: np.float32([value]) for name, value in row.items()})
         obs = np.float32(env.reset()[0] if terminated or truncated else final)
         if agent.can_start_training():
             agent.update()

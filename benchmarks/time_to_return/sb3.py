@@ -64,17 +64,20 @@ ZOO_PPO: Mapping[str, Mapping[str, Any]] = {
         "vf_coef": 0.871923,
     },
 }
-LAPTOP: Mapping[str, Any] = {
-    "batch_size": 128,
-    "learning_rate": 1e-3,
-    "tau": 0.02,
-    "n_steps": 3,
-    "learning_starts": 2_000,
-    "train_freq": 8,
-    "gradient_steps": 8,
-    "policy_kwargs": {"net_arch": [64, 64]},
+CHOSEN: Mapping[str, Mapping[str, Any]] = {
+    "SAC-zoo": {"learning_starts": 10_000},
+    "SAC-laptop": {
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "tau": 0.02,
+        "n_steps": 3,
+        "learning_starts": 2_000,
+        "train_freq": 8,
+        "gradient_steps": 8,
+        "policy_kwargs": {"net_arch": [64, 64]},
+    },
 }
-"""What our ``laptop`` preset has, as far as SAC has it."""
+"""The last is what our ``laptop`` preset has, as far as SAC has it."""
 
 
 class Watched(BaseCallback):
@@ -96,17 +99,14 @@ def main() -> None:
     """Learn until the clock ends it."""
     told = options()
     torch.set_num_threads(told.threads)
-    kind, _, variant = told.algorithm.partition("-")
+    kind = told.algorithm.partition("-")[0]
     env: Any = gymnasium.make(told.task)
     seen: Callable[[np.ndarray], np.ndarray] = np.asarray
-    chosen: Mapping[str, Any] = {}
-    if variant == "laptop":
-        chosen = LAPTOP
-    elif variant == "zoo" and kind == "SAC":
-        chosen = {"learning_starts": 10_000}
-    elif variant == "zoo":
+    chosen = CHOSEN.get(told.algorithm, {})
+    if told.algorithm == "PPO-zoo":
         chosen = ZOO_PPO[told.task]
-        env = VecNormalize(DummyVecEnv([lambda: gymnasium.make(told.task)]), gamma=chosen["gamma"])
+        single = env
+        env = VecNormalize(DummyVecEnv([lambda: single]), gamma=chosen["gamma"])
         seen = env.normalize_obs
     learner = getattr(stable_baselines3, kind)
     model = learner("MlpPolicy", env, seed=told.seed, device="cpu", **chosen)
