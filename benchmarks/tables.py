@@ -8,6 +8,7 @@ writes them into the README and the pages of ``docs/``, between ``<!-- table: NA
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from benchmarks.experiments import improvements as improvements_experiment
 from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
+from benchmarks.time_to_return import __main__ as clocks
 from supple.diagnostics.rules import RULES
 from supple.files import replace_file
 from supple.intervals import half_width95
@@ -232,6 +234,38 @@ def _seconds_to_return() -> tuple[dict[str, list[str]], list[Row]]:
         used += table
         found[name] = [_reached(own, 3000.0) for own in by("seed", table).values()]
     return found, used
+
+
+def wall_clock() -> str:
+    """Seconds and steps to two returns, of ours and of other libraries' learners."""
+    body: list[tuple[object, ...]] = []
+    for task, own in by("task", rows("wall_clock")).items():
+        low, high = clocks.LEVELS[task]
+        for learner, runs in by("learner", own).items():
+            curves = list(by("seed", runs).values())
+            best = np.median([numbers("return_mean", curve).max() for curve in curves])
+            cells = (
+                _middle(level, curves, column)
+                for level in (low, high)
+                for column in ("seconds", "env_steps")
+            )
+            levels = f"{task}: {low:.0f}, {high:.0f}"
+            body.append((levels, learner, *cells, f"{best:.0f}", len(curves)))
+    head = ("task: levels", "learner", "s", "steps", "s to the higher", "steps", "best", "seeds")
+    return f"{grid(head, body)}\n\n{source('wall_clock', rows('wall_clock'))}"
+
+
+def _middle(level: float, curves: Sequence[list[Row]], column: str) -> str:
+    """Median and range over seeds of the first evaluation at a level; >: a run ended before."""
+    found = [clocks.first_at(level, curve) for curve in curves]
+    taken = np.array([math.inf if row is None else float(row[column]) for row in found])
+    ends = [float(c[-1][column]) for c, row in zip(curves, found, strict=True) if row is None]
+
+    def said(value: float) -> str:
+        return f"> {min(ends):,.0f}" if math.isinf(value) else f"{value:,.0f}"
+
+    middle, *ends_of_range = (said(each) for each in (np.median(taken), taken.min(), taken.max()))
+    return middle if set(ends_of_range) == {middle} else f"{middle} ({' to '.join(ends_of_range)})"
 
 
 def time_to_return() -> str:
@@ -551,6 +585,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "reproduction": reproduction,
     "improvements": improvements,
     "policy_evaluation": policy_evaluation,
+    "wall_clock": wall_clock,
     "time_to_return": time_to_return,
     "ppo": ppo,
     "ppo_speed": ppo_speed,

@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,6 @@ EVERY = {"ppo": 10_000, "flashsac": 1_800}
 """Environment steps between our evaluations, as for the others' SAC and PPO."""
 THEIRS = {
     "Stable-Baselines3 SAC": ("sb3", "SAC"),
-    "Stable-Baselines3 SAC, RL Zoo": ("sb3", "SAC-zoo"),
     "Stable-Baselines3 SAC, sized as laptop": ("sb3", "SAC-laptop"),
     "Stable-Baselines3 PPO": ("sb3", "PPO"),
     "Stable-Baselines3 PPO, RL Zoo": ("sb3", "PPO-zoo"),
@@ -99,7 +98,7 @@ def ours(options: argparse.Namespace, learner: str, task: str, seed: int) -> Run
     curve = [dict(zip(COLUMNS, row, strict=True)) for row in complete(columns, *names)]
     if done.returncode:
         return Run(curve, f"failed, exit status {done.returncode}")
-    if any(row["return_mean"] >= LEVELS[task][-1] for row in curve):
+    if first_at(LEVELS[task][-1], curve):
         return Run(curve, "reached")
     return Run(curve, "limit" if seconds >= options.limit else "steps")
 
@@ -120,11 +119,16 @@ def theirs(options: argparse.Namespace, learner: str, task: str, seed: int) -> R
     return Run(curve, said[-1]["ended"], said[-1]["versions"])
 
 
+def first_at(level: float, curve: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first evaluation at the level; None where none is."""
+    return next((row for row in curve if float(row["return_mean"]) >= level), None)
+
+
 def time_to(level: float, run: Run) -> str:
     """Seconds until the first evaluation at the level, or more than the last one's."""
-    for row in run.curve:
-        if row["return_mean"] >= level:
-            return f"{row['seconds']:.0f} s, {row['env_steps']:,.0f} steps"
+    row = first_at(level, run.curve)
+    if row:
+        return f"{row['seconds']:.0f} s, {row['env_steps']:,.0f} steps"
     best = max(row["return_mean"] for row in run.curve)
     return f"> {run.curve[-1]['seconds']:.0f} s (best {best:.0f}, ended: {run.ended})"
 
