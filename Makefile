@@ -12,15 +12,18 @@ JOBS ?= 2
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What training and its bundles need is less than what testing does.
+$(VENV)/.installed: EXTRAS := mujoco,dev,docs
+$(VENV)/.trains: EXTRAS := mujoco,export
+$(VENV)/.installed $(VENV)/.trains: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "supple needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[mujoco,dev,docs]"
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[$(EXTRAS)]"
 	touch $@
 
-train: setup
+train: $(if $(wildcard $(VENV)/.installed),setup,$(VENV)/.trains)
 	$(BIN)/supple train gym/HalfCheetah-v5 --agent flashsac --preset laptop $(ARGS)
 
 test: setup

@@ -126,7 +126,7 @@ def critic_curves() -> Figure:
 def policy_evaluation() -> Figure:
     """Error of a fixed policy's value, with few data and many updates, and with plenty."""
     figure, panels = _panels(2)
-    shown = ("scalar", "categorical", "flow", "zero", "endpoint")
+    shown = ("scalar", "noise", "categorical", "flow", "zero", "endpoint")
     titles = {"utd 32": "392 transitions, 32 updates each", "plenty": "20,000 transitions"}
     for axes, (setting, title) in zip(panels, titles.items(), strict=True):
         found = by("critic", rows("policy_evaluation", setting=setting))
@@ -138,7 +138,7 @@ def policy_evaluation() -> Figure:
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_yscale("log")
         axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
-        names = ("scalar", "categorical", "flow", "flow, t = 0", "end points")
+        names = ("scalar", "scalar, noise", "categorical", "flow", "flow, t = 0", "end points")
         axes.set_xticks(range(len(shown)), names, rotation=25, ha="right")
     return figure
 

@@ -303,9 +303,16 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
     table = (out / "compare.csv").read_text().splitlines()
     assert [line.split(",")[1:3] for line in table[1:]] == [["two", "2 of 2"], ["one", "2 of 2"]]
     assert (out / "compare.png").stat().st_size > 5000
-    subprocess.run(["rm", "-r", str(out / "one" / "seed1")], check=True)
+    again = out / "one" / "seed1"
+    subprocess.run(["rm", "-r", str(again)], check=True)
     assert main(arguments) == DONE
     assert "3 of 4 runs are already finished" in capsys.readouterr().out
+    # One that was trained by itself, as a job array does (docs/scaling.md), is taken as it is.
+    subprocess.run(["rm", "-r", str(again)], check=True)
+    own = ["--agent.num-critics", "1", "--seed", "1", "--run-dir", str(again)]
+    assert main(["train", "toy/lqr", *own, *flags(), "--env-steps", "100"]) == DONE
+    assert main(arguments) == DONE
+    assert "4 of 4 runs are already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
