@@ -157,6 +157,8 @@ class FlashSAC:
     def load(self, loaded: Mapping[str, Any], load_cfg: Any = None, strict: bool = True) -> bool:
         """Continue from ``save``'s value; the ring starts empty. Whether to count on from there."""
         self._agent.load_state_dict(loaded["supple"])
+        self._agent.forget_ring()
+        self._agent.forget_episodes()  # the environments' were never those of the checkpoint
         return True
 
     def _named(self, obs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -33,8 +33,10 @@ class RslRlEnv(fake_isaac.VecEnv):
         self.unwrapped = SimpleNamespace()
 
 
-def runner(folder, **options):
-    return OnPolicyRunner(RslRlEnv(**options), copy.deepcopy(CONFIG), str(folder), "cpu")
+def runner(folder, *, flags=FLAGS):
+    config = copy.deepcopy(CONFIG)
+    config["algorithm"]["flags"] = flags
+    return OnPolicyRunner(RslRlEnv(), config, str(folder), "cpu")
 
 
 def test_rsl_rls_own_runner_picks_flashsac_by_name_and_trains_it(tmp_path):
@@ -69,6 +71,23 @@ def test_a_checkpoint_of_the_runner_restores_the_policy(tmp_path):
     expected = first.get_inference_policy("cpu")(obs)
     assert torch.equal(second.get_inference_policy("cpu")(obs), expected)
     assert expected.shape == (3, 2)
+
+
+def test_a_resumed_training_fills_its_ring_before_it_learns_again(tmp_path):
+    first = runner(tmp_path / "a")
+    first.learn(6)
+    first.save(str(tmp_path / "model.pt"))
+    second = runner(tmp_path / "b", flags=f"{FLAGS} --agent.min-replay 20 --agent.n-step 5")
+    second.load(str(tmp_path / "model.pt"))
+    agent: Any = second.alg._agent
+    assert not agent.reward_scaler.state_dict()["sum"].any()
+    assert not agent.noise.state_dict()["left"].any()
+    updates = agent.updates
+    assert updates > 0
+    second.learn(1)  # 12 transitions, in 4 rows
+    assert agent.updates == updates
+    second.learn(1)
+    assert agent.updates > updates
 
 
 @pytest.mark.parametrize("final", [False, True])

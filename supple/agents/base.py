@@ -204,6 +204,9 @@ class Agent(ABC):
     def forget_episodes(self) -> None:
         """Every environment was reset without a step: drop per-episode memory (noise, sums)."""
 
+    def forget_ring(self) -> None:  # noqa: B027 - what learns on-policy waits for its rollout
+        """The ring starts empty: take no gradient step before it has what learning begins with."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit: nested dicts of tensors and plain values."""

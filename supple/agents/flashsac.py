@@ -293,6 +293,10 @@ class FlashSAC(Agent):
         self.noise.forget_episodes()
         self.reward_scaler.forget_episodes()
 
+    def forget_ring(self) -> None:
+        """Wait for ``min_replay`` transitions again; the policy that was learned goes on acting."""
+        self._learning = False
+
     def policy(self) -> nn.Module:
         """tanh(mean), batch norms folded away."""
         return FoldedPolicy(self.actor)
