@@ -6,6 +6,7 @@ Values come from the run's ``spec.json`` and the policy. ``None`` is unknown and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -27,6 +28,8 @@ STALE_DEFAULT_S = 0.1
 """The same where the control period is unknown [s]."""
 DAMPING_SPEED = 10.0
 """Where no damping gain is known, damping takes a joint's whole effort at this speed [rad/s]."""
+NO_LIMIT = 1e8
+"""Efforts from here on are a simulator's word for none, as Isaac Lab's 1e9 and infinity [N·m]."""
 PER_JOINT = (
     *("joint_names", "stiffness", "damping", "default_position", "action_scale", "action_offset"),
     *("position_limit_low", "position_limit_high", "velocity_limit", "effort_limit"),
@@ -52,7 +55,7 @@ def contract(
         groups: observation groups that enter the policy, in order.
         origin: task, agent, run and training steps.
     """
-    robot = spec.deployment or Deployment()
+    robot = _told(spec.deployment or Deployment())
     _check_joints(robot, spec)
     check_terms(spec)
     record = {
@@ -122,6 +125,16 @@ def _channels(spec: EnvSpec, groups: Sequence[str]) -> list[Channel] | None:
         return None
     found = [c for group in groups for c in spec.channels if c.group == group]
     return found if len(found) == sum(spec.observation[group] for group in groups) else None
+
+
+def _told(robot: Deployment) -> Deployment:
+    """Without the numbers by which simulators say that they have none."""
+    gains = (*(robot.stiffness or ()), *(robot.damping or ()))
+    if not any(gains):
+        robot = dataclasses.replace(robot, stiffness=None, damping=None)
+    if max(robot.effort_limit or (0.0,)) >= NO_LIMIT:
+        robot = dataclasses.replace(robot, effort_limit=None)
+    return robot
 
 
 def _check_joints(robot: Deployment, spec: EnvSpec) -> None:

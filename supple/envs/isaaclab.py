@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -55,6 +55,15 @@ FIXED = {
     "compute_final_obs": "this adapter, which needs it",
 }
 KINDS = ("ManagerBasedRLEnv", "DirectRLEnv")
+PD_LAWS = {"ImplicitActuator", "IdealPDActuator"}
+"""Actuator models, with all derived from them, whose stiffness and damping are kp and kd."""
+NETS = {"ActuatorNetLSTM", "ActuatorNetMLP"}
+"""Derived from those, but what moves the joint is learned: their gains act nowhere."""
+EFFORT_LIMITS = {
+    True: ("joint_effort_limit", "effort_limit_sim", "effort_limit"),
+    False: ("actuator_effort_limit", "effort_limit"),
+}
+"""Where an implicit or an explicit actuator has it, in this version of Isaac Lab or an older."""
 _alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
 """Environments of this process that were not closed: there is room for one."""
 
@@ -156,20 +165,49 @@ def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deploym
     read = functools.partial(_numbers, robot, joints=joints)
     return Deployment(
         **facts,
+        **_drives(robot, facts["joint_names"]),
         robot_joint_names=managers.sdk_joint_names(robot),
-        stiffness=read("joint_stiffness"),
-        damping=read("joint_damping"),
         default_position=read("default_joint_pos"),
         position_limit_low=None if limits is None else tuple(limits[:, 0].tolist()),
         position_limit_high=None if limits is None else tuple(limits[:, 1].tolist()),
         velocity_limit=read("joint_vel_limits"),
-        effort_limit=read("joint_effort_limits"),
         sim_dt=float(env.physics_dt),
         decimation=int(env.cfg.decimation),
         history_length=history,
         history_order="oldest_first" if history and history > 1 else None,
         commands=managers.commands(env),
     )
+
+
+def _drives(robot: Any, joints: Sequence[str]) -> dict[str, Any]:
+    """Gains and effort limit of each joint, by its actuator group.
+
+    The articulation's data are the solver's own drives: of explicit actuators, which compute their
+    efforts outside it, these have no gains and, in older versions, no limit.
+    """
+    found: dict[str, dict[str, float]] = {"stiffness": {}, "damping": {}, "effort_limit": {}}
+    for name, group in getattr(robot, "actuators", {}).items():
+        config = robot.cfg.actuators[name]
+        # Groups that Newton executes are its own objects, without names and gains.
+        names = getattr(robot.actuators, "_group_joint_names", {}).get(name) or group.joint_names
+        kinds = {kind.__name__.removesuffix("Cfg") for kind in type(config).__mro__}
+        fields = {"effort_limit": EFFORT_LIMITS["ImplicitActuator" in kinds]}
+        if kinds & PD_LAWS and not kinds & NETS:
+            fields |= {"stiffness": ("stiffness",), "damping": ("damping",)}
+        for fact, spellings in fields.items():
+            held, told = ([getattr(on, each, None) for each in spellings] for on in (group, config))
+            row = managers.per_joint(_first(held), len(names))
+            row = row or managers.configured(_first(told), names)
+            if row is not None:
+                found[fact] |= zip(names, row, strict=True)
+    return {
+        fact: tuple(known[joint] for joint in joints) if set(joints) <= known.keys() else None
+        for fact, known in found.items()
+    }
+
+
+def _first(values: list[Any]) -> Any | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _row(robot: Any, name: str, joints: Any) -> Tensor | None:

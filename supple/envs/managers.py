@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,24 @@ def per_joint(value: Any, size: int) -> tuple[float, ...] | None:
         row = value[0] if value.ndim > 1 else value
         return tuple(row.expand(size).tolist())
     return (float(value),) * size
+
+
+def configured(
+    value: Any, names: Sequence[str], default: float | None = None
+) -> tuple[float, ...] | None:
+    """A configuration's number, or its numbers by patterns of names, as one per name.
+
+    None where a name has neither one nor a default.
+    """
+    if isinstance(value, int | float):
+        return (float(value),) * len(names)
+    if not isinstance(value, Mapping):
+        return None
+    found: list[Any] = [
+        next((each for pattern, each in value.items() if re.fullmatch(pattern, name)), default)
+        for name in names
+    ]
+    return None if None in found else tuple(map(float, found))
 
 
 def sdk_joint_names(robot: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from supple.cli import main
 from supple.deploy import card, export, manifest
 from supple.deploy.bundle import read_bundle, write_bundle
-from supple.deploy.contract import action_names
+from supple.deploy.contract import action_names, unknown
 from supple.deploy.export import bundle_files
 from supple.deploy.golden import Golden, history_pairs
 from supple.envs import EnvSettings, make
@@ -177,6 +177,17 @@ def test_a_description_of_another_robot_is_refused():
         odd = robot_spec(deployment=dataclasses.replace(robot, **change))
         with pytest.raises(InputError, match=text):
             contract_of(odd)
+
+
+def test_gains_of_0_and_limits_without_end_are_unknown_and_brake_nothing():
+    none = {"stiffness": (0.0,) * 3, "damping": (0.0,) * 3, "effort_limit": (80.0, 1e9, 80.0)}
+    found = contract_of(described(**none))
+    assert {"gains.stiffness", "gains.damping", "joints.effort_limit"} <= set(unknown(found))
+    assert found["safety"]["damping"] == {"gains": None, "source": None}
+    pushed = contract_of(described(**none | {"effort_limit": (80.0,) * 3}))
+    assert pushed["safety"]["damping"]["gains"] == [8.0] * 3
+    undamped = contract_of(described(damping=(0.0,) * 3))  # what a spring has is told
+    assert undamped["gains"]["damping"] == [0.0] * 3
 
 
 def test_a_channel_may_have_an_at_in_its_name():

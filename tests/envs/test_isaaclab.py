@@ -118,6 +118,67 @@ def test_the_robots_joint_order_is_its_sdks_where_that_is_told():
     assert managers.sdk_joint_names(robot) == ("a", "b")
 
 
+def group(kinds, names, *, configured=None, **held):
+    """An actuator group and its configuration, whose class and bases have these names."""
+    config: type = object
+    for kind in kinds.split():
+        config = type(f"{kind}Cfg", (config,), {})
+    own = config()
+    for name, value in (configured or {}).items():
+        setattr(own, name, value)
+    tensors = {name: torch.tensor([value] * 3) for name, value in held.items()}
+    return SimpleNamespace(joint_names=names, **tensors), own
+
+
+def drives(*groups, joints=("hip", "knee")):
+    named = {str(index): each for index, (each, _) in enumerate(groups)}
+    configs = {str(index): each for index, (_, each) in enumerate(groups)}
+    robot = SimpleNamespace(actuators=named, cfg=SimpleNamespace(actuators=configs))
+    return isaaclab._drives(robot, joints)
+
+
+def test_gains_are_those_of_the_actuator_groups_and_not_of_the_solvers_drives():
+    found = drives(
+        group("DCMotor", ["toe"], stiffness=[1.0]),
+        group(
+            *("IdealPDActuator DCMotor", ["knee"]),
+            **{"stiffness": [40.0], "damping": [1.5], "effort_limit": [23.5]},
+        ),
+        group(
+            *("ImplicitActuator", ["hip", "waist"]),
+            **{"stiffness": [20.0, 60.0], "damping": [0.5, 2.0], "effort_limit_sim": [9.0, 9.0]},
+        ),
+    )
+    assert found == {
+        "stiffness": (20.0, 40.0),
+        "damping": (0.5, 1.5),
+        "effort_limit": (9.0, 23.5),
+    }
+
+
+def test_the_gains_of_a_learned_actuator_and_of_unknown_ones_stay_unknown():
+    held = {"stiffness": [0.0, 0.0], "damping": [0.0, 0.0], "effort_limit": [80.0, 80.0]}
+    net = group("IdealPDActuator DCMotor ActuatorNetLSTM", ["hip", "knee"], **held)
+    assert drives(net) == {"stiffness": None, "damping": None, "effort_limit": (80.0, 80.0)}
+    own = group("Muscle", ["hip", "knee"], stiffness=[3.0, 3.0])
+    assert drives(own) == dict.fromkeys(("stiffness", "damping", "effort_limit"))
+    assert drives(group("ImplicitActuator", ["hip"], stiffness=[3.0]))["stiffness"] is None
+
+
+def test_gains_of_a_group_that_newton_executes_are_its_configurations():
+    told = {"stiffness": {".*hip": 20.0, "knee": 40.0}, "damping": 0.5, "effort_limit": None}
+    _, config = group("IdealPDActuator", [], configured=told)
+    groups = type("Collection", (dict,), {"_group_joint_names": {"legs": ["knee", "hip"]}})
+    robot = SimpleNamespace(
+        actuators=groups(legs=(object(), object())), cfg=SimpleNamespace(actuators={"legs": config})
+    )
+    assert isaaclab._drives(robot, ("hip", "knee")) == {
+        "stiffness": (20.0, 40.0),
+        "damping": (0.5, 0.5),
+        "effort_limit": None,
+    }
+
+
 def test_isaac_labs_contract_is_kept():
     found = check_env(wrapped, steps=60)
     assert not [finding for finding in found if not finding.ok]
