@@ -12,7 +12,6 @@ lives in a process of its own (``remote.py``).
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -158,19 +157,19 @@ def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deploym
     """What the managers and the articulation know; a direct workflow's code tells only timing."""
     if term is None:
         return Deployment(sim_dt=float(env.physics_dt), decimation=int(env.cfg.decimation))
-    facts = managers.action_facts(term, bound)
-    robot, joints = term._asset, term._joint_ids
-    limits = _row(robot, "joint_pos_limits", joints)
+    robot, joints, names = term._asset, term._joint_ids, managers.joint_names(term) or ()
+    rest = _numbers(robot, "default_joint_pos", joints)
+    # What the configuration does not name rests at 0.
+    rest = rest or managers.configured(robot.cfg.init_state.joint_pos, names, 0.0)
     history = managers.history_length(env, policy_group)
-    read = functools.partial(_numbers, robot, joints=joints)
     return Deployment(
-        **facts,
-        **_drives(robot, facts["joint_names"]),
+        **managers.action_facts(term, bound, rest),
+        **_drives(robot, names),
         robot_joint_names=managers.sdk_joint_names(robot),
-        default_position=read("default_joint_pos"),
-        position_limit_low=None if limits is None else tuple(limits[:, 0].tolist()),
-        position_limit_high=None if limits is None else tuple(limits[:, 1].tolist()),
-        velocity_limit=read("joint_vel_limits"),
+        default_position=rest,
+        position_limit_low=_numbers(robot, "joint_pos_limits", joints, 0),
+        position_limit_high=_numbers(robot, "joint_pos_limits", joints, 1),
+        velocity_limit=_numbers(robot, "joint_vel_limits", joints),
         sim_dt=float(env.physics_dt),
         decimation=int(env.cfg.decimation),
         history_length=history,
@@ -210,16 +209,9 @@ def _first(values: list[Any]) -> Any | None:
     return next((value for value in values if value is not None), None)
 
 
-def _row(robot: Any, name: str, joints: Any) -> Tensor | None:
-    """The first environment's values of these joints; arrays of Warp carry a torch view."""
-    value = getattr(robot.data, name, None)
-    value = getattr(value, "torch", value)
-    return value[0, joints] if isinstance(value, Tensor) else None
-
-
-def _numbers(robot: Any, name: str, *, joints: Any) -> tuple[float, ...] | None:
-    row = _row(robot, name, joints)
-    return None if row is None else tuple(row.tolist())
+def _numbers(robot: Any, name: str, joints: Any, *entry: int) -> tuple[float, ...] | None:
+    found: Any = managers.rows(robot, name, joints)
+    return None if found is None else managers.per_joint(found[..., *entry], found.shape[1])
 
 
 def status() -> str:

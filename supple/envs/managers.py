@@ -60,32 +60,54 @@ def joint_names(term: Any) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def action_facts(term: Any, bound: float) -> dict[str, Any]:
+def action_facts(
+    term: Any, bound: float, default_position: tuple[float, ...] | None
+) -> dict[str, Any]:
     """Names, mode, scale and offset of a joint action, as fields of ``Deployment``.
 
     Args:
         term: its scale is per unit of the simulator's action.
         bound: that action at the policy's 1.
+        default_position: of its joints.
     """
-    names = joint_names(term)
+    names, mode, config = joint_names(term), mode_of(term), getattr(term, "cfg", None)
     assert names is not None
     scale = per_joint(getattr(term, "_scale", None), len(names))
+    scale = scale or configured(getattr(config, "scale", None), names, 1.0)
+    offset = per_joint(getattr(term, "_offset", None), len(names))
+    if offset is None and getattr(config, "use_default_offset", False):
+        offset = default_position if mode == "position" else None
+    elif offset is None:
+        offset = configured(getattr(config, "offset", None), names, 0.0)
+    known = scale is not None and offset is not None  # one without the other maps nothing
     return {
         "joint_names": names,
-        "control_mode": mode_of(term),
-        "action_scale": None if scale is None else tuple(bound * each for each in scale),
-        "action_offset": per_joint(getattr(term, "_offset", None), len(names)),
+        "control_mode": mode,
+        "action_scale": tuple(bound * each for each in scale) if scale and known else None,
+        "action_offset": offset if known else None,
     }
 
 
 def per_joint(value: Any, size: int) -> tuple[float, ...] | None:
-    """A number, or the first environment's row, as one number per joint."""
+    """A number, or the row that all environments have, as one number per joint.
+
+    None where rows differ: a randomisation drew them, and none of them is the robot's.
+    """
     if value is None:
         return None
     if isinstance(value, torch.Tensor):
+        if value.ndim > 1 and not torch.equal(value, value[:1].expand_as(value)):
+            return None
         row = value[0] if value.ndim > 1 else value
         return tuple(row.expand(size).tolist())
     return (float(value),) * size
+
+
+def rows(robot: Any, name: str, joints: Any) -> torch.Tensor | None:
+    """What the robot's data say of these joints, (N, J) or more; Warp's arrays have a view."""
+    value = getattr(robot.data, name, None)
+    value = getattr(value, "torch", value)
+    return value[:, joints] if isinstance(value, torch.Tensor) else None
 
 
 def configured(

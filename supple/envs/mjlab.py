@@ -142,17 +142,22 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     term = managers.joint_action(env)
     if term is None:
         return None
-    robot, joints = term._entity, term.target_ids
-    facts = managers.action_facts(term, bound)
-    gains = _gains(env.sim.mj_model, facts["joint_names"])
+    robot, joints, names = term._entity, term.target_ids, managers.joint_names(term) or ()
+    rest = managers.per_joint(robot.data.default_joint_pos[:, joints], len(names))
+    rest = rest or managers.configured(robot.cfg.init_state.joint_pos, names)
     history = managers.history_length(env, policy_group)
+    limits = [
+        managers.per_joint(robot.data.joint_pos_limits[:, joints, side], len(names))
+        or managers.per_joint(robot.data.default_joint_pos_limits[:, joints, side], len(names))
+        for side in (0, 1)
+    ]
     return Deployment(
-        **facts,
-        **gains,
+        **managers.action_facts(term, bound, rest),
+        **_gains(env.sim.mj_model, names),  # as it was compiled: randomisation is on the device
         robot_joint_names=tuple(robot.joint_names),
-        default_position=tuple(robot.data.default_joint_pos[0, joints].tolist()),
-        position_limit_low=tuple(robot.data.joint_pos_limits[0, joints, 0].tolist()),
-        position_limit_high=tuple(robot.data.joint_pos_limits[0, joints, 1].tolist()),
+        default_position=rest,
+        position_limit_low=limits[0],
+        position_limit_high=limits[1],
         sim_dt=env.physics_dt,
         decimation=env.cfg.decimation,
         history_length=history,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from supple.envs import EnvSettings, isaaclab, make, managers
+from supple.envs import EnvSettings, isaaclab, make, managers, mjlab
 from supple.envs.check import check_env
 from supple.envs.isaaclab import IsaacLab
 from supple.errors import InputError, SimulatorError
@@ -20,7 +20,7 @@ def wrapped(**options):
 
 def test_a_joints_scale_is_per_unit_of_the_policys_action():
     term = SimpleNamespace(_joint_names=["hip", "knee"], _scale=0.5, _offset=0.1)
-    facts = managers.action_facts(term, 3.0)  # the policy's 1 is the simulator's 3
+    facts = managers.action_facts(term, 3.0, None)  # the policy's 1 is the simulator's 3
     assert facts["action_scale"] == (1.5, 1.5)
     assert facts["action_offset"] == (0.1, 0.1)
 
@@ -177,6 +177,68 @@ def test_gains_of_a_group_that_newton_executes_are_its_configurations():
         "damping": (0.5, 0.5),
         "effort_limit": None,
     }
+
+
+def randomised(kind="JointPositionAction", **config):
+    """Two environments that differ in all but scale and speed, and what was configured."""
+    told = SimpleNamespace(joint_pos={"hip": 0.3})
+    data = {
+        "default_joint_pos": [[0.31, 0.02], [0.28, -0.01]],
+        "joint_pos_limits": [[[-1.0, 1.1], [-2.0, 2.0]], [[-1.0, 1.2], [-2.0, 2.0]]],
+        "joint_vel_limits": [[30.0, 30.0]] * 2,
+    }
+    rows = {name: torch.tensor(value) for name, value in data.items()}
+    robot = SimpleNamespace(
+        joint_names=["hip", "knee"],
+        data=SimpleNamespace(**rows),
+        actuators={},
+        cfg=SimpleNamespace(init_state=told),
+    )
+    fields = {"_joint_names": ["hip", "knee"], "_joint_ids": slice(None), "_asset": robot}
+    own = {"_scale": 0.25, "_offset": rows["default_joint_pos"], "cfg": SimpleNamespace(**config)}
+    return named(kind, **fields, **own)
+
+
+def known_of(term):
+    env = managed(term)
+    env.physics_dt, env.cfg = 0.005, SimpleNamespace(decimation=4)
+    return isaaclab._deployment(env, term, "policy", 1.0)
+
+
+def test_what_a_randomisation_drew_is_not_taken_for_the_robots():
+    found = known_of(randomised(use_default_offset=True))
+    assert found.default_position == found.action_offset == (0.3, 0.0)
+    assert found.action_scale == (0.25, 0.25)
+    assert found.position_limit_low == (-1.0, -2.0)
+    assert found.position_limit_high is None
+    assert found.velocity_limit == (30.0, 30.0)
+    assert known_of(randomised(offset={"hip": 0.1})).action_offset == pytest.approx((0.1, 0.0))
+
+
+def test_mjlab_is_asked_for_what_it_compiled_and_configured():
+    term = randomised(use_default_offset=True)
+    term._entity, term.target_ids, term.target_names = term._asset, [0, 1], ["hip", "knee"]
+    limits = torch.tensor([[[-1.0, 1.0], [-2.0, 2.0]]] * 2)
+    term._entity.data.default_joint_pos_limits = limits
+    term._entity.cfg.init_state.joint_pos = {"h.*": 0.3, "k.*": -0.6}
+    env = managed(term)
+    env.physics_dt, env.cfg = 0.005, SimpleNamespace(decimation=4)
+    env.sim = SimpleNamespace(mj_model=SimpleNamespace(nu=0))
+    found = mjlab._deployment(env, "policy", 1.0)
+    assert found is not None
+    assert found.default_position == found.action_offset == (0.3, -0.6)
+    assert found.position_limit_low == (-1.0, -2.0)
+    assert found.position_limit_high == (1.0, 2.0)
+
+
+def test_without_a_known_offset_a_scale_maps_nothing():
+    found = known_of(randomised("JointVelocityAction", use_default_offset=True))
+    assert (found.action_scale, found.action_offset) == (None, None)
+    gains = group("ImplicitActuator", ["hip", "knee"], configured={"stiffness": {"hip": 20.0}})
+    gains[0].stiffness = torch.tensor([[19.0, 41.0], [22.0, 38.0]])
+    assert drives(gains)["stiffness"] is None  # the knee's is the asset's, which nobody kept
+    gains[1].stiffness["knee"] = 40.0
+    assert drives(gains)["stiffness"] == (20.0, 40.0)
 
 
 def test_isaac_labs_contract_is_kept():
