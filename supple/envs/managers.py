@@ -128,13 +128,13 @@ def configured(
     return None if None in found else tuple(map(float, found))
 
 
-def sdk_joint_names(robot: Any) -> tuple[str, ...]:
-    """The robot's joints as its SDK has them, which Unitree's configurations tell.
+def sdk_joint_names(robot: Any) -> tuple[str, ...] | None:
+    """The robot's joints as its SDK has them, which Unitree's configurations tell; others do not.
 
-    Others do not: then in the simulator's own order.
+    The simulator's own order is no answer: it may be another, and would be taken for the robot's.
     """
     told = getattr(getattr(robot, "cfg", None), "joint_sdk_names", None)
-    return tuple(told or robot.joint_names)
+    return tuple(told) if told else None
 
 
 def commands(env: Any) -> dict[str, Any] | None:

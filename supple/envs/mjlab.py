@@ -154,7 +154,7 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     return Deployment(
         **managers.action_facts(term, bound, rest),
         **_gains(env.sim.mj_model, names),  # as it was compiled: randomisation is on the device
-        robot_joint_names=tuple(robot.joint_names),
+        robot_joint_names=managers.sdk_joint_names(robot),
         default_position=rest,
         position_limit_low=limits[0],
         position_limit_high=limits[1],

@@ -111,11 +111,12 @@ def test_commands_tell_their_ranges():
     assert managers.commands(SimpleNamespace()) is None
 
 
-def test_the_robots_joint_order_is_its_sdks_where_that_is_told():
+def test_the_robots_joint_order_is_its_sdks_where_that_is_told_and_else_unknown():
     robot = SimpleNamespace(joint_names=["a", "b"], cfg=SimpleNamespace(joint_sdk_names=["b", "a"]))
     assert managers.sdk_joint_names(robot) == ("b", "a")
     robot.cfg = SimpleNamespace()
-    assert managers.sdk_joint_names(robot) == ("a", "b")
+    assert managers.sdk_joint_names(robot) is None
+    assert known_of(randomised()).robot_joint_names is None
 
 
 def group(kinds, names, *, configured=None, **held):
@@ -226,6 +227,7 @@ def test_mjlab_is_asked_for_what_it_compiled_and_configured():
     env.sim = SimpleNamespace(mj_model=SimpleNamespace(nu=0))
     found = mjlab._deployment(env, "policy", 1.0)
     assert found is not None
+    assert found.robot_joint_names is None
     assert found.default_position == found.action_offset == (0.3, -0.6)
     assert found.position_limit_low == (-1.0, -2.0)
     assert found.position_limit_high == (1.0, 2.0)
