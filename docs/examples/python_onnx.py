@@ -6,7 +6,9 @@ import torch
 
 obs = np.array([[1.0, 0.0, 0.5]], np.float32)  # one row
 
-session = onnxruntime.InferenceSession("bundle/policy.onnx")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1  # by default a thread per core, which a policy's step waits for
+session = onnxruntime.InferenceSession("bundle/policy.onnx", options)
 action, command = session.run(None, {"observation": obs})
 print("onnxruntime", command)
 

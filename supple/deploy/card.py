@@ -47,6 +47,12 @@ def model_card(manifest: Mapping[str, Any], unknown: Sequence[str]) -> str:
         "",
         *(f"* {line}" for line in manifest["feed"]),
         "",
+        "## How fast",
+        "",
+        "A step is work for one thread: `policy.c` starts none, onnxruntime one per core unless"
+        " `SessionOptions.intra_op_num_threads` is 1. Where steps come late, keep the process on a"
+        " core, before ordinary ones: `taskset -c 2 chrt -f 50 PROGRAM`.",
+        "",
         "## Safety envelope",
         "",
         *_table(_safety(contract)),

@@ -119,6 +119,7 @@ def test_the_card_says_task_safety_and_what_is_not_known(files):
     card = files["README.md"].decode()
     for text in ("toy/asymmetric", "damp after 0.06 s", "The run holds no evaluation.", "armature"):
         assert text in card
+    assert "`SessionOptions.intra_op_num_threads` is 1" in card
 
 
 def test_a_robot_is_braked_by_gains_that_brake():
