@@ -135,9 +135,7 @@ class FlashSAC:
     def update(self) -> dict[str, float]:
         """Learn; the numbers the runner logs."""
         metrics = {name: float(value) for name, value in self._agent.update(self._replay).items()}
-        self.learning_rate = next(
-            (value for name, value in metrics.items() if name.endswith("lr")), 0.0
-        )
+        self.learning_rate = metrics.get("actor/learning_rate", self.learning_rate)
         return metrics
 
     def train_mode(self) -> None:

@@ -47,6 +47,7 @@ def test_rsl_rls_own_runner_picks_flashsac_by_name_and_trains_it(tmp_path):
     found.learn(6, init_at_random_ep_len=True)
     agent: Any = found.alg._agent
     assert agent.updates > 0
+    assert 0 < found.alg.learning_rate < agent.settings.lr_peak  # past its warm-up
     assert agent.settings.gamma == 0.97
     assert found.alg._replay.size == 6 * 4 * 3
     assert not torch.equal(found.alg.get_policy()(obs), before)

@@ -413,11 +413,13 @@ class FlashSAC(Agent):
                 actor_noise_BA,
                 *(() if actor_uniform_BR is None else (actor_uniform_BR,)),
             )
+            self.metrics["actor/learning_rate"] = torch.full((), rate, device=self.device)
             self._actor_updates += 1
         rate = self.rate_scale * self.learning_rate(self.updates)
         optimizers["critic"].begin(rate, self.updates + 1)
         own = () if critic_uniform_BR is None else (critic_uniform_BR,)
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
+        self.metrics["critic/learning_rate"] = torch.full((), rate, device=self.device)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
         given = (*batch, actor_noise_BA, next_noise_BA, actor_uniform_BR, critic_uniform_BR)

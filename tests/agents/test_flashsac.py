@@ -501,6 +501,8 @@ def test_each_optimiser_follows_the_schedule_by_its_own_steps():
     expected = [1.5e-4 + 0.75e-4 * (1 + math.cos(math.pi * count / 8)) for count in range(8)]
     assert used["critic"] == pytest.approx(expected)
     assert used["actor"] == used["temperature"] == pytest.approx(expected[:4])
+    for name, steps in (("actor", 4), ("critic", 8)):  # what a metrics row says
+        assert float(agent.metrics[f"{name}/learning_rate"]) == pytest.approx(expected[steps - 1])
 
 
 # --- replay, budget and warm-up -----------------------------------------------------------------
