@@ -34,7 +34,7 @@ from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
 from supple.rng import derive_seed
-from supple.run import REPLAY_FOLDER, RESULT, Run
+from supple.run import REPLAY_FOLDER, RESULT, Run, other_simulator
 from supple.signed_json import short
 from supple.world import from_environment, restarted
 
@@ -404,6 +404,7 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     check_fits(found, settings, spec)
+    say_other_simulator(found)
     agent = build_agent(settings, spec)
     with following_format(found.path):
         agent.load_state_dict(found.state["agent"])
@@ -632,6 +633,14 @@ def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
                 f"{found.path} was made with {name} {got}, {spec.task_id} has {expected}:"
                 " put back this run's own checkpoint"
             )
+
+
+def say_other_simulator(found: Checkpoint) -> None:
+    """Tell that what a policy does here may not be what it did in training."""
+    with following_format(found.path):
+        changed = short("; ".join(other_simulator(found.header)))
+    if changed:
+        say_once(f"the simulator is another than in training: {changed}")
 
 
 def _title(settings: Settings) -> str:

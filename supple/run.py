@@ -614,8 +614,7 @@ class Run:
                 self._divergence.load_state_dict(run["divergence"])
             self._steps_floor = resumed.header["env_steps"]
             changed = _difference(resumed.header["path"], execution_path(self.agent))
-            simulator = resumed.header.get("simulator", {})
-            changed += _difference(simulator, machine.installed(simulator))
+            changed += other_simulator(resumed.header)
             if exact:
                 self.env.load_state_dict(state["env"])
                 device = self.env.spec.device
@@ -645,6 +644,15 @@ def execution_path(agent: Agent) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "mode": str(agent.compute),
     }
+
+
+def other_simulator(header: Mapping[str, Any]) -> list[str]:
+    """What decides the simulator's behaviour and is here in another version than at a checkpoint.
+
+    Packages that are not here say nothing: without them nothing is simulated.
+    """
+    recorded = header.get("simulator", {})
+    return _difference(recorded, machine.installed(recorded))
 
 
 def _to_host(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,8 +9,9 @@ import torch
 
 from supple import launch, machine, train
 from supple.agents import FlashSAC
+from supple.diagnostics.targets import load_targets
 from supple.envs.registry import ADAPTERS, PACKAGES, packages_of
-from supple.errors import InputError, SimulatorError
+from supple.errors import InputError, SimulatorError, say_once
 from supple.files import claim
 from supple.metrics import METRICS, read_csv
 from supple.run import RESULT
@@ -170,7 +171,9 @@ def test_a_resumed_run_says_every_commit_it_was_made_with(settings_of, monkeypat
         assert found == now | {"commit": ", ".join([now["commit"], *expected])}
 
 
-def test_another_version_of_the_simulator_is_named_on_resume(tmp_path, monkeypatch, capsys):
+def test_another_version_of_the_simulator_is_named_where_a_run_is_read(
+    tmp_path, monkeypatch, capsys
+):
     version = importlib.metadata.version
 
     def other(package):
@@ -181,6 +184,13 @@ def test_another_version_of_the_simulator_is_named_on_resume(tmp_path, monkeypat
         patch.setattr("importlib.metadata.version", other)
         run_until(small_settings("gym/Pendulum-v1", folder, env_steps=100), 50)
         assert json.loads((folder / "versions.json").read_text())["mujoco"] == "0.0.1"
+    says = f"supple: the simulator is another than in training: mujoco 0.0.1 -> {version('mujoco')}"
+    launch.load_trained(folder)
+    launch.load_trained(folder)
+    assert capsys.readouterr().err.splitlines().count(says) == 1
+    say_once.cache_clear()  # another command
+    load_targets([folder], device="cpu")
+    assert says in capsys.readouterr().err
     finish(launch.resumed_run(folder))
     assert f"not bit-exact: mujoco 0.0.1 -> {version('mujoco')}\n" in capsys.readouterr().out
     assert json.loads((folder / "versions.json").read_text())["mujoco"] == version("mujoco")

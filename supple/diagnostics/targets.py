@@ -162,6 +162,7 @@ def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, devi
         spec = EnvSpec.from_json(found.header["spec"])
         env_steps = int(found.header["env_steps"])
     launch.check_fits(found, settings, spec)
+    launch.say_other_simulator(found)
     agent = launch.build_agent(settings, spec)
     with following_format(place.path):
         agent.load_state_dict(found.state["agent"])
