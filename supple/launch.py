@@ -29,7 +29,7 @@ from supple.envs.base import Env, EnvSpec, Groups
 from supple.envs.registry import packages_of
 from supple.errors import InputError, say_once
 from supple.files import claim, replace_file, sync_folder
-from supple.metrics import METRICS, require_wandb
+from supple.metrics import METRICS, WANDB_ID, require_wandb
 from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
@@ -43,6 +43,7 @@ RUN_NAMES = (
     "versions.json",
     METRICS,
     "metrics.jsonl",
+    WANDB_ID,
     "progress.png",
     RESULT,
     "checkpoints",

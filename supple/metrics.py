@@ -24,6 +24,8 @@ from supple.errors import InputError, how_to_install
 from supple.files import replace_file
 
 METRICS = "metrics.csv"
+WANDB_ID = "wandb-id"
+"""The run's on Weights & Biases; checkpoints name it as well."""
 
 
 class MetricSinks:
@@ -322,7 +324,9 @@ class WandbSink:
         self._project = project
         self._settings = settings
         self._run: Any = None
-        self.run_id = uuid.uuid4().hex[:12]
+        self._id_file = folder / WANDB_ID
+        known = self._id_file.read_text().strip() if self._id_file.exists() else ""
+        self.run_id = known or uuid.uuid4().hex[:12]
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Send a row."""
@@ -334,6 +338,8 @@ class WandbSink:
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         if self._run is None:
+            # Before W&B knows it: a run that is killed before its first checkpoint has one, too.
+            replace_file(self._id_file, self.run_id.encode())
             self._run = self._wandb.init(
                 project=self._project,
                 id=self.run_id,

@@ -238,16 +238,22 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
     first.write(1, {"a": 0.5})
     state = first.state_dict()
     first.close()
-    second = MetricSinks(folder, wandb_project="robots")
-    assert second.state_dict() != state
-    second.load_state_dict({"wandb_run_id": None})  # W&B was off before: a run of its own
-    assert second.state_dict()["wandb_run_id"]
-    second.load_state_dict(state)
-    second.truncate_after(0)
+    second = MetricSinks(folder, wandb_project="robots")  # killed before its first checkpoint
+    second.load_state_dict({"wandb_run_id": None})  # one from when W&B was off
+    assert second.state_dict() == state
+    second.truncate_after(-1)
     second.write(1, {"a": 0.5})
     second.close()
+    third = MetricSinks(folder, wandb_project="robots")
+    third.load_state_dict({"wandb_run_id": "of an older supple"})
+    third.write(1, {"a": 0.5})
+    assert MetricSinks(folder, wandb_project="robots").state_dict() == third.state_dict()
+    third.close()
     options = [call[1] for call in fake.calls if call[0] == "init"]
-    assert [each["id"] for each in options] == [state["wandb_run_id"]] * 2
+    ids = [state["wandb_run_id"]] * 2 + ["of an older supple"]
+    assert [each["id"] for each in options] == ids and len(ids[0]) == 12
+    other = MetricSinks(tmp_path, wandb_project="robots").state_dict()
+    assert other["wandb_run_id"] not in ids
     assert options[0]["project"] == "robots" and options[0]["resume"] == "allow"
     assert options[0]["name"] == "task/agent/seed0"
     assert options[0]["group"] is None and options[0]["config"] == {}
