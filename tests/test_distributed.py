@@ -80,7 +80,7 @@ def test_what_ails_another_process_ring_is_said_by_it(tmp_path, capfd):
     in_processes(2, work, tmp_path)
     said = [line for line in capfd.readouterr().err.splitlines() if "lost their final" in line]
     assert len(said) == 1, "once, and by one process"
-    assert said[0].startswith("supple: process 1: 3 rows lost their final observation")
+    assert said[0].startswith("supple: process 1: 3 truncated rows lost their final observation")
 
 
 def test_environment_steps_count_all_processes(whole):

@@ -58,7 +58,7 @@ def gpu(settings: Settings) -> None:
     settings.env_steps = 50_000_896
     settings.env.num_envs = 1024
     settings.replay.capacity = 10_000_000
-    # Episodes of a hundred steps and more: five in a hundred rows would only cost memory.
+    # Time limits of a hundred steps and more: five in a hundred rows would only cost memory.
     settings.replay.final_fraction = 0.01
     settings.eval.episodes = 1024
     agent = _own(settings)

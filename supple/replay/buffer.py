@@ -299,15 +299,20 @@ class Replay:
         rank = ended.cumsum(0)
         slot = torch.where(ended, (self._final_head + rank - 1) % table, table)
 
-        # A reused slot takes the final observation from its former row, which is invalid then.
+        # A reused slot takes the final observation from its former row. Nothing is bootstrapped
+        # where that terminated: what follows it in the ring stands in. A truncated one is invalid.
         former = self._final_owner[slot]
         loses = (
             ended & (former >= 0) & (self._word(former.clamp_min(0), records.FINAL_SLOT) == slot)
         )
         touched = torch.where(loses, former, cells)
         flags = self._word(touched, records.FLAGS)
-        self._set_word(touched, records.FLAGS, torch.where(loses, flags & ~records.VALID, flags))
-        self._final_evicted.add_(loses.sum())
+        terminated = (flags & records.TERMINATED) != 0
+        lost = loses & ~terminated
+        self._set_word(touched, records.FLAGS, torch.where(lost, flags & ~records.VALID, flags))
+        kept = self._word(touched, records.FINAL_SLOT)
+        self._set_word(touched, records.FINAL_SLOT, torch.where(loses & terminated, -1, kept))
+        self._final_evicted.add_(lost.sum())
 
         self._final_owner.index_copy_(0, slot, torch.where(ended, cells, -1))
         kept = self._word(cells, records.FINAL_SLOT)
@@ -315,6 +320,14 @@ class Replay:
         for group, storage in self.storage.items():
             storage.index_copy_(0, self._final_start + slot, final[group].to(storage.dtype))
         self._final_head.copy_((self._final_head + rank[-1]) % table)
+
+    def forget_lost_finals(self) -> None:
+        """After loading: rows were saved as they were before others took over their slots."""
+        slot = self._records[:, records.FINAL_SLOT]
+        cells = torch.arange(len(slot), device=self.device)
+        elsewhere = (slot >= 0) & (self._final_owner[slot.long().clamp_min(0)] != cells)
+        terminated = (self._records[:, records.FLAGS] & records.TERMINATED) != 0
+        slot[elsewhere & terminated] = -1
 
     def _word(self, cells: Tensor, word: int) -> Tensor:
         return self._records[cells, torch.full_like(cells, word)]
@@ -559,7 +572,7 @@ class Replay:
         """Judge the counters; copies to the host.
 
         Warns:
-            UserWarning: once, when rows lost their final observation.
+            UserWarning: once, when truncated rows lost their final observation.
 
         Raises:
             InputError: a whole batch had no valid row to sample.
@@ -572,8 +585,8 @@ class Replay:
         if not self._warned_evicted and int(self._final_evicted):
             self._warned_evicted = True
             warnings.warn(
-                f"{int(self._final_evicted)} rows lost their final observation and are no longer"
-                " sampled: episodes are short, raise --replay.final-fraction",
+                f"{int(self._final_evicted)} truncated rows lost their final observation and are no"
+                " longer sampled: episodes are short, raise --replay.final-fraction",
                 stacklevel=2,
             )
 

@@ -29,7 +29,8 @@ class ReplaySettings:
     capacity: int = 1_000_000
     """Transitions over all environments; each environment keeps capacity // num_envs of them."""
     final_fraction: float = 0.05
-    """Share of the rows that can hold an observation from before a reset, in (0, 1]."""
+    """Share of the rows that can hold an observation from before a reset, in (0, 1]. Beyond it the
+    oldest truncated rows are no longer sampled; terminated ones need none."""
     obs_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How observations are stored; samples are float32. float16 ends at 65504."""
     spill: bool = False

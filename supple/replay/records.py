@@ -15,7 +15,8 @@ FLAGS = 1
 """One byte each: terminated, truncated, valid."""
 STEP_IN_EPISODE = 2
 FINAL_SLOT = 3
-"""Side-table row of the final observation, -1 where the step did not end its episode."""
+"""Side-table row of the final observation, -1 where the step did not end its episode, or terminated
+so long ago that another has that row now."""
 WORDS = 4
 
 TERMINATED, TRUNCATED, VALID = 1, 1 << 8, 1 << 16

@@ -127,6 +127,7 @@ class Segments:
             whole = entry["last"] == (number + 1) * self._length
             if whole and entry["last"] < manifest["vector_steps"]:
                 self._known[number] = dict(entry)
+        self._replay.forget_lost_finals()
 
     def prune(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """Delete the files no manifest names."""

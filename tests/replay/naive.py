@@ -51,12 +51,19 @@ class Row:
     truncated: bool
     valid: bool
     step_in_episode: int
-    next_obs: dict[str, np.ndarray]
+    final: dict[str, np.ndarray]
+    following: dict[str, np.ndarray]
+    """What lies after it in the ring."""
     lost: bool = False
+    """Its place in the side table is another's."""
+
+    @property
+    def next_obs(self):
+        return self.following if self.lost else self.final
 
     @property
     def usable(self):
-        return self.valid and not self.lost
+        return self.valid and (self.terminated or not self.lost)
 
     @property
     def ended(self):
@@ -109,10 +116,13 @@ class Naive:
                 truncated=truncated,
                 valid=valid,
                 step_in_episode=steps[env],
-                next_obs=self.stored(step[source], env),
+                final=self.stored(step[source], env),
+                following=self.stored(step["observation"], env),
             )
             steps[env] = 0 if terminated or truncated else steps[env] + valid
             new.append(row)
+            if self.history:
+                self.history[-1][env].following = row.obs
         self.history.append(new)
         for env, row in enumerate(new):
             if row.valid and row.ended:
@@ -132,8 +142,9 @@ class Naive:
         if len(self.holders) > self.finals:
             step, env = self.holders.pop(0)
             if step >= len(self.history) - self.rows:
-                self.history[step][env].lost = True
-                self.evicted += 1
+                row = self.history[step][env]
+                row.lost = True
+                self.evicted += not row.terminated
 
     def sampleable(self):
         """Indices of the vector steps whose observations are all still stored."""

@@ -115,17 +115,41 @@ def test_size_counts_transitions_that_can_be_sampled():
     assert sizes == [2, 4, 6, 8, 6, 6, 6, 8, 6]
 
 
+def feed_ends(ring, steps, *, terminated):
+    stream = Stream(seed=0, spec=ring.spec)
+    for _ in range(steps):
+        obs, action, step = stream.step()
+        step["terminated"][:], step["truncated"][:] = terminated, True
+        step["final_observation"] = {g: v + 1 for g, v in step["observation"].items()}
+        ring.add(obs, action, step)
+
+
 def test_lost_final_observations_are_warned_of_once_naming_the_setting():
     ring = make_ring(2, 9, final_fraction=1e-9)
-    feed(Stream(seed=0, spec=ring.spec, end=1.0), 2, ring)
+    feed_ends(ring, 2, terminated=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ring.check()
-    feed(Stream(seed=0, spec=ring.spec, end=1.0), 3, ring)
-    text = r"6 rows lost their final observation .* raise --replay\.final-fraction"
+    feed_ends(ring, 3, terminated=False)
+    text = r"6 truncated rows lost their final observation .* raise --replay\.final-fraction"
     with pytest.warns(UserWarning, match=text):
         ring.check()
-    feed(Stream(seed=0, spec=ring.spec, end=1.0), 3, ring)
+    feed_ends(ring, 3, terminated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ring.check()
+
+
+def test_failures_are_sampled_as_long_as_they_are_stored():
+    """However many end: else a critic forgets what failing costs while it still fails."""
+    ring = make_ring(2, 9, final_fraction=1e-9)
+    feed_ends(ring, 8, terminated=True)
+    assert ring.columns["valid"][:8].all()
+    rows = ring.transitions(torch.arange(16))
+    following = ring.ring("policy")[1:9].flatten(0, 1)
+    ended_last = torch.arange(16) >= 16 - ring.plan.final_rows
+    expected = torch.where(ended_last[:, None], following + 1, following)
+    assert torch.equal(rows["next_observation"]["policy"], expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ring.check()
@@ -133,10 +157,9 @@ def test_lost_final_observations_are_warned_of_once_naming_the_setting():
 
 def test_metrics_taken_earlier_keep_their_numbers():
     ring = make_ring(2, 9, final_fraction=1e-9)
-    stream = Stream(seed=0, spec=ring.spec, end=1.0)
-    feed(stream, 3, ring)
+    feed_ends(ring, 3, terminated=False)
     taken = ring.metrics()
-    feed(stream, 3, ring)
+    feed_ends(ring, 3, terminated=False)
     assert int(taken["replay/final_evicted"]) == 2
 
 

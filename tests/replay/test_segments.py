@@ -398,6 +398,19 @@ def test_rings_loaded_from_one_state_share_nothing(tmp_path):
     assert int(loaded.metrics()["replay/final_evicted"]) == before
 
 
+def test_a_slot_taken_over_after_its_row_was_written_does_not_come_back(tmp_path):
+    ring = make_ring(2, 16, final_fraction=1e-9)
+    naive = Naive.like(ring)
+    stream = Stream(seed=3, spec=ring.spec, end=0.7)
+    segments = Segments(ring, tmp_path)
+    for _ in range(3):
+        feed(stream, 5, ring, naive)
+        manifest = segments.save()
+    loaded, _ = restored(ring, saved_state(ring), tmp_path, manifest)
+    assert_same_rings(ring, loaded)
+    assert_same_windows(loaded, naive, 2)
+
+
 def test_what_is_written_ahead_is_what_a_save_would_write(tmp_path):
     """The same files, byte for byte, and none of them by the save itself but the newest."""
     ring = make_ring(2, 16, final_fraction=1.0)
