@@ -139,12 +139,16 @@ class Online:
         if not self._settings.enabled or updates == self._seen or not updates:
             return
         self._seen = updates
+        tiers = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
+        if tiers and not self.governor.allows(tiers):
+            tiers = ()
+        gathers = self._gathers(env_steps)
+        if not tiers and not gathers:
+            return
         began = self._clock()
         with isolated(self._agent):
-            worked = self._keep_anchor(env_steps)
-            tiers = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
-            if tiers and not self.governor.allows(tiers):
-                tiers = ()
+            if gathers:
+                self._keep_anchor(env_steps)
             if tiers:
                 self._measure(tiers)
         if tiers:
@@ -152,7 +156,7 @@ class Online:
             periods = (self._settings.tier1_period, self._settings.tier2_period)
             for tier in tiers:
                 self._due[tier] = updates + self.governor.stretch * periods[tier]
-        elif worked:
+        else:
             self.governor.spent += self._clock() - began
 
     def row(self) -> dict[str, float]:
@@ -174,23 +178,25 @@ class Online:
     def _on_policy(self) -> bool:
         return self._agent.horizon == self._replay.num_rows
 
-    def _keep_anchor(self, env_steps: int) -> bool:
-        """Draw the anchor set once, when enough of the run is done; whether there was work."""
+    def _gathers(self, env_steps: int) -> bool:
+        """Whether rows for the anchor set are to be drawn now."""
         if self._anchor is not None:
             return False
-        random = self._generator("anchor")
-        if self._on_policy():
-            rows = -(-self._settings.anchor_size // ANCHOR_ROLLOUTS)
-            self._pool.append(draw(self._replay, rows, generator=random))
-            if env_steps >= ANCHOR_AT * self._planned and len(self._pool) == ANCHOR_ROLLOUTS:
-                self._anchor = Transitions.join(list(self._pool))
-                self._pool.clear()
-            return True
         enough = min(self._settings.anchor_size, self._planned // 2)
-        if env_steps >= ANCHOR_AT * self._planned and self._replay.size >= enough:
+        late = env_steps >= ANCHOR_AT * self._planned
+        return self._on_policy() or (late and self._replay.size >= enough)
+
+    def _keep_anchor(self, env_steps: int) -> None:
+        """Draw the anchor set, or of an on-policy agent one rollout's share of it."""
+        random = self._generator("anchor")
+        if not self._on_policy():
             self._anchor = draw(self._replay, self._settings.anchor_size, generator=random)
-            return True
-        return False
+            return
+        rows = -(-self._settings.anchor_size // ANCHOR_ROLLOUTS)
+        self._pool.append(draw(self._replay, rows, generator=random))
+        if env_steps >= ANCHOR_AT * self._planned and len(self._pool) == ANCHOR_ROLLOUTS:
+            self._anchor = Transitions.join(list(self._pool))
+            self._pool.clear()
 
     def recent(self) -> Transitions:
         """Newest transitions: of a tenth of the ring, and at least as many as are wanted."""

@@ -1,5 +1,6 @@
 """Diagnostics while training: they change nothing, keep to their time, and say what they see."""
 
+import contextlib
 from collections import Counter
 from itertools import pairwise
 
@@ -89,6 +90,23 @@ def test_training_is_the_same_with_and_without(tmp_path, kind, path, request):
     for metric in ("grad_norm", "update_ratio", "hess_max"):
         assert f"diag/{critic}/all/mean/{metric}" in found, metric
     assert not any(name.startswith("diag/") for name in read_csv(without / "metrics.csv"))
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("categorical", 1), ("ppo", 10)])
+def test_nothing_is_set_up_where_nothing_is_due(tmp_path, monkeypatch, kind, calls):
+    """Keeping the random streams of a GPU waits for it; an anchor set is drawn once."""
+    found = []
+
+    def isolated(agent):
+        found.append(agent.updates)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(online, "isolated", isolated)
+    settings = settings_of(tmp_path / "run", kind, env_steps=400)
+    settings.diagnostics.tier1_period = settings.diagnostics.tier2_period = 10**6
+    settings.diagnostics.anchor_size = 40
+    run = run_whole(settings)
+    assert len(found) == calls < run.agent.updates
 
 
 def disturbed(context, memory):
