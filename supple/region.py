@@ -127,8 +127,8 @@ class Region(Generic[T]):
     Args:
         function: takes tensors, returns tensors or a dict of them; always the same shapes.
         state: every tensor that ``function`` changes in place.
-        compute: eager or compiled, with CUDA graphs or without. If compilation fails, it is
-            switched off there, with one warning that names the cause.
+        compute: eager or compiled, with CUDA graphs or without. If compiling or capturing fails,
+            it is switched off there, with one warning that names the cause.
     """
 
     def __init__(
@@ -184,7 +184,13 @@ class Region(Generic[T]):
 
     def _captured(self, run: Callable[..., T], inputs: tuple[Tensor, ...]) -> Callable[..., T]:
         static = [value.clone() for value in inputs]
-        captured = capture(lambda: run(*static), around=self._untouched_state)
+        try:
+            captured = capture(lambda: run(*static), around=self._untouched_state)
+        except Exception as error:  # training goes on without, as where compiling fails
+            self._compute.cuda_graphs = False
+            reason = _first_line(error)
+            warnings.warn(f"capturing failed, going on without CUDA graphs: {reason}", stacklevel=2)
+            return run
 
         def replay(*values: Tensor) -> T:
             torch._foreach_copy_(static, values)

@@ -62,6 +62,22 @@ def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monke
     assert_same_bits(snapshot(agent), snapshot(train(agent_with(Compute()), 3)))
 
 
+def test_where_capturing_fails_training_goes_on_ungraphed_with_one_warning(monkeypatch):
+    def refuse_late(run, around):
+        for _ in range(3):
+            with around():
+                run()
+        refuse()
+
+    monkeypatch.setattr("supple.region.capture", refuse_late)
+    agent = agent_with(Compute(cuda_graphs=True))
+    with pytest.warns(UserWarning, match="going on without CUDA graphs: no compiler here$") as said:
+        train(agent, 3)
+    assert len(said) == 1
+    assert str(agent.compute) == "eager float32"
+    assert_same_bits(snapshot(agent), snapshot(train(agent_with(Compute()), 3)))
+
+
 def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(traced_graphs):
     counter = torch.zeros(())
 
