@@ -49,6 +49,22 @@ def test_flashsac_moves_isaac_labs_franka_as_far_as_published(task, agent, bound
         assert settings.agent.n_step == 3  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [
+        ("playground/G1JoystickRoughTerrain", ["push_config.enable=false"]),
+        ("playground/T1JoystickFlatTerrain", ["push_config.enable=false"]),
+        ("playground/Go1JoystickFlatTerrain", []),
+        ("envpool/MuJoCoPlayground/G1JoystickFlatTerrain-v1", []),
+    ],
+)
+def test_playgrounds_humanoids_are_not_pushed_as_published(task, config):
+    for agent in ("flashsac", "ppo"):
+        assert list(default_settings(task, agent=agent, preset="gpu").env.config) == config
+    pushed = train_settings([task, "--preset", "gpu", "--env.config", "push_config.enable=true"])
+    assert list(pushed.env.config) == ["push_config.enable=true"]
+
+
 def test_a_preset_comes_after_the_recipe_and_a_flag_last():
     task = "envpool/MuJoCoPlayground/Go1JoystickFlatTerrain-v1"
     given = train_settings([task, "--preset", "laptop", "--agent.gamma", "0.9"])

@@ -10,5 +10,11 @@ def walking(settings: Settings) -> None:
     settings.agent.gamma = 0.97
 
 
-RECIPES = {"*Joystick*": walking}
+def humanoid(settings: Settings) -> None:
+    """Discount 0.97, no pushes."""
+    walking(settings)
+    settings.env.config = ("push_config.enable=false",)
+
+
+RECIPES = {"G1Joystick*": humanoid, "T1Joystick*": humanoid, "*Joystick*": walking}
 """Published for the G1 and T1 following commands; its other tasks take the defaults."""
