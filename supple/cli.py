@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supple.errors import DivergedError, InputError, SimulatorError
+from supple.files import cache_folder
 from supple.signals import on_signals
 from supple.version import __version__
 from supple.world import World, from_environment, may_restart, restarted
@@ -68,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch loads. Threads that spin while waiting cost several times the work itself as
     # soon as another process wants the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Compiled updates outlive a reboot here, unlike in the default temporary folder.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "supple"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     try:
         return dispatch(arguments)
     except SystemExit as stop:  # --help and --version, answered

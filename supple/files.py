@@ -18,6 +18,11 @@ LOCK = ".lock"
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+def cache_folder() -> Path:
+    """Where what is compiled outlives a reboot, unlike in the temporary folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "supple"
+
+
 def keep_from_forks(thing: Any) -> None:
     """Close a file or a connection in processes forked from this one.
 

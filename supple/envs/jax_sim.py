@@ -20,6 +20,7 @@ from torch import Tensor
 from supple.envs.base import Box, Deployment
 from supple.envs.torch_sim import Groups, Outcome, TorchSim
 from supple.errors import InputError
+from supple.files import cache_folder
 from supple.rng import derive_seed
 
 # JAX would take three quarters of a GPU at its first use, and leave torch the rest.
@@ -135,11 +136,18 @@ class JaxSim(TorchSim):
 def place_of(device: torch.device, task_id: str) -> Any:
     """JAX's device for a device of torch; both share its memory.
 
+    What JAX compiles for a GPU is kept for the environments of evaluations and films, and for later
+    runs, in a folder of supple's where none is set. On CPUs it may refuse what it kept itself
+    (jax-ml/jax#38445).
+
     Raises:
         InputError: JAX has none, as it is installed.
     """
     import jax
 
+    if device.type == "cuda" and not jax.config.jax_compilation_cache_dir:
+        # Heeded from the first compilation on: this comes before any model is made.
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     try:
         return jax.devices("gpu" if device.type == "cuda" else "cpu")[device.index or 0]
     except (RuntimeError, IndexError) as error:

@@ -1,4 +1,6 @@
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from supple.envs import EnvSettings, make
 from supple.envs.base import Box
 from supple.envs.check import check_env
 from supple.envs.isaac_gym import LeggedGym, VecTask
-from supple.envs.jax_sim import begins_with_policy
+from supple.envs.jax_sim import begins_with_policy, place_of
 from supple.envs.mjlab import Mjlab
 from supple.envs.rsl_rl import RslRl
 from supple.envs.torch_sim import Groups, PhysicalActions, RandomStreams
@@ -280,3 +282,19 @@ def test_an_environments_random_stream_is_its_own():
         torch.rand(9)
     assert torch.equal(torch.rand(1), expected)
     assert outside.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "after"),
+    [("cuda", None, "cache/supple/jax"), ("cuda", "own", "own"), ("cpu", None, None)],
+)
+def test_what_jax_compiles_for_a_gpu_is_kept_where_nobody_said_where(
+    monkeypatch, device, before, after
+):
+    config: Any = SimpleNamespace(jax_compilation_cache_dir=before)
+    config.update = lambda name, value: setattr(config, name, value)
+    jax = SimpleNamespace(config=config, devices=lambda kind: [kind])
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert place_of(torch.device(device), "brax/ant") == {"cuda": "gpu"}.get(device, device)
+    assert config.jax_compilation_cache_dir == after
