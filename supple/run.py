@@ -32,7 +32,7 @@ from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
 from supple.envs.base import Env, Groups, Step
-from supple.envs.registry import packages_of
+from supple.envs.registry import packages_of, runs_on_gpu
 from supple.episodes import EpisodeStatistics, columns_of
 from supple.errors import InputError, NotFiniteError, SimulatorError
 from supple.evaluate import Evaluation, evaluate, evaluation_envs, film, make_env
@@ -170,6 +170,9 @@ class Run:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
         self._signals.enter_context(on_signals(self._request_stop, signal.SIGINT, signal.SIGTERM))
+        if self._world.first and runs_on_gpu(self.settings.task):
+            # They share the GPU's memory: what does not fit fails now, not at a tenth of the run.
+            self._eval_env = self._make_eval_env()
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env", *self._world.seed_words))
         else:

@@ -144,6 +144,18 @@ def test_a_simulator_without_valid_rows_ends_the_run(settings_of, monkeypatch):
     assert run.env_steps < 200
 
 
+def test_evaluation_on_a_gpu_is_built_before_the_first_step(settings_of, monkeypatch):
+    def refuse(*_, purpose, **__):
+        raise SimulatorError(f"no memory for {purpose}")
+
+    monkeypatch.setattr("supple.run.make_env", refuse)
+    monkeypatch.setattr("supple.envs.registry.ON_GPU", ("toy",))
+    run = launch.new_run(settings_of())
+    with pytest.raises(SimulatorError, match="no memory for evaluation"):
+        finish(run)
+    assert run.env_steps == 0
+
+
 def test_a_simulator_that_fails_on_resume_is_not_the_checkpoints_fault(settings_of, monkeypatch):
     run = launch.new_run(settings_of())
     finish(run)

@@ -21,6 +21,10 @@ OBS_DTYPES = {
     "float16": torch.float16,
 }
 
+GPU_RESERVE = 2 * 2**30
+"""Kept free beside a ring on a GPU, for what is allocated after it: gradients and what compiled
+steps and matrix products work in, and the environments that evaluate [bytes]."""
+
 
 @dataclass(kw_only=True, slots=True)
 class ReplaySettings:
@@ -72,7 +76,7 @@ class ReplayPlan:
         )
 
     def check(self, device: torch.device, remedy: str = "") -> None:
-        """Refuse a ring that does not fit the device's free memory.
+        """Refuse a ring that does not fit the device's free memory, with a reserve on a GPU.
 
         Args:
             device: where it is to live.
@@ -81,8 +85,8 @@ class ReplayPlan:
         Raises:
             InputError: names the settings to turn.
         """
-        free = free_memory(device)
-        if self.total_bytes <= free:
+        free, kept = free_memory(device), GPU_RESERVE if device.type == "cuda" else 0
+        if self.total_bytes + kept <= free:
             return
         if not remedy:
             remedy = (
@@ -91,8 +95,8 @@ class ReplayPlan:
             if device.type == "cuda":
                 remedy += ", or keep it in host memory with --replay.spill"
         raise InputError(
-            f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free:"
-            f" {remedy}"
+            f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free"
+            f"{f', of which {_size(kept)} are kept for the rest' if kept else ''}: {remedy}"
         )
 
 

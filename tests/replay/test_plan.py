@@ -67,6 +67,14 @@ def test_a_ring_that_just_fits_is_built(monkeypatch):
         Replay(make_spec(4), ReplaySettings(capacity=100))
 
 
+def test_a_ring_leaves_room_on_a_gpu(monkeypatch):
+    plan = plan_ring(make_spec(4), ReplaySettings(capacity=100), {})
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: 2 * 2**30)
+    plan.check(torch.device("cpu"))
+    with pytest.raises(InputError, match=r"cuda has 2\.0 GiB free, of which 2\.0 GiB are kept for"):
+        plan.check(torch.device("cuda"))
+
+
 def test_free_memory_is_positive_and_below_a_pebibyte():
     assert 0 < free_memory(torch.device("cpu")) < 2**50
 
