@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from supple import ending
 from supple.errors import DivergedError, InputError, SimulatorError
 from supple.files import cache_folder
 from supple.signals import on_signals
@@ -70,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # soon as another process wants the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    return ending.note(_status_of(arguments))
+
+
+def _status_of(arguments: list[str]) -> int:
     try:
         return dispatch(arguments)
     except SystemExit as stop:  # --help and --version, answered

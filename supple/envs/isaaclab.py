@@ -21,6 +21,7 @@ import torch
 from gymnasium import wrappers
 from torch import Tensor
 
+from supple.ending import leave_last
 from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
 from supple.envs.config import override
@@ -101,13 +102,10 @@ class IsaacLab(TorchSim):
         env: the unwrapped environment; it is closed together with this one.
         task_id: how it is called in messages and files.
         action_bound: what the policy's 1 means to the simulator.
-        launched: the context manager that started the simulation, to be left at the end.
     """
 
-    def __init__(
-        self, env: Any, *, task_id: str, action_bound: float = 1.0, launched: Any = None
-    ) -> None:
-        self._env, self._launched = env, launched
+    def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
+        self._env = env
         sample, _ = env.reset()
         groups = Groups(sample, task_id)
         term = managers.joint_action(env)
@@ -143,14 +141,12 @@ class IsaacLab(TorchSim):
         return Outcome(observation, reward, terminated, truncated, final=final, extras=extras)
 
     def close(self) -> None:
-        """End the simulation."""
+        """Close the environment; what was launched for it stays until the process ends."""
         env, self._env = self._env, None
         if env is None:
             return
         _alive.discard(self)
         env.close()
-        if self._launched is not None:
-            self._launched.__exit__(None, None, None)
 
 
 def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deployment:
@@ -261,10 +257,9 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     config = _config(own, settings, device)
     launched = launch_simulation(config, {"headless": True, "visualizer": ["none"]})
     launched.__enter__()
+    leave_last(launched)
     env = gymnasium.make(own, cfg=config)
-    return IsaacLab(
-        env.unwrapped, task_id=task_id, action_bound=settings.action_bound, launched=launched
-    )
+    return IsaacLab(env.unwrapped, task_id=task_id, action_bound=settings.action_bound)
 
 
 def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:

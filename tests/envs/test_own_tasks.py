@@ -1,5 +1,7 @@
 """Tasks of one's own in Isaac Lab and mjlab, on packages that stand in for both."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,34 @@ def test_a_second_one_lives_in_a_process_of_its_own(task):
     assert second.step(torch.zeros(2, 2))["valid"].all()
     second.close()
     first.close()
+
+
+ON_KIT = """
+import importlib
+import sys
+import isaaclab.app
+from supple.cli import main
+from supple.errors import SimulatorError
+
+def broken(*_, **__):
+    raise SimulatorError("the arm fell off")
+
+module, _, name = sys.argv[1].rpartition(".")
+setattr(importlib.import_module(module), name, broken)
+isaaclab.app.KIT = True
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["supple.train.train", "gymnasium.make"])
+def test_isaac_sim_ends_the_process_last_and_with_its_status(tmp_path, where):
+    path = os.pathsep.join((str(Path(__file__).with_name("stand_ins")), str(Path.cwd())))
+    train = ["train", "isaaclab/Isaac-Stand-In", "--preset", "laptop", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_KIT, where, *train, "--run-dir", str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("supple: error: the arm fell off\n")
