@@ -596,6 +596,7 @@ class Run:
 
     def _reset(self, seed: int) -> None:
         self._obs = self._quarantine.first(self.env.reset(seed)["observation"].to_dict())
+        self.env.spread_ends(derive_seed(seed, "ends"))
 
     def _restore(self, resumed: Checkpoint) -> None:
         exact = self.env.spec.exact_resume

@@ -273,6 +273,12 @@ class Env(ABC):
     def load_progress(self, progress: Mapping[str, Any]) -> None:  # noqa: B027 - most have none
         """Go on from ``progress()``'s value, beginning with the next reset."""
 
+    def spread_ends(self, seed: int) -> None:  # noqa: B027 - few simulators count in the open
+        """Let the episodes that a reset just began end at times of their own, not all at once.
+
+        A run asks for it after every reset of the environment it trains in, and of no other.
+        """
+
     def close(self) -> None:  # noqa: B027 - most environments have nothing to release
         """Release processes, windows and files. Safe to call twice."""
 

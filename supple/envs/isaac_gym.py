@@ -189,6 +189,10 @@ class LeggedGym(TorchSim):
             extras=extras,
         )
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        self._spread(self.spec.max_episode_steps or 1, seed)
+
     def _buffers(self) -> dict[str, Tensor]:
         """The observation as ``step`` would return it."""
         limit = _clip_observations(self._env)

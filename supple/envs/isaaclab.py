@@ -140,6 +140,10 @@ class IsaacLab(TorchSim):
             require_final(final, terminated | truncated, self.spec.task_id)
         return Outcome(observation, reward, terminated, truncated, final=final, extras=extras)
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        self._spread(self.spec.max_episode_steps or 1, seed)
+
     def close(self) -> None:
         """Close the environment; what was launched for it stays until the process ends."""
         env, self._env = self._env, None

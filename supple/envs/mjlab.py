@@ -109,6 +109,10 @@ class Mjlab(TorchSim):
         shown = mixed(ended, fresh, reached)
         return Outcome(shown, reward, terminated, truncated, final=reached, extras=extras)
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        self._spread(self.spec.max_episode_steps or 1, seed)
+
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
 

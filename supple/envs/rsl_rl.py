@@ -88,6 +88,10 @@ class RslRl(TorchSim):
             dict(observation), reward, ended & ~truncated, truncated, final=final, extras=extras
         )
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        self._age.copy_(self._spread(self._limit, seed))
+
 
 def taken(extras: MutableMapping[str, Any], key: str) -> Any | None:
     """An entry of ``extras``, taken out: what is not written again must not be read again."""

@@ -124,6 +124,18 @@ class TorchSim(Env):
         if COUNTER in progress:
             setattr(self._bare, COUNTER, progress[COUNTER])
 
+    def _spread(self, limit: int | Tensor, seed: int) -> Tensor:
+        """Set its counts of steps to random ones below the limit, (N,), as rsl_rl's runner does.
+
+        Source: leggedrobotics/rsl_rl, ``OnPolicyRunner.learn(init_at_random_ep_len=True)``.
+        """
+        before: Tensor = self._env.episode_length_buf
+        random = torch.Generator().manual_seed(seed)
+        share = torch.rand(self.spec.num_envs, generator=random, dtype=torch.float64)
+        counts = (share.to(before.device) * limit).to(before.dtype)
+        self._env.episode_length_buf = counts
+        return counts
+
     @property
     def _bare(self) -> Any:
         """The simulator beneath wrappers of its own."""

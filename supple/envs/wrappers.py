@@ -113,6 +113,10 @@ class Wrapper(Env):
         """As the wrapped environment."""
         self.env.load_progress(progress)
 
+    def spread_ends(self, seed: int) -> None:
+        """As the wrapped environment."""
+        self.env.spread_ends(seed)
+
     def close(self) -> None:
         """As the wrapped environment."""
         self.env.close()

@@ -17,8 +17,13 @@ class FakeIsaacLab(Cart):
         self.cfg = SimpleNamespace(compute_final_obs=final, is_finite_horizon=finite, decimation=4)
         self.single_action_space = SimpleNamespace(shape=(self.num_actions,))
         self.common_step_counter = 0
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
         self.terminated = torch.zeros(num_envs, dtype=torch.bool)
         self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
+
+    def begin_again(self, env_ids):
+        super().begin_again(env_ids)
+        self.episode_length_buf[env_ids] = 0
 
     def groups(self):
         self.compute_observations()
@@ -34,9 +39,10 @@ class FakeIsaacLab(Cart):
     def step(self, actions):
         self.simulate(actions)
         self.common_step_counter += 1
+        self.episode_length_buf += 1
         self.rew_buf[:] = self.steps
         self.terminated[:] = self.failed()
-        self.time_outs[:] = self.steps >= LIMIT
+        self.time_outs[:] = self.episode_length_buf >= LIMIT
         ended = self.terminated | self.time_outs
         if ended.any():
             if self.cfg.compute_final_obs:

@@ -24,6 +24,11 @@ class FakeMjlab(Cart):
         self.terminated = torch.zeros(num_envs, dtype=torch.bool)
         self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
         self.common_step_counter = 0
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
+
+    def begin_again(self, env_ids):
+        super().begin_again(env_ids)
+        self.episode_length_buf[env_ids] = 0
 
     def groups(self):
         self.compute_observations()
@@ -39,7 +44,8 @@ class FakeMjlab(Cart):
         assert not (self.terminated | self.time_outs).any()
         self.simulate(action)
         self.common_step_counter += 1
+        self.episode_length_buf += 1
         self.rew_buf[:] = self.steps
         self.terminated[:] = self.failed()
-        self.time_outs[:] = self.steps >= LIMIT
+        self.time_outs[:] = self.episode_length_buf >= LIMIT
         return self.groups(), self.rew_buf, self.terminated, self.time_outs, self.extras
