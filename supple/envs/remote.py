@@ -177,7 +177,10 @@ def _do(env: Env, what: str, value: Any) -> tuple[str, Any]:
             return "progress", None
         if what == "reset":
             return "reset", _arrays(env.reset(value))
-        return "step", _arrays(env.step(torch.from_numpy(value).to(env.spec.device)))
+        step = _arrays(env.step(torch.from_numpy(value).to(env.spec.device)))
+        if not (step["terminated"] | step["truncated"]).any():
+            step["final_observation"] = step["observation"]  # the same, it crosses the pipe once
+        return "step", step
     except NotImplementedError as error:
         return "missing", str(error)
     except InputError as error:

@@ -1,10 +1,13 @@
 import os
+import pickle
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 from supple.envs import EnvSettings, make
+from supple.envs import remote as remote_module
 from supple.envs.remote import RemoteEnv
 from supple.envs.toy import Lqr
 from supple.errors import InputError, SimulatorError
@@ -28,6 +31,18 @@ def test_another_process_returns_the_same_numbers(remote):
     for ours, theirs in pairs:
         for key in ours.keys(include_nested=True, leaves_only=True):
             assert torch.equal(ours[key], theirs[key])
+
+
+def test_final_observations_cross_the_pipe_only_where_an_episode_ended():
+    env = make("toy/asymmetric", EnvSettings(num_envs=3))
+    limit = env.spec.max_episode_steps
+    assert limit
+    env.reset(0)
+    action = np.zeros((3, env.spec.action.size), dtype=np.float32)
+    steps = [remote_module._do(env, "step", action)[1] for _ in range(limit)]
+    sizes = [len(pickle.dumps(step)) for step in steps]
+    assert sizes[0] < sizes[-1]
+    assert (steps[-1]["final_observation"]["policy"] != steps[-1]["observation"]["policy"]).any()
 
 
 def test_the_other_process_survives_what_asks_the_whole_group_to_stop(remote):
