@@ -42,7 +42,10 @@ def laptop(settings: Settings) -> None:
 
 
 def cpu(settings: Settings) -> None:
-    """The paper's settings for CPU simulators."""
+    """The paper's settings for CPU simulators, with bfloat16 products where they are fast.
+
+    The published code's are float32, as ``--compute.precision float32`` makes them.
+    """
     settings.env_steps = 1_000_000
     settings.env.num_envs = 1
     settings.replay.capacity = 1_000_000
@@ -54,7 +57,11 @@ def cpu(settings: Settings) -> None:
 
 
 def gpu(settings: Settings) -> None:
-    """The paper's settings for GPU simulators, without its half-precision autocast."""
+    """The paper's settings for GPU simulators, with bfloat16 products, not float16 ones.
+
+    These are the published code's, with the scaled loss they need. float32 on GPUs without
+    bfloat16.
+    """
     settings.env_steps = 50_000_896
     settings.env.num_envs = 1024
     settings.replay.capacity = 10_000_000
