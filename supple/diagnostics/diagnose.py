@@ -37,7 +37,7 @@ from supple.diagnostics.targets import Target, load_targets
 from supple.envs.base import Env
 from supple.errors import InputError
 from supple.evaluate import make_env
-from supple.metrics import complete, read_csv
+from supple.metrics import METRICS, complete, read_csv
 from supple.rng import derive_seed
 
 ROLLOUT_ENVS = 10
@@ -192,7 +192,7 @@ class _Work:
     def _returns(self) -> None:
         """Each run's course, told at its last checkpoint."""
         for target in self._final:
-            table = target.run / "metrics.csv"
+            table = target.run / METRICS
             columns = read_csv(table) if table.exists() else {}
             if not any(v is not None for v in columns.get("eval/return_mean", ())):
                 why = f"{target.run.name} has no evaluation in metrics.csv"
@@ -438,6 +438,7 @@ class _Work:
                     env_steps=target.env_steps,
                     readings=self.document.hits.get(target.number, []),
                     earlier=earlier,
+                    course=_course(target),
                     analyses={
                         mode: one
                         for (number, mode), one in self.found.analyses.items()
@@ -451,6 +452,20 @@ class _Work:
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return generator_for("cpu", self.options.seed, *names)
+
+
+def _course(target: Target) -> dict[str, list[float]]:
+    """What the run measured of itself while training, before this checkpoint, by reading name."""
+    table = target.run / METRICS
+    columns = read_csv(table) if table.exists() else {}
+    found = {}
+    for name in columns:
+        if name.startswith("diag/"):
+            rows = complete(columns, "step", name)
+            values = [value for step, value in rows if step < target.env_steps]
+            if values:
+                found[name.removeprefix("diag/")] = values
+    return found
 
 
 def _complete(

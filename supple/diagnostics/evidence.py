@@ -41,6 +41,8 @@ class Evidence:
     readings: list[Hit]
     earlier: Sequence[Evidence] = ()
     """Checkpoints of the same run before this one, oldest first."""
+    course: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What the run measured of itself before this checkpoint, by reading name, oldest first."""
     analyses: Mapping[str, Instability] = field(default_factory=dict)
     """Of policy instability, by mode."""
     advice: Mapping[str, str] = field(default_factory=dict)
@@ -66,8 +68,15 @@ class Evidence:
                 yield hit
 
     def highest(self, metric: str, network: str = "", **params: float | str) -> Hit | None:
-        """The largest value of a metric over layers, members and data sets."""
-        return max(self.find(metric, network, **params), key=lambda hit: hit.value, default=None)
+        """The largest value of a metric over layers, members and data sets.
+
+        Of an ensemble ``worst``: which member that is may change, and runs measure it by this name.
+        """
+        return max(
+            self.find(metric, network, **params),
+            key=lambda hit: (hit.value, hit.reading.member == WORST),
+            default=None,
+        )
 
     def lowest(self, metric: str, network: str = "", **params: float | str) -> Hit | None:
         """The smallest one."""
@@ -94,6 +103,14 @@ class Evidence:
             values = [other.value for other in each.readings if other.reading.name == name]
             found += [value for value in values if value is not None]
         return found
+
+    def lately(self, hit: Hit) -> list[float]:
+        """Values of the same reading until now, oldest first.
+
+        As the run measured it while training; else at earlier checkpoints, of which slow
+        measurements are made at one or two only.
+        """
+        return [*self.course.get(hit.reading.name, self.before(hit)), hit.value]
 
     def own_max(self, hit: Hit) -> float:
         """The largest value so far, this one included."""

@@ -170,7 +170,7 @@ def test_a_learning_rate_a_hundred_times_too_large():
     assert trained("weights", "curvature") == {}
     found = trained("weights", "curvature", times=100.0)
     assert set(found) == {"V7"}
-    assert "checkpoints in a row" in found["V7"].sentence
+    assert "measurements in a row" in found["V7"].sentence
 
 
 def test_a_learning_rate_of_zero():

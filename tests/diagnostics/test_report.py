@@ -16,11 +16,12 @@ from supple.diagnostics import document as documents
 from supple.diagnostics import instability
 from supple.diagnostics.channels import actuators_of, layout_of
 from supple.diagnostics.document import Document
-from supple.diagnostics.evidence import Verdict
+from supple.diagnostics.evidence import Evidence, Verdict
 from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.page import render
 from supple.envs.base import Box, Channel, EnvSpec
+from supple.metrics import METRICS, CsvSink
 from tests.diagnostics.test_instability import linear, states
 from tests.small_runs import run_whole, small_settings
 
@@ -345,6 +346,20 @@ def test_a_run_is_diagnosed(run, tmp_path, capsys):
     with np.load(tmp_path / "arrays.npz") as arrays:
         assert all(np.isfinite(arrays[name]).all() for name in arrays.files)
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+
+
+def test_rules_see_what_the_run_measured_before_each_checkpoint(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    sink = CsvSink(folder / METRICS)
+    for step, value in ((60, 3.0), (80, 4.0), (100, 5.0)):
+        sink.write(step, {"diag/critic/all/worst/stab_adam": value})
+    sink.close()
+    seen: list[Evidence] = []
+    monkeypatch.setattr("supple.diagnostics.rules.judge", lambda found: seen.extend(found) or [])
+    diagnosed(folder, tmp_path / "out", "--no-html")
+    found = [each.course.get("critic/all/worst/stab_adam") for each in seen]
+    assert found == [None, [3.0], [3.0, 4.0, 5.0]]
 
 
 def test_runs_of_one_name_are_told_apart(run, tmp_path):

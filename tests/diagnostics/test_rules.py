@@ -90,7 +90,33 @@ def test_a_step_is_too_large_when_it_stays_so():
         steps.append(evidence(ratio, number("grad_norm", 1.0 + count), earlier=tuple(steps)))
     (last, *_) = [v for v in rules.judge(steps) if v.target == 2]
     assert (last.rule, last.level) == ("V7", "bad")
-    assert "at 3 checkpoints in a row" in last.sentence
+    assert "in 3 measurements in a row" in last.sentence
+
+
+def test_what_the_run_measured_while_training_counts_where_checkpoints_were_not_measured():
+    # Slow measurements are made of the last checkpoint alone; which member is worst may change.
+    ratios = [number("stab_adam", v, member=m) for m, v in (("mean", 2.5), ("0", 1.0), ("1", 4.0))]
+    ratios.append(number("stab_adam", 4.0, member="worst"))
+    first = evidence(number("grad_norm", 1.0), number("q_abs", 1.0))
+    found = (*ratios, number("grad_norm", 2.0), number("q_abs", 2.0), number("seem_norm", 0.01))
+    for stab, seem, expected in (
+        ([9.0, 3.0, 3.0], [0.1] * 4, {"V7": "bad", "V6": "warn"}),
+        ([9.0, 3.0, 1.0], [0.1, -0.1, 0.1, 0.1], {"V7": "warn"}),
+        ([], [], {"V7": "warn"}),
+    ):
+        course = {"critic/all/worst/stab_adam": stab, "critic/all/mean/seem_norm": seem}
+        last = evidence(*found, earlier=(first,), course={k: v for k, v in course.items() if v})
+        assert {each.rule: each.level for each in rules.judge([last])} == expected
+
+
+def test_a_curvature_beyond_the_limit_alone_and_values_that_creep_up_are_no_illness():
+    first = evidence(number("grad_norm", 1.0), number("q_abs", 1.0))
+    course = {"critic/all/mean/stab_adam": [9.0] * 9, "critic/all/mean/seem_norm": [0.1] * 9}
+    for metric, other in (("stab_adam", "grad_norm"), ("seem_norm", "q_abs")):
+        steady = 1.0 if other == "grad_norm" else 1.05
+        found = (number(metric, 9.0), number(other, steady))
+        last = evidence(*found, earlier=(first,), course=course)
+        assert rules.judge([last]) == []
 
 
 def test_self_excitation_must_last_and_values_grow():

@@ -16,10 +16,13 @@ from supple.diagnostics.thresholds import THRESHOLDS
 BOOTSTRAPPED = "bootstrapped tail"
 """In the reason of readings whose returns are completed by the critic itself."""
 CLEAR = 0.1
-"""V6's number where fewer checkpoints were measured: a healthy Pendulum showed 0.004 and 0.016, a
+"""V6's number where it was measured fewer times: a healthy Pendulum showed 0.004 and 0.016, a
 chain whose next feature is twice as large 1."""
 IN_A_ROW = 5
-"""Checkpoints at which V6's number must be positive."""
+"""Measurements in which V6's number must be positive."""
+GROWS = 0.1
+"""Above all earlier checkpoints by this share, values support V6: healthy Hoppers have positive
+numbers all the time, and values that creep up."""
 
 
 def overestimation(evidence: Evidence) -> Verdict | None:
@@ -114,15 +117,15 @@ def saturated_support(evidence: Evidence) -> Verdict | None:
 
 
 def self_excitation(evidence: Evidence) -> Verdict | None:
-    """V6: bootstrapping feeds value errors back, at several checkpoints in a row."""
+    """V6: bootstrapping feeds value errors back, in several measurements in a row."""
     main = evidence.highest("seem_norm")
     if main is None or main.value <= 0:
         return None
-    before = evidence.before(main)[-(IN_A_ROW - 1) :]
-    lasting = len(before) == IN_A_ROW - 1 and all(value > 0 for value in before)
+    lately = evidence.lately(main)[-IN_A_ROW:]
+    lasting = len(lately) == IN_A_ROW and all(value > 0 for value in lately)
     churn, size = evidence.highest("churn_q"), evidence.one("q_abs")
-    supports = those((churn, evidence.rising(churn)), (size, evidence.rising(size)))
-    clear = len(before) < IN_A_ROW - 1 and main.value > CLEAR
+    supports = those((churn, evidence.rising(churn, GROWS)), (size, evidence.rising(size, GROWS)))
+    clear = len(lately) < IN_A_ROW and main.value > CLEAR
     if not supports or not (lasting or clear):
         return None
     return Verdict(
