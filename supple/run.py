@@ -111,8 +111,14 @@ class Run:
         diagnostics = settings.diagnostics
         if not first:
             diagnostics = dataclasses.replace(diagnostics, enabled=False)
+        envs = env.spec.num_envs * self._world.size
         self._online = Online(
-            agent, replay, diagnostics, seed=settings.seed, env_steps=settings.env_steps
+            agent,
+            replay,
+            diagnostics,
+            seed=settings.seed,
+            env_steps=settings.env_steps,
+            updates=settings.agent.gradient_steps(settings.env_steps, envs),
         )
         self._divergence = Divergence(
             settings.care,

@@ -21,6 +21,11 @@ SOON = 3.0
 """A limit is near where the trend reaches it before three times the updates so far."""
 
 
+DOUBLED = 2.0
+"""Growth of another reading over the same calls without which some lines are no sign: healthy
+critics of full size stay beyond Adam's limit, healthy Hoppers above no self-excitation."""
+
+
 class Line(NamedTuple):
     """A reading that should not stay above a limit."""
 
@@ -29,6 +34,8 @@ class Line(NamedTuple):
     times: int
     """In a row."""
     advice: str
+    grows: str = ""
+    """Metric of the same network that has to double meanwhile."""
 
 
 class Limit(NamedTuple):
@@ -45,8 +52,8 @@ LINES = (
     Line("dormant_0.1", 50, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
     Line("dead_var", 30, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
     Line("support_clip", 0.1, 3, "raise --agent.value-max, or check the reward scaling"),
-    Line("stab_adam", 2, 3, "lower the learning rate, or raise --agent.batch-size"),
-    Line("seem_norm", 0, 5, "bootstrapping may feed its own errors: lower --agent.tau"),
+    Line("stab_adam", 2, 3, "lower the learning rate, or raise --agent.batch-size", "grad_norm"),
+    Line("seem_norm", 0, 5, "bootstrapping may feed its own errors: lower --agent.tau", "q_abs"),
     Line("churn_flip_1", 0.1, 3, "lower the learning rate: single updates change decisions"),
     Line("act_sat", 0.3, 5, "check the action scale and the entropy target"),
     Line("eps_frac", 0.5, 3, "gradients are so small that Adam's epsilon shrinks the steps"),
@@ -63,7 +70,9 @@ class Alarms:
     """Watches metric rows."""
 
     def __init__(self) -> None:
-        self._above: dict[str, int] = defaultdict(int)
+        self._above: dict[str, list[float]] = defaultdict(list)
+        """Since readings went above their line, of what has to grow meanwhile, its size."""
+        self._newest: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._logs: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=LOGS))
         self._said: set[str] = set()
@@ -76,6 +85,7 @@ class Alarms:
             row: ``diag/...`` columns.
         """
         found = []
+        self._newest |= row
         for name, value in row.items():
             network, _, rest = name.removeprefix("diag/").partition("/")
             member, metric = rest.split("/")[-2:] if "/" in rest else ("", rest)
@@ -92,8 +102,13 @@ class Alarms:
         for line in LINES:
             if metric.startswith(line.metric):
                 key = f"{network}/{metric}"
-                self._above[key] = self._above[key] + 1 if value > line.above else 0
-                if self._above[key] >= line.times:
+                sizes = self._above[key]
+                if value <= line.above:
+                    sizes.clear()
+                    continue
+                sizes.append(self._newest.get(f"diag/{network}/all/mean/{line.grows}", 0.0))
+                first = sizes[-line.times :][0]
+                if len(sizes) >= line.times and sizes[-1] >= DOUBLED * first:
                     what = f"{network} {metric} is {value:.3g}, above {line.above:g}"
                     yield key, f"early warning: {what}, {line.times} times running; {line.advice}"
 

@@ -96,6 +96,7 @@ class Online:
         settings: how often and how much.
         seed: of the run.
         env_steps: planned environment steps of the run.
+        updates: planned gradient steps.
         clock: monotonic seconds.
     """
 
@@ -107,6 +108,7 @@ class Online:
         *,
         seed: int,
         env_steps: int,
+        updates: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._agent = agent
@@ -119,7 +121,8 @@ class Online:
         self._restored: tuple[int, Transitions] | None = None
         """The newest rollout of a resumed on-policy run, whose ring is empty, and its updates."""
         self._pool: deque[Transitions] = deque(maxlen=ANCHOR_ROLLOUTS)
-        self._due = [settings.tier1_period, settings.tier2_period]
+        self._periods = settings.periods(updates)
+        self._due = [*self._periods]
         self._row: dict[str, float] = {}
         self._off: dict[str, str] = {}
         self._seen = -1
@@ -153,9 +156,8 @@ class Online:
                 self._measure(tiers)
         if tiers:
             self.governor.charge(self._clock() - began, tiers)
-            periods = (self._settings.tier1_period, self._settings.tier2_period)
             for tier in tiers:
-                self._due[tier] = updates + self.governor.stretch * periods[tier]
+                self._due[tier] = updates + self.governor.stretch * self._periods[tier]
         else:
             self.governor.spent += self._clock() - began
 
@@ -258,7 +260,7 @@ class Online:
         updates = self._agent.updates
         if self._on_policy():
             self._restored = updates, Transitions.from_state(state["recent"])
-        self._due = [updates + self._settings.tier1_period, updates + self._settings.tier2_period]
+        self._due = [updates + period for period in self._periods]
 
 
 def stored_sets(state: Mapping[str, Any]) -> DataSets:

@@ -242,6 +242,34 @@ def test_a_reading_above_its_line_is_said_once_after_it_stayed():
         assert alarms.watch(k, {"diag/critic/all/mean/dormant_0.1": 60.0 if k % 3 else 1.0}) == []
 
 
+def test_curvature_beyond_the_limit_is_said_where_gradients_double_meanwhile():
+    for growth, said in ((1.2, 0), (1.5, 1)):
+        alarms, found = Alarms(), []
+        for k in range(3):  # gradients are measured more often
+            found += alarms.watch(2 * k, {"diag/critic/all/mean/grad_norm": growth**k})
+            found += alarms.watch(2 * k + 1, {"diag/critic/all/mean/stab_adam": 5.0})
+        assert len(found) == said
+
+
+@pytest.mark.parametrize(
+    ("updates", "chosen", "period"),
+    [(10**6, 0, 20_000), (36_000, 0, 1_800), (5_000, 0, 1_000), (36_000, 7_000, 7_000)],
+)
+def test_curvature_is_measured_twenty_times_in_a_run_and_no_more_often_than_features(
+    updates, chosen, period
+):
+    assert DiagnosticsSettings(tier2_period=chosen).periods(updates) == (1_000, period)
+
+
+def test_a_run_plans_its_measurements_by_its_updates(tmp_path):
+    settings = settings_of(tmp_path / "run", "categorical", env_steps=200)
+    settings.diagnostics = DiagnosticsSettings(tier1_period=10, max_overhead=1.0)
+    run_whole(settings)
+    columns = read_csv(tmp_path / "run" / "metrics.csv")
+    found = columns["diag/critic/all/mean/hess_max"]
+    assert len([value for value in found if value is not None]) > 5
+
+
 def test_features_that_grow_towards_ten_times_their_size_are_announced():
     alarms, said = Alarms(), []
     for k in range(1, 21):
