@@ -137,6 +137,18 @@ def test_two_checkpoints_say_self_excitation_only_where_it_is_clear():
         assert [verdict.rule for verdict in rules.judge([last])] == rules_found
 
 
+def test_a_gap_that_may_be_chance_hides_none_that_is_sure():
+    wide = number("fit_gap", 1.3, "actor", ci95=(-0.2, 2.8))
+    verdict = judged(wide, GAP)["V1"]
+    assert verdict.evidence == [1]
+    assert verdict.sentence.startswith("The critic at step 9 closes 40% of the error")
+
+
+def test_a_network_that_unlearns_closes_nothing_of_the_error():
+    worse = number("fit_gap", 1.3, ci95=(0.9, 1.7))
+    assert "closes 0% of the error" in judged(worse)["V1"].sentence
+
+
 def test_a_severe_gap_without_a_support_is_a_warning():
     assert judged(GAP)["V1"].level == "warn"
 

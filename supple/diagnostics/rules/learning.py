@@ -31,13 +31,14 @@ less, also where the learning rate is 0 and no step is expected."""
 
 def plasticity_loss(evidence: Evidence) -> Verdict | None:
     """V1: new targets are learned worse than by a new network."""
-    main = evidence.highest("fit_gap")
     line = THRESHOLDS["fit_gap"]
-    if main is None or line.level(main.value) == "ok":
+    gaps = [hit for hit in evidence.find("fit_gap") if line.level(hit.value) != "ok"]
+    # A large gap that may be chance must not hide a smaller one that is sure.
+    sure = [hit for hit in gaps if hit.reading.ci95 is None or hit.reading.ci95[0] > 0.1]
+    if not sure:
         return None
+    main = max(sure, key=lambda hit: hit.value)
     interval = main.reading.ci95
-    if interval is not None and interval[0] <= 0.1:
-        return None
     network = main.reading.network
     gradient = evidence.highest("grad_dormant", network, threshold=0.01)
     ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
@@ -58,8 +59,9 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
         confidence=confidence(interval is not None and interval[0] > 0.2, len(supports), 0),
         target=evidence.target,
         sentence=(
-            f"The {network} at {evidence.label} closes {1 - main.value:.0%} of the error that a new"
-            " network closes on the same new targets: it has lost part of its ability to learn."
+            f"The {network} at {evidence.label} closes {max(1 - main.value, 0):.0%} of the error"
+            " that a new network closes on the same new targets: it has lost part of its ability to"
+            " learn."
         ),
         evidence=[main.place, *(hit.place for hit in supports)],
         against=[],
