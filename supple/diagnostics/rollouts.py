@@ -18,6 +18,7 @@ from supple.diagnostics.policies import Policy
 from supple.envs.base import Discrete, Env
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import MAX_EPISODE_STEPS
+from supple.rng import derive_seed
 
 Sense = Callable[[Tensor, int], Tensor]
 """What the policy is told instead of its observation (N, D), at a step of the episode."""
@@ -59,7 +60,7 @@ def roll(
         policy: frozen.
         env: nobody else's.
         episodes: how many, >= 1.
-        seed: of the first reset; equal seeds give equal starts, whatever is sensed.
+        seed: of the first round; equal seeds give equal starts in all, whatever is sensed.
         draw: take actions drawn from the policy with these numbers, not the most likely ones.
         random: take uniform actions instead of the policy's.
         sense: disturbs what the policy is told.
@@ -76,11 +77,11 @@ def roll(
     elif random is not None:
         choose = _uniform(env, random)
     rounds: list[Rollout] = []
-    first: int | None = seed
     while (done := sum(found.episodes for found in rounds)) < episodes:
         counted = min(env.spec.num_envs, episodes - done)
-        rounds.append(_round(policy, env, choose, first, counted, sense))
-        first = None  # later rounds continue the environment's own stream
+        # What is left of the environment's own stream depends on how episodes went.
+        own_seed = derive_seed(seed, len(rounds)) if rounds else seed
+        rounds.append(_round(policy, env, choose, own_seed, counted, sense))
     return Rollout(
         Transitions.join([found.steps for found in rounds]),
         *(torch.cat(found) for found in zip(*(each[1:] for each in rounds), strict=True)),
@@ -100,7 +101,7 @@ def _uniform(env: Env, generator: torch.Generator) -> Choose:
 
 
 def _round(
-    policy: Policy, env: Env, choose: Choose, seed: int | None, counted: int, sense: Sense | None
+    policy: Policy, env: Env, choose: Choose, seed: int, counted: int, sense: Sense | None
 ) -> Rollout:
     """One episode of each of the first ``counted`` environments."""
     obs = env.reset(seed)["observation"].to_dict()

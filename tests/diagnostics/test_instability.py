@@ -236,8 +236,11 @@ class Countdown(Env):
         self.spec = dataclasses.replace(self.spec, num_envs=2)
 
     def reset(self, seed=None):
-        self.at = torch.zeros(2)
+        self.at = self.starts()
         return reset_result({"policy": self.obs()}, 2)
+
+    def starts(self):
+        return torch.zeros(2)
 
     def obs(self):
         return torch.stack((self.at, torch.tensor([0.0, 1.0])), -1)
@@ -246,7 +249,8 @@ class Countdown(Env):
         self.at += 1
         final = self.obs()
         ended = self.at >= torch.tensor([3.0, 5.0])
-        self.at = torch.where(ended, 0, self.at)
+        if ended.any():
+            self.at = torch.where(ended, self.starts(), self.at)
         return step_result(
             observation={"policy": self.obs()},
             reward=action[:, 0].clone(),
@@ -287,6 +291,33 @@ def test_what_is_sensed_is_what_the_policy_is_told():
     assert found.told[:, 0].tolist() == [0, 0, 1]
     assert found.steps.observation["policy"][:, 0].tolist() == [0, 1, 2]
     assert found.returns.tolist() == [1 + 1 + 2]
+
+
+class Drawn(Countdown):
+    """Starts come from its own stream, and large actions end an episode at once."""
+
+    def reset(self, seed=None):
+        if seed is not None:
+            self.random = torch.Generator().manual_seed(seed)
+        return super().reset()
+
+    def starts(self):
+        return torch.rand(2, generator=self.random)
+
+    def step(self, action):
+        self.at = torch.where(action[:, 0] > 8, 9.0, self.at)
+        return super().step(action)
+
+
+def test_disturbed_episodes_start_as_the_undisturbed_ones_in_every_round():
+    def starts(sense=None):
+        found = rollouts.roll(counting(), Drawn(), episodes=6, seed=0, sense=sense).steps
+        return found.observation["policy"][found.step == 0, 0], len(found)
+
+    (clean, steps), (moved, fewer) = starts(), starts(lambda obs, number: obs + 9)
+    assert fewer < steps
+    assert torch.equal(clean, moved)
+    assert len(clean.unique()) == 6
 
 
 def test_disturbances_bias_hold_and_step():
