@@ -72,6 +72,8 @@ class Subject(ABC):
     discrete: bool
     squashed: bool
     """Whether actions are tanh of what the actor says."""
+    log_std_range: tuple[float, float]
+    """Of the actor's log standard deviations; of no meaning where actions are discrete."""
 
     def __init__(
         self,

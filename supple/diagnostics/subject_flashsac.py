@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supple.agents.actor import squashed_sample
+from supple.agents.actor import LOG_STD_HIGH, LOG_STD_LOW, squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.critics import CategoricalCritic, HeadCritic
 from supple.agents.flashsac import FlashSAC
@@ -36,6 +36,7 @@ class FlashSACSubject(Subject):
     critic_role = "critic"
     discrete = False
     squashed = True
+    log_std_range = (LOG_STD_LOW, LOG_STD_HIGH)
 
     def __init__(self, agent: FlashSAC, **facts: Any) -> None:
         super().__init__(agent, **facts)

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supple.agents.distributions import Categorical, Distribution, SquashedGaussian
+from supple.agents.distributions import (
+    LOG_STD_HIGH,
+    LOG_STD_LOW,
+    Categorical,
+    Distribution,
+    SquashedGaussian,
+)
 from supple.agents.mlp import Network
 from supple.agents.ppo import ACTOR_GAIN, CRITIC_GAIN, PPO
 from supple.diagnostics.data import Transitions, generator_for
@@ -28,6 +34,7 @@ class PPOSubject(Subject):
     agent: PPO
     learning = ("actor", "value")
     critic_role = "value"
+    log_std_range = (LOG_STD_LOW, LOG_STD_HIGH)
 
     def __init__(self, agent: PPO, **facts: Any) -> None:
         super().__init__(agent, **facts)

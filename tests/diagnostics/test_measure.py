@@ -128,6 +128,15 @@ def test_declared_noise_is_what_the_geometry_is_tried_with():
     assert found[1] < 0.5
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "squashed"])
+def test_a_standard_deviation_is_at_its_edge_where_its_own_range_ends(distribution):
+    for std, expected in ((1e-3, 1.0), (0.1, 0.0)):
+        settings = {"distribution": distribution, "initial_std": std}
+        subject, data = subject_with_data("ppo", **settings)
+        found = measure(subject, DataSets(recent=data.recent), groups=["saturation"]).readings
+        assert number(found, "actor/all/mean/std_edge") == expected
+
+
 STANDARD = ["next_step", "excitation", "robustness"]
 
 

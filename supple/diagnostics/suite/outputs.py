@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from supple.agents import actor, distributions
 from supple.agents.critics import CategoricalCritic
 from supple.diagnostics import movement
 from supple.diagnostics.context import Context, attempt
@@ -33,8 +32,8 @@ def saturation(context: Context) -> Iterator[Reading]:
         yield reading(joints.mean(), metric="act_sat", **facts)
         for joint, share in enumerate(joints):
             yield reading(share, metric="act_sat", params={"joint": str(joint)}, **facts)
-    low, high = _log_std_range(subject.squashed)
-    yield reading(movement.edge_share(log_std_NA, low, high), metric="std_edge", **facts)
+    edge = movement.edge_share(log_std_NA, *subject.log_std_range)
+    yield reading(edge, metric="std_edge", **facts)
     yield from attempt(
         lambda: [reading(movement.largest_mean(mean_NA), metric="logit_pre", **facts)],
         metric="logit_pre",
@@ -45,12 +44,6 @@ def saturation(context: Context) -> Iterator[Reading]:
         yield reading(entropy, metric="entropy", params=params, unit="nats", **facts)
     lowest = movement.joint_entropy(log_std_NA).min()
     yield reading(lowest, metric="entropy_min_joint", unit="nats", **facts)
-
-
-def _log_std_range(squashed_by_flashsac: bool) -> tuple[float, float]:
-    if squashed_by_flashsac:
-        return actor.LOG_STD_LOW, actor.LOG_STD_HIGH
-    return distributions.LOG_STD_LOW, distributions.LOG_STD_HIGH
 
 
 @torch.no_grad()
