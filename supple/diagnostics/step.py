@@ -32,9 +32,9 @@ def next_step(subject: Subject, role: str, data: Transitions) -> nn.Module:
     parameters = [part for _, part in view.parameters()]
     with torch.enable_grad():
         loss = objective.loss(view.module, *objective.rows)
-    # Training averages over members, each of which Adam scales for itself up to its epsilon.
+    # Moments are those of the smaller loss that training steps on.
     gradients = torch.autograd.grad(
-        loss / view.members, parameters, allow_unused=True, materialize_grads=True
+        moments.share * loss, parameters, allow_unused=True, materialize_grads=True
     )
     gradients = subject.clipped(gradients)
     after: nn.Module = copy.deepcopy(view.module)

@@ -111,6 +111,24 @@ def test_a_learning_rate_of_zero_moves_nothing():
         assert value < 1e-6
 
 
+def test_the_next_step_has_the_gradients_that_adam_knows():
+    # Where all gradients so far were alike, each weight moves by the learning rate.
+    subject, _ = subject_with_data("ppo", value_coef=0.25, max_grad_norm=0.0)
+    subject.agent.updates = 1
+    data, view = transitions("ppo", subject.batch_size), subject.views["value"]
+    objective, moments = subject.objective("value", data), subject.moments("value")
+    parameters = list(view.module.parameters())
+    loss = 0.25 * objective.loss(view.module, *objective.rows)  # what training steps on
+    found = torch.autograd.grad(loss, parameters)
+    for gradient, mean, square in zip(found, moments.mean, moments.square, strict=True):
+        mean.copy_(0.1 * gradient)
+        square.copy_(0.001 * gradient.square())
+    after = next_step(subject, "value", data)
+    for gradient, old, new in zip(found, parameters, after.parameters(), strict=True):
+        moved = (new - old)[gradient.abs() > 1e-5].abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, moments.rate), rtol=1e-2, atol=0)
+
+
 def test_gradients_lost_behind_adams_epsilon():
     assert gradients.epsilon_share([torch.full((5,), 1e-20)], 10**5) == 1
 
