@@ -67,6 +67,11 @@ class Evidence:
             if all(found.params.get(name) == value for name, value in params.items()):
                 yield hit
 
+    def networks(self, *metrics: str) -> list[str]:
+        """Those that have a value of some of these metrics."""
+        found = (hit.reading.network for metric in metrics for hit in self.find(metric))
+        return list(dict.fromkeys(found))
+
     def highest(self, metric: str, network: str = "", **params: float | str) -> Hit | None:
         """The largest value of a metric over layers, members and data sets.
 

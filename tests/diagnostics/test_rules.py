@@ -192,6 +192,17 @@ def test_steps_far_below_what_the_learning_rate_gives_are_no_steps():
     assert judged(number("angle_step", 0.00005, reference=full))["V8"].level == "bad"
 
 
+def test_a_critic_that_stands_beside_an_actor_that_moves_is_named():
+    moves = number("update_ratio", 1e-3, "actor"), number("angle_step", 1e-3, "actor")
+    verdict = judged(*moves, number("update_ratio", 0.0))["V8"]
+    assert verdict.level == "bad"
+    assert verdict.evidence == [2]
+    assert verdict.sentence == "At step 9 the parameters of the critic no longer move."
+    eaten, still = number("eps_frac", 0.9), number("churn_q", 0.0)
+    assert judged(*moves, eaten, still)["V8"].level == "warn"
+    assert judged(*moves, eaten, number("churn_mean", 0.0, "actor")) == {}
+
+
 def test_the_run_is_judged_at_its_end_only():
     fall = number("ret_mdd_share", 0.8, "run")
     assert judged(fall, last_of_run=False) == {}

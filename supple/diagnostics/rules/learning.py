@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import takewhile
+from typing import NamedTuple
 
 from supple.diagnostics.evidence import (
     Evidence,
@@ -24,6 +25,8 @@ CONSECUTIVE = 3
 """Measurements in a row in which V7's ratio must exceed its line."""
 FROZEN = 0.01
 """Step sizes below this share of their reference support V8."""
+STEPS = ("update_ratio", "angle_step", "eps_frac")
+"""Some of these are measured of every network that V8 judges."""
 ROUNDING = 1e-7
 """Smallest share of itself by which float32 can change: restoring norms alone turns weights by
 less, also where the learning rate is 0 and no step is expected."""
@@ -150,29 +153,47 @@ def step_too_large(evidence: Evidence) -> Verdict | None:
 
 def frozen(evidence: Evidence) -> Verdict | None:
     """V8: parameters no longer move."""
-    moved = evidence.highest("angle_step") or evidence.highest("update_ratio")
-    epsilon = evidence.highest("eps_frac")
-    churn = evidence.highest("churn_mean") or evidence.highest("churn_act")
+    signs = {network: _stopped(evidence, network) for network in evidence.networks(*STEPS)}
+    stopped = {network: found for network, found in signs.items() if found is not None}
+    if not stopped:
+        return None
+    stands = any(one.stands for one in stopped.values())
+    return Verdict(
+        rule="V8",
+        level="bad" if stands else "warn",
+        confidence=confidence(stands, max(len(one.signs) for one in stopped.values()) - 1, 0),
+        target=evidence.target,
+        sentence=(
+            f"At {evidence.label} the parameters of the {' and the '.join(stopped)} no longer move."
+        ),
+        evidence=[hit.place for one in stopped.values() for hit in one.signs],
+        against=[],
+        actions=evidence.advise("raise rate", "reward scale"),
+        reconsider="Nothing, if training is meant to be over.",
+    )
+
+
+class _Stopped(NamedTuple):
+    """A network that no longer moves."""
+
+    signs: list[Hit]
+    stands: bool
+    """By its steps, not only by what comes of them."""
+
+
+def _stopped(evidence: Evidence, network: str) -> _Stopped | None:
+    """One network alone: another that moves says nothing of it."""
+    moved = evidence.highest("angle_step", network) or evidence.highest("update_ratio", network)
+    epsilon = evidence.highest("eps_frac", network)
+    churns = (evidence.highest(f"churn_{of}", network) for of in ("mean", "act", "q"))
+    churn = next(filter(None, churns), None)
     expected = moved.reading.reference.get("expected", 0.0) if moved is not None else 0.0
     stands = moved is not None and moved.value < max(FROZEN * expected, ROUNDING)
     eaten = epsilon is not None and epsilon.value > 0.5
     still = churn is not None and churn.value < 1e-6
     if not (stands or (eaten and still)):
         return None
-    supports = those((moved, stands), (epsilon, eaten), (churn, still))
-    if len(supports) < 2 and not stands:
-        return None
-    return Verdict(
-        rule="V8",
-        level="bad" if stands else "warn",
-        confidence=confidence(stands, len(supports) - 1, 0),
-        target=evidence.target,
-        sentence=f"At {evidence.label} the parameters no longer move.",
-        evidence=[hit.place for hit in supports],
-        against=[],
-        actions=evidence.advise("raise rate", "reward scale"),
-        reconsider="Nothing, if training is meant to be over.",
-    )
+    return _Stopped(those((moved, stands), (epsilon, eaten), (churn, still)), stands)
 
 
 def unsteady(evidence: Evidence) -> Verdict | None:
