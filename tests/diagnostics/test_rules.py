@@ -119,6 +119,19 @@ def test_a_curvature_beyond_the_limit_alone_and_values_that_creep_up_are_no_illn
         assert rules.judge([last]) == []
 
 
+def test_one_layer_of_which_most_units_are_inactive_is_named():
+    found: list[Any] = [number("fit_gap", 0.15, ci95=(0.0, 0.2))]
+    facts: dict[str, Any] = {"params": {"threshold": 0.1}, "reference": {"fresh": 1.0}}
+    for layer, value in (("all", 19.0), ("block0.inner", 3.0), ("block0.outer", 45.0)):
+        found.append(number("dormant", value, layer=layer, **facts))
+    assert judged(*found) == {}
+    verdict = judged(*found, number("dormant", 70.0, layer="block1.outer", **facts))["V2"]
+    assert verdict.level == "bad"
+    assert verdict.sentence.startswith(
+        "70 % of the units of the critic, layer block1.outer, are inactive at step 9"
+    )
+
+
 def test_self_excitation_must_last_and_values_grow():
     steps: list[Evidence] = []
     for count in range(5):
