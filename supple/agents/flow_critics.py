@@ -109,6 +109,11 @@ class FlowCritic(Critic):
             value=reads, target=settings.target_samples, loss=2 * settings.train_samples
         )
 
+    @property
+    def target_range(self) -> tuple[float, float]:
+        """Where targets are clipped to, or should lie by themselves."""
+        return max(-self.clip, self.range.value_low), min(self.clip, self.range.value_high)
+
     def facts(self) -> dict[str, Any]:
         """Noise interval, how state and time are encoded, and what the networks say."""
         return {
@@ -225,7 +230,7 @@ class FlowCritic(Critic):
         target = reward_B[:, None] + discount_B[:, None] * (next_BM - entropy_B[:, None])
         if self.settings.backup == "expected":
             target = target.mean(-1)
-        low, high = max(-self.clip, self.range.value_low), min(self.clip, self.range.value_high)
+        low, high = self.target_range
         outside = ((target < low) | (target > high)).float().mean()
         return target.clamp(-self.clip, self.clip), outside
 

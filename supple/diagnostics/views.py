@@ -101,6 +101,11 @@ class View(ABC):
         """End of the range of outputs, where there is one."""
         return None
 
+    @property
+    def target_range(self) -> tuple[float, float] | None:
+        """Ends of the range that targets lie in, or should, where there is one."""
+        return None if self.value_limit is None else (-self.value_limit, self.value_limit)
+
     def probed(self, untrained: View) -> View:
         """What learns new targets in its place, to be compared with untrained networks: itself."""
         return self
@@ -309,6 +314,11 @@ class FlowView(View):
     def value_limit(self) -> float | None:
         """Of its targets."""
         return self.module.clip if math.isfinite(self.module.clip) else None
+
+    @property
+    def target_range(self) -> tuple[float, float]:
+        """Also where nothing is clipped: what its encoding of values tells apart."""
+        return self.module.target_range
 
     def probed(self, untrained: View) -> View:
         """Under an untrained output layer, where norms are bounded.

@@ -136,6 +136,28 @@ def test_rewards_ten_times_too_large_for_the_support():
     named(found, "V5", level="warn")  # bad once the critic has followed to the edge
 
 
+def test_rewards_too_large_for_a_flow_that_followed_them_to_its_edge():
+    subject, data = subject_with_data("flow")
+    assert "V5" not in verdicts(readings_of(subject, data, "support"))
+    end = subject.agent.settings.value_max
+    data.recent.reward.mul_(10 * end)
+    found = verdicts(readings_of(subject, data, "support"))
+    named(found, "V5", level="warn")
+    assert f"outside the value range [-{end:g}, {end:g}]" in found["V5"].sentence
+    with torch.no_grad():
+        subject.agent.critic.net.out.weight.zero_()
+        subject.agent.critic.net.out.bias.fill_(end)
+    named(verdicts(readings_of(subject, data, "support")), "V5", level="bad")
+
+
+def test_targets_outside_what_the_published_flow_encodes():
+    subject, data = subject_with_data("flow_official")
+    end = 1.02 * subject.agent.settings.value_max  # nothing clips them, at the range or beyond
+    data.recent.reward.mul_(10 * end)
+    found = verdicts(readings_of(subject, data, "support"))
+    assert f"outside the value range [-{end:g}, {end:g}]" in found["V5"].sentence
+
+
 def test_a_chain_whose_next_feature_is_twice_as_large():
     excited = self_excitation(torch.ones(1, 2, 2), 2 * torch.ones(1, 2, 2), 0.9, 1)
     checkpoints = [

@@ -85,7 +85,7 @@ CARDS: Mapping[str, tuple[str, str]] = {
     ),
     "support_clip": (
         "Mass outside the value range",
-        "Share of the targets' mass that had to be clipped.",
+        "Share of the targets' mass beyond its ends; all but the published flow clip it.",
     ),
     "support_use": ("Used part of the value range", "Below 5 % its resolution is wasted."),
     "churn_flip": (

@@ -97,8 +97,8 @@ def saturated_support(evidence: Evidence) -> Verdict | None:
         return None
     edge = evidence.highest("support_edge")
     supports = those((edge, edge is not None and edge.value > 0.1))
-    end = main.reading.reference.get("value_max")
-    span = "" if end is None else f" [-{end:g}, {end:g}]"
+    ends = [main.reading.reference.get(name) for name in ("value_min", "value_max")]
+    span = "" if None in ends else " [{:g}, {:g}]".format(*ends)
     return Verdict(
         rule="V5",
         # An untrained critic spreads its mass evenly, and some of it always moves out.

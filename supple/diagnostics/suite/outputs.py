@@ -13,6 +13,9 @@ from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.reading import Reading, ensemble, reading
 from supple.diagnostics.values import support_use
 
+EDGE = 0.01
+"""Share of the value range at either end that counts as its edge, as one atom of 101 does."""
+
 
 @torch.no_grad()
 def saturation(context: Context) -> Iterator[Reading]:
@@ -48,17 +51,23 @@ def saturation(context: Context) -> Iterator[Reading]:
 
 @torch.no_grad()
 def support(context: Context) -> Iterator[Reading]:
-    """How a critic uses its value range; atoms' shares only where it has atoms."""
+    """How a critic uses its value range; of a flow, what share of values lies at an end."""
     subject, data = context.subject, context.data.current()
     view = subject.views[subject.critic_role]
     facts: dict[str, Any] = {"network": view.role, "n": len(data)}
     x_ND = subject.inputs(view.role, data)
     value_EN = view.outputs(view.module, x_ND)[..., 0]
     yield from ensemble(value_EN.abs().mean(-1), metric="q_abs", **facts)
-    if view.value_limit is None:
+    if view.target_range is None:
         return
-    yield reading(subject.clipped_mass(data), metric="support_clip", **facts)
+    low, high = view.target_range
+    reference = {"value_min": low, "value_max": high}
+    clipped = subject.clipped_mass(data)
+    yield reading(clipped, metric="support_clip", reference=reference, **facts)
     if not isinstance(view.module, CategoricalCritic):
+        end = EDGE * (high - low)
+        edge_EN = (value_EN < low + end) | (value_EN > high - end)
+        yield from ensemble(edge_EN.double().mean(-1), metric="support_edge", **facts)
         return
     logits = view.module.heads(x_ND, train=False, rows=slice(None))
     yield from ensemble(movement.logit_range(logits), metric="logit_range", **facts)
