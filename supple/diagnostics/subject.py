@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class Subject(ABC):
     critic_role: str
     """The view whose ``outputs`` are values."""
     gamma: float
+    joins: Literal["min", "mean"] = "mean"
+    """What targets and the policy take of the members' values."""
     n_step: int
     """Rewards that targets sum before the bootstrap; 1 where no entropy counts."""
     batch_size: int
@@ -146,6 +149,14 @@ class Subject(ABC):
     @abstractmethod
     def targets(self, data: Transitions) -> Tensor:
         """Expected values of the critic's targets, (N,), in the units of its ``outputs``."""
+
+    def joined(self, value_EN: Tensor) -> Tensor:
+        """Values as targets use them, (N,)."""
+        return value_EN.amin(0) if self.joins == "min" else value_EN.mean(0)
+
+    @abstractmethod
+    def next_values(self, data: Transitions) -> Tensor:
+        """Of what follows, as the critic sees it, entropy bonus included, (N,)."""
 
     @abstractmethod
     def scale_reward(self, reward: Tensor) -> Tensor:

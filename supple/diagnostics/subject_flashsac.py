@@ -42,6 +42,9 @@ class FlashSACSubject(Subject):
         super().__init__(agent, **facts)
         self._use(agent.actor, agent.critic, agent.target_critic)
         self.gamma = agent.settings.gamma
+        self.joins = (
+            agent.settings.flow.aggregate if isinstance(agent.critic, FlowCritic) else "min"
+        )
         self.n_step = agent.settings.n_step
         self.batch_size = agent.settings.batch_size
         self.alpha = agent.log_alpha.detach().exp()
@@ -128,14 +131,26 @@ class FlashSACSubject(Subject):
         """As the agent has them."""
         return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
 
-    @torch.no_grad()
-    def _bellman(self, data: Transitions) -> tuple[Tensor, Tensor]:
-        """The target network's one-step target, as ``Critic.target`` gives it."""
+    def _next_drawn(self, data: Transitions) -> tuple[Tensor, Tensor]:
+        """What a critic reads of next steps with drawn actions, and what these cost of entropy."""
         agent = self.agent
         mean, log_std = self._actor(data.next_obs(agent.actor_groups), train=False)
         noise = torch.randn(mean.shape, generator=self.generator("policy"), device=agent.device)
         action, log_prob = squashed_sample(mean, log_std, noise)
         x_ND = torch.cat((data.next_obs(agent.critic_groups), action), dim=-1)
+        return x_ND, self.alpha * log_prob
+
+    @torch.no_grad()
+    def next_values(self, data: Transitions) -> Tensor:
+        """Soft: of drawn actions, less what they cost of entropy."""
+        view, (x_ND, cost_N) = self.views["critic"], self._next_drawn(data)
+        return self.joined(view.outputs(view.module, x_ND)[..., 0]) - cost_N
+
+    @torch.no_grad()
+    def _bellman(self, data: Transitions) -> tuple[Tensor, Tensor]:
+        """The target network's one-step target, as ``Critic.target`` gives it."""
+        agent = self.agent
+        x_ND, cost_N = self._next_drawn(data)
         draws = self._target.draws.target
         uniform: tuple[Tensor, ...] = ()
         if draws:
@@ -146,7 +161,7 @@ class FlashSACSubject(Subject):
             self._target(x_ND, train=False),
             self.scale_reward(data.reward),
             self.gamma * (~data.terminated).float(),
-            self.alpha * log_prob,
+            cost_N,
             *uniform,
         )
         return found

@@ -114,8 +114,12 @@ class PPOSubject(Subject):
 
     def targets(self, data: Transitions) -> Tensor:
         """One step of reward and the next value."""
-        after = self._values(self.next_inputs("value", data))
+        after = self.next_values(data)
         return self.scale_reward(data.reward) + self.gamma * (~data.terminated) * after
+
+    def next_values(self, data: Transitions) -> Tensor:
+        """Of the next states."""
+        return self._values(self.next_inputs("value", data))
 
     def scale_reward(self, reward: Tensor) -> Tensor:
         """Over the running denominator; 1 where rewards are not normalised."""

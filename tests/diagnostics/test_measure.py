@@ -8,6 +8,7 @@ import torch
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.measure import GROUPS, compare, measure
 from supple.diagnostics.reading import Reading
+from supple.diagnostics.subject import subject_of
 from supple.envs.base import Channel
 from supple.errors import InputError
 from tests.agents.small_agents import OBSERVATIONS, assert_same_bits, snapshot
@@ -166,6 +167,37 @@ def test_value_bias_without_episodes_says_what_to_give():
     found = measure(subject, data, "standard", groups=["value_bias"]).readings
     reason = found["value/all/mean/value_bias"].reason
     assert reason == "value bias needs sampled episodes: give an environment"
+
+
+@pytest.mark.parametrize(
+    ("kind", "aggregate", "joins"),
+    [
+        ("scalar", "min", "min"),
+        ("flow", "min", "min"),
+        ("flow_official", "mean", "mean"),
+        ("ppo", "", "mean"),
+    ],
+)
+def test_values_are_judged_as_targets_join_the_members(kind, aggregate, joins):
+    subject, _ = subject_with_data(kind)
+    if kind != "ppo":
+        subject.agent.settings.flow.aggregate = aggregate
+        subject = subject_of(subject.agent, seed=0)
+    data = transitions(kind, 160)
+    # Cut, not ended: what follows is the critic's own soft value.
+    cut = dataclasses.replace(data, terminated=data.truncated, truncated=data.terminated)
+    sets = DataSets(recent=cut, sampled=cut)
+    found = measure(subject, sets, "standard", groups=["value_bias"])
+    role, last = subject.critic_role, data.terminated
+    assert (f"{role}/all/min/value_bias_norm" in found.readings) == (joins == "min")
+    assert found.readings[f"{role}/all/{joins}/value_bias_norm"].ci95 is not None
+    view = subject.views[role]
+    with torch.no_grad():
+        value_EN = view.outputs(view.module, subject.inputs(role, cut))[..., 0]
+    joined = value_EN.amin(0) if joins == "min" else value_EN.mean(0)
+    torch.testing.assert_close(found.arrays[f"{role}/all/joined/value"], joined)
+    expected = subject.scale_reward(cut.reward) + subject.gamma * subject.next_values(cut)
+    torch.testing.assert_close(found.arrays[f"{role}/all/joined/return"][last], expected[last])
 
 
 def test_gradients_of_single_samples_are_measured_with_their_untrained_twins():

@@ -222,9 +222,9 @@ KEPT = {
     "critic/all/trained/fit_curve_smooth_0": "How the critic learns new targets",
     "critic/all/fresh0/fit_curve_smooth_0": "How the critic learns new targets",
     "critic/all/0/grad_cos": "Gradients of the critic's samples",
-    "critic/all/min/value": "Values against returns",
-    "critic/all/min/return": "Bias over the episode",
-    "critic/all/min/step": "Values against returns",
+    "critic/all/joined/value": "Values against returns",
+    "critic/all/joined/return": "Bias over the episode",
+    "critic/all/joined/step": "Values against returns",
     "critic/all/mean/support_atoms": "Mass on the value range",
     "critic/all/mean/support_target": "Mass on the value range",
     "critic/all/0/support_prediction": "Mass on the value range",
@@ -240,9 +240,9 @@ def kept_arrays():
         "critic/all/trained/fit_curve_smooth_0": curve,
         "critic/all/fresh0/fit_curve_smooth_0": curve,
         "critic/all/0/grad_cos": 2 * torch.rand(256, 256, generator=random) - 1,
-        "critic/all/min/value": torch.rand(200, generator=random),
-        "critic/all/min/return": torch.rand(200, generator=random),
-        "critic/all/min/step": steps % 50,
+        "critic/all/joined/value": torch.rand(200, generator=random),
+        "critic/all/joined/return": torch.rand(200, generator=random),
+        "critic/all/joined/step": steps % 50,
         "critic/all/mean/support_atoms": torch.linspace(-5, 5, 101),
         "critic/all/mean/support_target": torch.full((101,), 1 / 101),
         "critic/all/0/support_prediction": torch.full((101,), 1 / 101),
@@ -356,7 +356,12 @@ def test_rules_see_what_the_run_measured_before_each_checkpoint(run, tmp_path, m
         sink.write(step, {"diag/critic/all/worst/stab_adam": value})
     sink.close()
     seen: list[Evidence] = []
-    monkeypatch.setattr("supple.diagnostics.rules.judge", lambda found: seen.extend(found) or [])
+
+    def judge(found):
+        seen.extend(found)
+        return []
+
+    monkeypatch.setattr("supple.diagnostics.rules.judge", judge)
     diagnosed(folder, tmp_path / "out", "--no-html")
     found = [each.course.get("critic/all/worst/stab_adam") for each in seen]
     assert found == [None, [3.0], [3.0, 4.0, 5.0]]

@@ -78,6 +78,14 @@ def test_terminated_rows_have_no_next_value():
     torch.testing.assert_close(subject.targets(data), subject.scale_reward(data.reward))
 
 
+@pytest.mark.parametrize("kind", ["scalar", "ppo"])
+def test_values_of_what_follows_are_those_that_targets_bootstrap_on(kind):
+    subject, data = subject_with_data(kind, rows=64)
+    after = (~data.recent.terminated) * subject.next_values(data.recent)
+    expected = subject.scale_reward(data.recent.reward) + subject.gamma * after
+    torch.testing.assert_close(subject.targets(data.recent), expected)
+
+
 def test_twins_share_every_tensor_and_no_hook():
     agent = agent_of("categorical")
     subject = subject_of(agent, seed=0)

@@ -17,7 +17,7 @@ def against_returns(source: Source) -> Iterator[Figure]:
     """Predictions and what followed; bias over the episode."""
     for target in source.last():
         for network in ("critic", "value"):
-            found = dict(source.arrays_of(target["id"], f"{network}/all/min/"))
+            found = dict(source.arrays_of(target["id"], f"{network}/all/joined/"))
             if not {"value", "return", "step"} <= found.keys() or len(found["value"]) < 2:
                 continue
             value, earned, step = (found[name].double() for name in ("value", "return", "step"))
@@ -33,7 +33,7 @@ def against_returns(source: Source) -> Iterator[Figure]:
             frame.dots(list(pairs), "a step", kind=3, radius=2.5)
             frame.line([(end, end) for end in ends], "right", kind=1)
             title = "Values against returns"
-            rank = next(source.entries("value_rank", target=target["id"], member="min"), None)
+            rank = next(source.entries("value_rank", target=target["id"]), None)
             order = "" if rank is None else f", rank correlation {rank['value']:.2f}"
             of = f"{target['label']}, {len(value):,} steps of sampled episodes"
             yield Figure(

@@ -97,8 +97,8 @@ def saturated_support(evidence: Evidence) -> Verdict | None:
         return None
     edge = evidence.highest("support_edge")
     supports = those((edge, edge is not None and edge.value > 0.1))
-    ends = [main.reading.reference.get(name) for name in ("value_min", "value_max")]
-    span = "" if None in ends else " [{:g}, {:g}]".format(*ends)
+    ends = main.reading.reference
+    span = f" [{ends['value_min']:g}, {ends['value_max']:g}]" if ends else ""
     return Verdict(
         rule="V5",
         # An untrained critic spreads its mass evenly, and some of it always moves out.
@@ -188,7 +188,7 @@ def _bias(evidence: Evidence) -> Hit | None:
 
 
 def _of_target(evidence: Evidence, metric: str) -> Hit | None:
-    """Of what targets use, the ensemble's minimum, where it is reported; else of the mean."""
+    """Of what targets use: the ensemble's minimum where it is reported, else the mean."""
     found = list(evidence.find(metric))
     for member in ("min", "mean"):
         for hit in found:

@@ -21,7 +21,7 @@ UNITS = {"value_bias": "scaled reward"}
 
 
 def bias(context: Context) -> Iterator[Reading]:
-    """Predictions against the returns of sampled episodes, of each member and their minimum."""
+    """Predictions against the returns of sampled episodes, joined as targets do, and each."""
     data = context.data.sampled
     subject = context.subject
     role = subject.critic_role
@@ -42,19 +42,19 @@ def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
     subject = context.subject
     view = subject.views[subject.critic_role]
     value_ET = view.outputs(view.module, subject.inputs(view.role, data))[..., 0]
-    after_ET = view.outputs(view.module, subject.next_inputs(view.role, data))[..., 0]
     found = values.soft_returns(
         subject.scale_reward(data.reward),
         subject.entropy_cost(data),
         data.episode,
         data.terminated,
         subject.gamma,
-        after_ET.amin(0),
+        subject.next_values(data),
         n_step=subject.n_step,
         least_episodes=LEAST_EPISODES,
     )
     kept = found.usable_T
-    readers = {"min": value_ET.amin(0), "mean": value_ET.mean(0)}
+    joined_T = subject.joined(value_ET)
+    readers: dict[str, Tensor] = {subject.joins: joined_T, "mean": value_ET.mean(0)}
     if view.members > 1:
         readers |= {str(member): value for member, value in enumerate(value_ET)}
     episode_T = data.episode[kept].unique(return_inverse=True)[1]
@@ -63,9 +63,9 @@ def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
         facts: dict[str, Any] = {"network": view.role, "member": member, "reason": reason}
         facts["n"] = int(episode_T.max()) + 1
         yield from _of_reader(context, value_T[kept], found.return_T[kept], episode_T, facts)
-    context.arrays[f"{view.role}/all/min/value"] = readers["min"][kept].float().cpu()
-    context.arrays[f"{view.role}/all/min/return"] = found.return_T[kept].float().cpu()
-    context.arrays[f"{view.role}/all/min/step"] = data.step[kept].cpu()
+    context.arrays[f"{view.role}/all/joined/value"] = joined_T[kept].float().cpu()
+    context.arrays[f"{view.role}/all/joined/return"] = found.return_T[kept].float().cpu()
+    context.arrays[f"{view.role}/all/joined/step"] = data.step[kept].cpu()
 
 
 def _of_reader(
@@ -92,7 +92,7 @@ def _of_reader(
             "slope": "value_slope",
         }[name]
         interval = None
-        if facts["member"] == "min":
+        if facts["member"] == context.subject.joins:
 
             def statistic(drawn: Tensor, name: str = name) -> Tensor:
                 return of(drawn, name)
