@@ -49,7 +49,7 @@ from supple.diagnostics.alarms import Alarms
 from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.isolation import isolated
 from supple.diagnostics.linalg import rank_correlation
-from supple.diagnostics.reading import Reading
+from supple.diagnostics.reading import MEAN, Reading
 from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite import learning
 from supple.diagnostics.targets import Target, load_targets
@@ -101,9 +101,10 @@ def measured(target: Target, *, whole: bool) -> Iterator[Reading]:
     view = subject.views["critic"]
     facts: dict[str, Any] = {"metric": "fit_gap", "network": "critic", "params": FAMILY}
     with isolated(target.agent):
-        yield from attempt(
+        found = attempt(
             lambda: learning.gap(context, view, FAMILY["family"], coarse=not whole), **facts
         )
+    yield from (each for each in found if each.member == MEAN)
 
 
 def first_warnings(table: Path, utd: int) -> dict[str, tuple[int, str]]:

@@ -157,6 +157,13 @@ def test_a_gap_that_may_be_chance_hides_none_that_is_sure():
     assert verdict.sentence.startswith("The critic at step 9 closes 40% of the error")
 
 
+def test_a_member_that_lost_plasticity_is_not_averaged_away():
+    gaps = [("mean", 0.15), ("0", -0.1), ("1", 0.4), ("worst", 0.4)]
+    found = [number("fit_gap", v, member=m, ci95=(v - 0.1, v + 0.1)) for m, v in gaps]
+    verdict = judged(*found)["V1"]
+    assert verdict.sentence.startswith("The critic's worst member at step 9 closes 60%")
+
+
 def test_a_network_that_unlearns_closes_nothing_of_the_error():
     worse = number("fit_gap", 1.3, ci95=(0.9, 1.7))
     assert "closes 0% of the error" in judged(worse)["V1"].sentence

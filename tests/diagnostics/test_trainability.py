@@ -116,14 +116,14 @@ def measured_gap(kind, role, monkeypatch, damage=None):
         damage(view.module)
     before = [part.clone() for _, part in view.parameters()]
     context = Context(subject=subject, data=DataSets(recent=data.recent), suite="standard")
-    (found,) = learning.gap(context, view, "smooth", coarse=True)
+    found = list(learning.gap(context, view, "smooth", coarse=True))
     assert all(map(torch.equal, before, (part for _, part in view.parameters())))
-    return found.value
+    return {each.member: each for each in found}
 
 
 @pytest.mark.parametrize(("kind", "role"), ROLES)
 def test_an_untrained_network_has_no_gap(kind, role, monkeypatch):
-    assert abs(measured_gap(kind, role, monkeypatch)) < 0.05
+    assert abs(measured_gap(kind, role, monkeypatch)["mean"].value) < 0.05
 
 
 @torch.no_grad()
@@ -145,7 +145,24 @@ def collapse(module):
     [("categorical", "critic"), ("scalar", "critic"), ("scalar", "actor"), ("ppo", "value")],
 )
 def test_a_collapsed_network_has_a_gap(kind, role, monkeypatch):
-    assert measured_gap(kind, role, monkeypatch, collapse) > 0.2
+    assert measured_gap(kind, role, monkeypatch, collapse)["mean"].value > 0.2
+
+
+def test_one_collapsed_member_has_a_gap_of_its_own(monkeypatch):
+    @torch.no_grad()
+    def damage(module):
+        weight = module.trunk.input_linear.weight
+        weight[1] = weight[1, :1]
+        for block in module.trunk.block:
+            for norm in (block.norm1, block.norm2):
+                norm.scale[1], norm.shift[1] = 0, -1
+
+    found = measured_gap("scalar", "critic", monkeypatch, damage)
+    gaps = {member: each.value for member, each in found.items()}
+    assert gaps["0"] < 0.1 < 0.2 < gaps["1"] == gaps["worst"]
+    assert gaps["mean"] == pytest.approx((gaps["0"] + gaps["1"]) / 2)
+    assert found["1"].ci95 == found["worst"].ci95 != found["0"].ci95
+    assert found["1"].reference["error"] > found["0"].reference["error"]
 
 
 def test_targets_no_network_can_express_are_left_whole():

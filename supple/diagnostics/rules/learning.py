@@ -15,7 +15,7 @@ from supple.diagnostics.evidence import (
     places,
     those,
 )
-from supple.diagnostics.reading import ALL
+from supple.diagnostics.reading import ALL, MEAN
 from supple.diagnostics.thresholds import THRESHOLDS, level_of
 
 ALIGNED = 0.5
@@ -42,8 +42,8 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
     if not sure:
         return None
     main = max(sure, key=lambda hit: hit.value)
-    interval = main.reading.ci95
-    network = main.reading.network
+    interval, network = main.reading.ci95, main.reading.network
+    who = network if main.reading.member == MEAN else f"{network}'s worst member"
     gradient = evidence.highest("grad_dormant", network, threshold=0.01)
     ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
     update, weight = (evidence.one(metric, network) for metric in ("update_ratio", "w_rms"))
@@ -63,7 +63,7 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
         confidence=confidence(interval is not None and interval[0] > 0.2, len(supports), 0),
         target=evidence.target,
         sentence=(
-            f"The {network} at {evidence.label} closes {max(1 - main.value, 0):.0%} of the error"
+            f"The {who} at {evidence.label} closes {max(1 - main.value, 0):.0%} of the error"
             " that a new network closes on the same new targets: it has lost part of its ability to"
             " learn."
         ),

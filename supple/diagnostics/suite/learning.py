@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from supple.diagnostics import geometry, trainability
 from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.data import Transitions
-from supple.diagnostics.reading import Reading, ensemble, reading, require_rows
+from supple.diagnostics.reading import MEAN, WORST, Reading, ensemble, reading, require_rows
 from supple.diagnostics.trainability import Probe
 from supple.diagnostics.views import View
 
@@ -48,7 +49,7 @@ def fit_gap(context: Context) -> Iterator[Reading]:
 
 
 def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[Reading]:
-    """Of one network and family of targets."""
+    """Of one network and family of targets: each member against the mean of untrained ones."""
     subject, size = context.subject, COARSE if coarse else WHOLE
     data = probe_inputs(context)
     require_rows("fit_gap", len(data), PROBE_ROWS // 2 if coarse else PROBE_ROWS)
@@ -88,16 +89,24 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
             context.arrays[f"{view.role}/all/{name}/fit_curve_{family}_{j}"] = torch.tensor(
                 list(zip(found.steps, curve, strict=True))
             )
-    error_JC, shrunk = found.error_JCE.mean(-1).cpu(), min(rooms)
+    error_JCE, shrunk = found.error_JCE.cpu(), min(rooms)
+    own_JE, fresh_JT = error_JCE[:, 0], error_JCE[:, 1:].mean(-1)
     random = torch.Generator().manual_seed(subject.seed)
-    verdict = trainability.fit_gap(error_JC[:, 0], error_JC[:, 1:], random)
+    whole, *members = (
+        trainability.fit_gap(error_J, fresh_JT, random)
+        for error_J in (own_JE.mean(-1), *own_JE.unbind(-1))
+    )
+    verdicts = {str(member): verdict for member, verdict in enumerate(members)}
+    verdicts |= {MEAN: whole, WORST: max(members, key=lambda verdict: verdict.gap)}
     reasons = ["coarse"] if coarse else []
     if shrunk < 1:
         reasons.append(f"targets shrunk to {shrunk:.2f} of their size to fit the value range")
     facts: dict[str, Any] = {"network": view.role, "n": len(data), "reason": "; ".join(reasons)}
     facts["params"] = {"family": family, "steps": str(probe.steps)}
-    reference = {"fresh": 0.0, "error": verdict.error, "fresh_error": verdict.fresh_error}
-    yield reading(verdict.gap, metric="fit_gap", ci95=verdict.ci95, reference=reference, **facts)
+    for each in ensemble([verdict.gap for verdict in members], metric="fit_gap", **facts):
+        own = verdicts[each.member]
+        reference = {"fresh": 0.0, "error": own.error, "fresh_error": own.fresh_error}
+        yield replace(each, ci95=own.ci95, reference=reference)
 
 
 def probe_inputs(context: Context) -> Transitions:
