@@ -101,6 +101,23 @@ def require_rows(what: str, rows: int, least: int) -> None:
         raise InputError(f"{what} needs {least} rows, got {rows}: store or draw more")
 
 
+ROWS_PER_FEATURE, LEAST_PER_FEATURE = 8, 2
+"""Rows that ranks and readouts of features want, and without which they say nothing."""
+
+
+def require_rows_of(what: str, rows: int, width: int) -> str:
+    """Refuse a sample too small for features of some width; of one barely large enough, a note.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    require_rows(what, rows, LEAST_PER_FEATURE * width)
+    wanted = ROWS_PER_FEATURE * width
+    if rows >= wanted:
+        return ""
+    return f"{rows} rows, {wanted} were better: too low, comparable with as many rows only"
+
+
 def bootstrap_ci95(
     statistic: Callable[[Tensor], Tensor],
     count: int,

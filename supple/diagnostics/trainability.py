@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from supple.agents.adam import Adam
 from supple.agents.nets import project_
-from supple.diagnostics.reading import Interval
+from supple.diagnostics.reading import Interval, require_rows_of
 from supple.diagnostics.representation import RIDGE
 from supple.diagnostics.views import View
 from supple.errors import InputError
@@ -266,11 +266,10 @@ def linear_r2(x_NH: Tensor, y_N: Tensor, episode_N: Tensor, *, folds: int = 5) -
     by the same procedure within what it is fitted on.
 
     Raises:
-        InputError: fewer than 8 rows per feature, fewer episodes than folds, or constant values.
+        InputError: fewer than 2 rows per feature, fewer episodes than folds, or constant values.
     """
     rows, width = x_NH.shape
-    if rows < 8 * width:
-        raise InputError(f"a probe of {width} features needs {8 * width} rows, got {rows}")
+    require_rows_of(f"a probe of {width} features", rows, width)
     fold_N = episode_N.unique(return_inverse=True)[1] % folds
     if int(episode_N.unique().numel()) < 2 * folds:
         raise InputError(f"a probe of {folds} folds needs {2 * folds} episodes")

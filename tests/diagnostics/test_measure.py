@@ -54,11 +54,28 @@ def test_a_second_measurement_gives_the_same_numbers():
 
 def test_small_data_are_undefined_in_one_line_not_wrong():
     subject, _ = subject_with_data("categorical")
-    few = DataSets(recent=transitions("categorical", 100))
+    few = DataSets(recent=transitions("categorical", 31))
     found = measure(subject, few, groups=["unit_health", "dimensionality"]).readings
     reason = found["critic/all/mean/dormant_recent"].reason
-    assert reason == "counting inactive units needs 2048 rows, got 100: store or draw more"
-    assert found["critic/penultimate/mean/srank_recent"].value is None
+    assert reason == "counting inactive units needs 2048 rows, got 31: store or draw more"
+    reason = found["critic/penultimate/mean/srank_recent"].reason
+    assert reason == "the rank of 16 features needs 32 rows, got 31: store or draw more"
+
+
+def test_ranks_of_fewer_rows_than_wanted_say_so_and_so_does_overwriting(monkeypatch):
+    monkeypatch.setattr("supple.diagnostics.suite.pairs.trainability.linear_r2", lambda *_: 0.5)
+    for rows, noted in ((127, True), (128, False)):
+        subject, _ = subject_with_data("categorical", critic_hidden=16)
+        data = DataSets(recent=transitions("categorical", rows))
+        one = measure(subject, data, groups=["dimensionality"]).readings
+        two = compare(subject, subject, data).readings
+        for each in (
+            one["critic/penultimate/mean/srank_0.01_recent"],
+            one["critic/penultimate/mean/pca_rank_0.99_recent"],
+            two["critic/all/mean/retention"],
+        ):
+            assert each.value is not None
+            assert ("128 were better" in each.reason) == noted
 
 
 def test_a_group_that_fails_leaves_the_others(monkeypatch):

@@ -388,10 +388,11 @@ def _metric_row(number: int, row: _Row) -> str:
     interval = "" if low_high is None else " to ".join(svg.number(v) for v in low_high)
     fresh = entry["reference"].get("fresh")
     untrained = "" if fresh is None else svg.number(fresh)
+    note = f' title="{escape(entry["reason"], quote=True)}"' if entry["reason"] else ""
     level = entry["level"] if entry["level"] in ("warn", "bad") else ""
     mark = f'<span class="mark {level}">{SHAPES[level]}</span> ' if level else ""
     return (
-        f'{head}<th scope="row">{name}</th><td class="n">{mark}{escape(_value(entry))}</td>'
+        f'{head}<th scope="row">{name}</th><td class="n"{note}>{mark}{escape(_value(entry))}</td>'
         f'<td class="n">{interval}</td><td class="n">{untrained}</td>'
         f'<td class="n">{escape(_line(entry))}</td><td class="n">{entry["n"] or ""}</td>'
         f"<td>{_spark([(x, e['value']) for x, e in measured])}</td></tr>"

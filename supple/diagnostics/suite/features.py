@@ -12,14 +12,13 @@ from supple.diagnostics import representation, units
 from supple.diagnostics.context import Context, Pass, attempt
 from supple.diagnostics.data import Transitions
 from supple.diagnostics.linalg import singular_values
-from supple.diagnostics.reading import Reading, ensemble, require_rows
+from supple.diagnostics.reading import Reading, ensemble, require_rows, require_rows_of
 from supple.diagnostics.views import View
 
 DORMANT = (0.0, 0.025, 0.1)
 GRADIENT_DORMANT = (0.01, 0.1)
 UNIT_ROWS = 2048
 """Fewer make rarely firing units look inactive."""
-RANK_ROWS_PER_FEATURE = 8
 TANH_SPREAD = 1e-3
 
 
@@ -105,7 +104,7 @@ def _ranks(
     facts["reference"] = {"width": float(width)}
 
     def measure() -> Iterator[Reading]:
-        require_rows(f"the rank of {width} features", rows, RANK_ROWS_PER_FEATURE * width)
+        note = require_rows_of(f"the rank of {width} features", rows, width)
         values = singular_values(features_ENH)
         for member, spectrum in enumerate(values):
             context.arrays[f"{view.role}/{layer}/{member}/spectrum_{data}"] = spectrum.cpu()
@@ -119,15 +118,19 @@ def _ranks(
         }
         for metric, (value_E, params) in found.items():
             own = {**params, "data": data}
-            yield from ensemble(value_E, worst="low", metric=metric, params=own, **facts)
+            yield from ensemble(
+                value_E, worst="low", metric=metric, params=own, reason=note, **facts
+            )
 
     yield from attempt(measure, metric="srank", params={"data": data}, **facts)
 
     def centred() -> Iterator[Reading]:
-        require_rows(f"the rank of {width} features", rows, RANK_ROWS_PER_FEATURE * width)
+        note = require_rows_of(f"the rank of {width} features", rows, width)
         value_E = representation.pca_rank(features_ENH)
         own = {"share": 0.99, "data": data}
-        yield from ensemble(value_E, worst="low", metric="pca_rank", params=own, **facts)
+        yield from ensemble(
+            value_E, worst="low", metric="pca_rank", params=own, reason=note, **facts
+        )
 
     yield from attempt(centred, metric="pca_rank", params={"data": data}, **facts)
 

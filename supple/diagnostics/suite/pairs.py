@@ -11,7 +11,7 @@ from torch import Tensor
 from supple.diagnostics import flows, geometry, trainability
 from supple.diagnostics.context import attempt
 from supple.diagnostics.data import Transitions
-from supple.diagnostics.reading import Reading, ensemble, require_rows
+from supple.diagnostics.reading import Reading, ensemble, require_rows, require_rows_of
 from supple.diagnostics.subject import Subject
 from supple.diagnostics.suite.flow import ROWS, SAMPLES, noise_for
 from supple.diagnostics.suite.learning import GEOMETRY_ROWS, LEAST_GEOMETRY_ROWS
@@ -53,6 +53,8 @@ def _overwriting(before: Subject, after: Subject, data: Transitions) -> Iterator
     x_ND = after.inputs(now.role, data)
     old, new = (_features(view, x_ND) for view in (then, now))
     facts: dict[str, Any] = {"network": now.role, "n": len(data)}
+    width = old[0].shape[-1]
+    facts["reason"] = require_rows_of(f"a probe of {width} features", len(data), width)
     found = []
     for member in range(now.members):
         own, reuse, kept = (
