@@ -109,8 +109,7 @@ class Document:
         line = threshold_of(reading)
         thresholds = None
         if line is not None:
-            thresholds = {"warn": line.warn, "bad": line.bad, "above": line.above}
-            thresholds["mark"] = line.mark  # type: ignore[assignment]
+            thresholds = dataclasses.asdict(line)
         interval = reading.ci95
         if interval is not None and not all(map(math.isfinite, interval)):
             interval = None

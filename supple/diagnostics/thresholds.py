@@ -23,9 +23,12 @@ class Threshold:
     above: bool = True
     """Whether large values are the bad ones."""
     mark: str = "E"
+    absolute: bool = False
+    """Whether only the size counts, not the sign."""
 
     def level(self, value: float) -> str:
         """``ok``, ``warn`` or ``bad``."""
+        value = abs(value) if self.absolute else value
         for name, line in (("bad", self.bad), ("warn", self.warn)):
             if line is not None and (value >= line if self.above else value <= line):
                 return name
@@ -46,7 +49,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "eps_frac": Threshold(0.1, 0.5),
     "stab_adam": Threshold(2.0, None),
     "seem_norm": Threshold(0.0, None),
-    "value_bias_norm": Threshold(0.2, 0.5),
+    "value_bias_norm": Threshold(0.2, 0.5, absolute=True),
     "value_rank": _below(0.5),
     "support_clip": Threshold(0.01, 0.1),
     "support_edge": Threshold(0.1, None),

@@ -156,6 +156,17 @@ def test_changes_between_checkpoints_are_a_line_or_a_matrix():
     assert matrix.count('class="cell"') == 6
 
 
+def test_a_bias_is_judged_by_its_size_on_either_side():
+    found = Document(command="", suite="quick", device="cpu", seed=0)
+    for value in (-0.9, -0.3, -0.1, 0.1, 0.3, 0.9):
+        found.add(0, reading(value, metric="value_bias_norm", network="critic"))
+    levels = [metric["level"] for metric in found.metrics]
+    assert levels == ["bad", "warn", "ok", "ok", "warn", "bad"]
+    record = made() | {"metrics": found.metrics}
+    jsonschema.validate(json.loads(documents.as_bytes(record)), documents.schema())
+    assert "± 0.2, 0.5 [E]" in Reader(page_of(record | {"verdicts": []})).text
+
+
 def test_the_schema_refuses_what_is_not_finite_or_has_no_reason():
     record = made()
     for change in ({"value": None}, {"status": "undefined", "value": 1.0}, {"level": "dreadful"}):

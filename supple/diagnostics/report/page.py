@@ -403,7 +403,7 @@ def _line(entry: Entry) -> str:
     lines = entry["thresholds"]
     if lines is None:
         return ""
-    sign = "≥" if lines["above"] else "≤"
+    sign = "±" if lines["absolute"] else "≥" if lines["above"] else "≤"
     found = [svg.number(lines[name]) for name in ("warn", "bad") if lines[name] is not None]
     return f"{sign} {', '.join(found)} [{lines['mark']}]"
 

@@ -132,7 +132,8 @@ def over_checkpoints(
                 frame.bar(*bar)
             line = THRESHOLDS.get(drawn[0][1])
             if line is not None and line.warn is not None and not share_of_width:
-                frame.level(line.warn, f"project default {svg.number(line.warn)}")
+                for at in (line.warn, -line.warn) if line.absolute else (line.warn,):
+                    frame.level(at, f"project default {svg.number(at)}")
             first = drawn[0][2][-1][1]
             data = first["params"].get("data", "")
             of = ", ".join(filter(None, [run, f"n = {first['n']}" if first["n"] else "", data]))
