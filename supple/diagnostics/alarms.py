@@ -19,8 +19,6 @@ CLEAR = 0.8
 """R^2 of a trend that is worth saying."""
 SOON = 3.0
 """A limit is near where the trend reaches it before three times the updates so far."""
-
-
 DOUBLED = 2.0
 """Growth of another reading over the same calls without which some lines are no sign: healthy
 critics of full size stay beyond Adam's limit, healthy Hoppers above no self-excitation."""
