@@ -135,7 +135,7 @@ class FlashSAC:
     def update(self) -> dict[str, float]:
         """Learn; the numbers the runner logs."""
         metrics = {name: float(value) for name, value in self._agent.update(self._replay).items()}
-        self.learning_rate = metrics.get("actor/learning_rate", self.learning_rate)
+        self.learning_rate = float(self._agent.diagnostics()["actor/learning_rate"])
         return metrics
 
     def train_mode(self) -> None:

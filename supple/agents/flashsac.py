@@ -413,13 +413,11 @@ class FlashSAC(Agent):
                 actor_noise_BA,
                 *(() if actor_uniform_BR is None else (actor_uniform_BR,)),
             )
-            self.metrics["actor/learning_rate"] = torch.full((), rate, device=self.device)
             self._actor_updates += 1
         rate = self.rate_scale * self.learning_rate(self.updates)
         optimizers["critic"].begin(rate, self.updates + 1)
         own = () if critic_uniform_BR is None else (critic_uniform_BR,)
         self.metrics |= self._critic_step(*batch, denominator, next_noise_BA, *own)
-        self.metrics["critic/learning_rate"] = torch.full((), rate, device=self.device)
         self.metrics["reward/denominator"] = denominator
         self.updates += 1
         given = (*batch, actor_noise_BA, next_noise_BA, actor_uniform_BR, critic_uniform_BR)
@@ -595,13 +593,15 @@ class FlashSAC(Agent):
         return settings.lr_end + (settings.lr_peak - settings.lr_end) * fall
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Norm invariants and mean gradients, 0-d on the device; computed only when called."""
+        """Norm invariants, mean gradients and learning rates, 0-d; computed only when called."""
         found: dict[str, Tensor] = {}
         steps = {"actor": self._actor_updates, "critic": self.updates}
         for name, network in (("actor", self.actor), ("critic", self.critic)):
             for kind, worst in norm_deviation(network).items():
                 found[f"{name}/{kind}_norm_deviation"] = worst
             found[f"{name}/mean_grad_norm"] = self._optimizers[name].mean_gradient_norm(steps[name])
+            rate = self.rate_scale * self.learning_rate(max(steps[name] - 1, 0))
+            found[f"{name}/learning_rate"] = torch.full((), rate, device=self.device)
         return found
 
     # --- saving -----------------------------------------------------------------------------

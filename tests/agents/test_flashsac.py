@@ -502,7 +502,8 @@ def test_each_optimiser_follows_the_schedule_by_its_own_steps():
     assert used["critic"] == pytest.approx(expected)
     assert used["actor"] == used["temperature"] == pytest.approx(expected[:4])
     for name, steps in (("actor", 4), ("critic", 8)):  # what a metrics row says
-        assert float(agent.metrics[f"{name}/learning_rate"]) == pytest.approx(expected[steps - 1])
+        said = agent.diagnostics()[f"{name}/learning_rate"]
+        assert float(said) == pytest.approx(expected[steps - 1])
 
 
 # --- replay, budget and warm-up -----------------------------------------------------------------
