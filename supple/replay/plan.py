@@ -23,7 +23,8 @@ OBS_DTYPES = {
 
 GPU_RESERVE = 2 * 2**30
 """Kept free beside a ring on a GPU, for what is allocated after it: gradients and what compiled
-steps and matrix products work in, and the environments that evaluate [bytes]."""
+steps and matrix products work in, and the environments that evaluate; of a small GPU a quarter of
+what is free [bytes]."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,7 +86,8 @@ class ReplayPlan:
         Raises:
             InputError: names the settings to turn.
         """
-        free, kept = free_memory(device), GPU_RESERVE if device.type == "cuda" else 0
+        free = free_memory(device)
+        kept = min(GPU_RESERVE, free // 4) if device.type == "cuda" else 0
         if self.total_bytes + kept <= free:
             return
         if not remedy:
