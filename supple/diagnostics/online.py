@@ -7,6 +7,7 @@ of training changes (``isolation.py``), and training never stops because of a me
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ ANCHOR_AT = 0.05
 """Share of the run after which the anchor set is drawn."""
 ANCHOR_ROLLOUTS = 10
 """An on-policy agent's anchor set comes from so many rollouts."""
+DEAR = 5
+"""What tier 2 is taken to cost before it was measured, times tier 1; so it is with ``laptop``."""
 STRETCH_AFTER, SHRINK_AFTER = 3, 10
 """Calls in a row over the limit, or under a third of it, until periods change."""
 
@@ -55,14 +58,30 @@ class Governor:
         self.spent = 0.0
         """Seconds measured so far [s]."""
 
-    def allows(self, tiers: tuple[int, ...]) -> bool:
-        """Whether all calls so far and one of these tiers keep to the share of the time.
+    def affordable(self, due: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the tiers that are due which keep all calls to the share of the time.
 
         A stretched period says what the next calls will cost; this repays what earlier ones did.
-        Expected is the shorter of the tiers' last two calls, since one may be slow by chance.
+        Half of the share is left to tier 2 where that has to wait, or tier 1 would take it all.
         """
-        expected = self.spent + min(self._costs.get(tiers) or (0.0,))
-        return expected <= self._limit * (self._clock() - self._began)
+        share = self._limit * (self._clock() - self._began)
+        if not due or self.spent + self._expected(due) <= share:
+            return due
+        if due == (0, 1) and self.spent + self._expected((0,)) <= share / 2:
+            return (0,)
+        return ()
+
+    def _expected(self, tiers: tuple[int, ...]) -> float:
+        """The shorter of the tiers' last two calls, since one may be slow by chance [s].
+
+        Before there are any, tier 1 costs nothing, and with tier 2 a multiple of tier 1.
+        """
+        if known := self._costs.get(tiers):
+            return min(known)
+        cheap = self._costs.get((0,))
+        if tiers == (0,) or (cheap is None and 0 not in tiers):
+            return 0.0
+        return DEAR * min(cheap) if cheap else math.inf
 
     def charge(self, seconds: float, tiers: tuple[int, ...]) -> None:
         """Account for one call; the first of its tiers, which warms up, foretells nothing."""
@@ -142,9 +161,8 @@ class Online:
         if not self._settings.enabled or updates == self._seen or not updates:
             return
         self._seen = updates
-        tiers = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
-        if tiers and not self.governor.allows(tiers):
-            tiers = ()
+        due = tuple(tier for tier in (0, 1) if updates >= self._due[tier])
+        tiers = self.governor.affordable(due)
         gathers = self._gathers(env_steps)
         if not tiers and not gathers:
             return
