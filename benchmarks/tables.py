@@ -261,7 +261,8 @@ def wall_clock() -> str:
             levels = f"{task}: {low:.0f}, {high:.0f}"
             body.append((levels, learner, *cells, f"{best:.0f}", len(curves)))
     head = ("task: levels", "learner", "s", "steps", "s to the higher", "steps", "best", "seeds")
-    return f"{grid(head, body)}\n\n{source('wall_clock', rows('wall_clock'))}"
+    note = f"The others: {_said(rows('wall_clock'), 'peer')}."
+    return f"{grid(head, body)}\n\n{source('wall_clock', rows('wall_clock'), note)}"
 
 
 def _middle(level: float, curves: Sequence[list[Row]], column: str) -> str:
@@ -366,7 +367,11 @@ def overhead() -> str:
     body = [(*seconds, *(f"{share:.1f} %" for share in shares))]
     head = ("processor seconds with", "without", "slowdown", "by their own clock")
     (steps,) = {row["env steps"] for row in table}
-    note = f"Medians of {len(on)} runs each, in turn: {table[0]['task']}, {steps} steps."
+    low, *_, high = np.sort(numbers("processor seconds", off))
+    note = (
+        f"Medians of {len(on)} runs each, in turn: {table[0]['task']}, {steps} steps. Without them"
+        f" it was {low:.1f} to {high:.1f} s."
+    )
     return f"{grid(head, body)}\n\n{source('diagnostics_overhead', table, note)}"
 
 
