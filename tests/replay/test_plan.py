@@ -67,12 +67,17 @@ def test_a_ring_that_just_fits_is_built(monkeypatch):
         Replay(make_spec(4), ReplaySettings(capacity=100))
 
 
-def test_a_ring_leaves_room_on_a_gpu(monkeypatch):
-    plan = plan_ring(make_spec(4), ReplaySettings(capacity=100), {})
-    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: 2 * 2**30)
+@pytest.mark.parametrize(("capacity", "kept"), [(400_000_000, "2.0 GiB"), (100_000_000, "1.3 GiB")])
+def test_a_ring_leaves_room_on_a_gpu(monkeypatch, capacity, kept):
+    """Two gibibytes, or of a small GPU a quarter of what is free."""
+    plan = plan_ring(make_spec(4), ReplaySettings(capacity=capacity), {})
+    free = plan.total_bytes + 2**30
+    monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: free)
     plan.check(torch.device("cpu"))
-    with pytest.raises(InputError, match=r"cuda has 2\.0 GiB free, of which 2\.0 GiB are kept for"):
+    with pytest.raises(InputError, match=f"free, of which {kept} are kept for the rest"):
         plan.check(torch.device("cuda"))
+    free += 2**30
+    plan.check(torch.device("cuda"))
 
 
 def test_free_memory_is_positive_and_below_a_pebibyte():
