@@ -248,7 +248,8 @@ def _seconds_to_return() -> tuple[dict[str, list[str]], list[Row]]:
 def wall_clock() -> str:
     """Seconds and steps to two returns, of ours and of other libraries' learners."""
     body: list[tuple[object, ...]] = []
-    for task, own in by("task", rows("wall_clock")).items():
+    every = rows("wall_clock")
+    for task, own in by("task", every).items():
         low, high = clocks.LEVELS[task]
         for learner, runs in by("learner", own).items():
             curves = list(by("seed", runs).values())
@@ -261,8 +262,8 @@ def wall_clock() -> str:
             levels = f"{task}: {low:.0f}, {high:.0f}"
             body.append((levels, learner, *cells, f"{best:.0f}", len(curves)))
     head = ("task: levels", "learner", "s", "steps", "s to the higher", "steps", "best", "seeds")
-    note = f"The others: {_said(rows('wall_clock'), 'peer')}."
-    return f"{grid(head, body)}\n\n{source('wall_clock', rows('wall_clock'), note)}"
+    note = f"The others: {_said(every, 'peer')}."
+    return f"{grid(head, body)}\n\n{source('wall_clock', every, note)}"
 
 
 def _middle(level: float, curves: Sequence[list[Row]], column: str) -> str:
@@ -287,9 +288,8 @@ def time_to_return() -> str:
 
 
 def _reached(curve: list[Row], level: float) -> str:
-    for row in curve:
-        if float(row["return_mean"]) >= level:
-            return f"{float(row['seconds']):.0f} s"
+    if row := clocks.first_at(level, curve):
+        return f"{float(row['seconds']):.0f} s"
     best = numbers("return_mean", curve).max()
     return f"> {float(curve[-1]['seconds']):.0f} s (best {best:.0f})"
 

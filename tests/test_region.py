@@ -52,14 +52,19 @@ def refuse(*_, **__):
     raise RuntimeError("no compiler here\nand a long story")
 
 
-def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monkeypatch):
-    monkeypatch.setattr("torch._inductor.standalone_compile", refuse)
-    agent = agent_with(Compute(compile=True))
-    with pytest.warns(UserWarning, match="going on in eager: no compiler here$") as caught:
+def assert_goes_on_eagerly(compute, saying):
+    """With one warning, and as an agent that was eager from the start."""
+    agent = agent_with(compute)
+    with pytest.warns(UserWarning, match=f"{saying}: no compiler here$") as caught:
         train(agent, 3)
     assert len(caught) == 1
     assert str(agent.compute) == "eager float32"
     assert_same_bits(snapshot(agent), snapshot(train(agent_with(Compute()), 3)))
+
+
+def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monkeypatch):
+    monkeypatch.setattr("torch._inductor.standalone_compile", refuse)
+    assert_goes_on_eagerly(Compute(compile=True), "going on in eager")
 
 
 def test_where_capturing_fails_training_goes_on_ungraphed_with_one_warning(monkeypatch):
@@ -70,12 +75,7 @@ def test_where_capturing_fails_training_goes_on_ungraphed_with_one_warning(monke
         refuse()
 
     monkeypatch.setattr("supple.region.capture", refuse_late)
-    agent = agent_with(Compute(cuda_graphs=True))
-    with pytest.warns(UserWarning, match="going on without CUDA graphs: no compiler here$") as said:
-        train(agent, 3)
-    assert len(said) == 1
-    assert str(agent.compute) == "eager float32"
-    assert_same_bits(snapshot(agent), snapshot(train(agent_with(Compute()), 3)))
+    assert_goes_on_eagerly(Compute(cuda_graphs=True), "going on without CUDA graphs")
 
 
 def test_a_region_leaves_its_state_as_it_was_while_it_is_prepared(traced_graphs):

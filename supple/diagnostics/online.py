@@ -64,8 +64,10 @@ class Governor:
         A stretched period says what the next calls will cost; this repays what earlier ones did.
         Half of the share is left to tier 2 where that has to wait, or tier 1 would take it all.
         """
+        if not due:
+            return due
         share = self._limit * (self._clock() - self._began)
-        if not due or self.spent + self._expected(due) <= share:
+        if self.spent + self._expected(due) <= share:
             return due
         if due == (0, 1) and self.spent + self._expected((0,)) <= share / 2:
             return (0,)

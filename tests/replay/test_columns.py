@@ -124,20 +124,22 @@ def feed_ends(ring, steps, *, terminated):
         ring.add(obs, action, step)
 
 
-def test_lost_final_observations_are_warned_of_once_naming_the_setting():
-    ring = make_ring(2, 9, final_fraction=1e-9)
-    feed_ends(ring, 2, terminated=False)
+def assert_no_warning(ring):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ring.check()
+
+
+def test_lost_final_observations_are_warned_of_once_naming_the_setting():
+    ring = make_ring(2, 9, final_fraction=1e-9)
+    feed_ends(ring, 2, terminated=False)
+    assert_no_warning(ring)
     feed_ends(ring, 3, terminated=False)
     text = r"6 truncated rows lost their final observation .* raise --replay\.final-fraction"
     with pytest.warns(UserWarning, match=text):
         ring.check()
     feed_ends(ring, 3, terminated=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ring.check()
+    assert_no_warning(ring)
 
 
 def test_failures_are_sampled_as_long_as_they_are_stored():
@@ -150,9 +152,7 @@ def test_failures_are_sampled_as_long_as_they_are_stored():
     ended_last = torch.arange(16) >= 16 - ring.plan.final_rows
     expected = torch.where(ended_last[:, None], following + 1, following)
     assert torch.equal(rows["next_observation"]["policy"], expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ring.check()
+    assert_no_warning(ring)
 
 
 def test_metrics_taken_earlier_keep_their_numbers():
