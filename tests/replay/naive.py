@@ -121,7 +121,9 @@ class Naive:
             )
             steps[env] = 0 if terminated or truncated else steps[env] + valid
             new.append(row)
-            if self.history:
+            # Not where the ring wraps: what follows its last row is stored in a row of its own, so
+            # a reset in between leaves what the step had returned.
+            if len(self.history) % self.rows:
                 self.history[-1][env].following = row.obs
         self.history.append(new)
         for env, row in enumerate(new):
