@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from supple import checkpoint, distributed, machine
-from supple.agents import AGENTS, Agent
+from supple.agents import Agent, agent_class
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
 from supple.configs.base import Settings, from_json, missing, to_json
 from supple.display import Display, NoDisplay
@@ -435,7 +435,7 @@ def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
         )
     if compute.precision == "tf32":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-    return AGENTS[settings.agent_name](
+    agent: Agent = agent_class(settings.agent_name)(
         spec,
         settings.agent,
         total_env_steps=settings.env_steps,
@@ -444,6 +444,7 @@ def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
         replay_device="cpu" if settings.replay.spill else device,
         compute=compute,
     )
+    return agent
 
 
 def build(settings: Settings) -> tuple[Env, Agent, Replay]:
@@ -488,8 +489,10 @@ def default_folder(settings: Settings) -> Path:
     if settings.run_dir:
         return Path(settings.run_dir)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    task = settings.task.replace("/", "-").replace(":", "-")
-    return Path("runs") / task / settings.agent_name / f"{stamp}-seed{settings.seed}"
+    task, agent = (
+        name.replace("/", "-").replace(":", "-") for name in (settings.task, settings.agent_name)
+    )
+    return Path("runs") / task / agent / f"{stamp}-seed{settings.seed}"
 
 
 def prepare_folder(settings: Settings, spec: EnvSpec) -> tuple[Path, IO[str]]:

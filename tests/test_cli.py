@@ -286,6 +286,21 @@ def test_every_flag_says_what_it_does(agent, monkeypatch, capsys):
     assert not [flag for flag, said in flags if said.startswith("(default:")]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("flashsca", "did you mean flashsac?"),
+        ("nowhere:Agent", "--agent nowhere:Agent"),
+        ("supple.agents:Nobody", "has no Nobody"),
+        ("supple.agents:Agent", "expected a class that extends FlashSAC or PPO"),
+        ("supple.agents:base_of", "expected a class that extends FlashSAC or PPO"),
+    ],
+)
+def test_an_agent_that_is_none_is_one_line(name, said, capsys):
+    assert main(["train", "toy/lqr", "--agent", name]) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
 def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
     out = tmp_path / "cmp"
     arguments = ["compare", "toy/lqr", "--seeds", "0", "1", "--out", str(out), "--jobs", "2"]

@@ -237,7 +237,8 @@ def check_line(words):
 
 
 @pytest.mark.parametrize("words", shell_lines())
-def test_commands_in_the_docs_take_their_flags(words):
+def test_commands_in_the_docs_take_their_flags(words, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "examples")
     check_line(words)
 
 
@@ -369,6 +370,21 @@ def test_own_simulators_are_proved_and_train(name, tmp_path, monkeypatch, capsys
     assert main(["doctor", "--env", name]) == DONE, capsys.readouterr().out
     given = ["--env-steps", "120", "--run-dir", "run"]
     assert main(["train", name, *flags(), *given]) == DONE, capsys.readouterr().err
+
+
+def test_an_agent_of_ones_own_trains_resumes_and_is_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    monkeypatch.chdir(tmp_path)
+    given = ["--agent", "my_agent:HuberSAC", "--env-steps", "160"]
+    assert main(["train", "toy/lqr", *flags(), *given, "--run-dir", "run"]) == DONE
+    assert main(["resume", "run", "--env-steps", "200"]) == DONE, capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["agent_name"] == given[1]
+    for command in (["eval", "run"], ["diagnose", "run"], ["export", "run", "--out", "bundle"]):
+        assert main(command) == DONE, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert given[1] in json.dumps(manifest)
+    assert main(["train", "toy/lqr", *flags(), *given]) == DONE
+    assert len(list((tmp_path / "runs" / "toy-lqr" / "my_agent-HuberSAC").iterdir())) == 1
 
 
 def test_the_first_own_simulator_has_about_twenty_lines():

@@ -184,24 +184,40 @@ class FlashSAC(Agent):
     def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
         """Untrained networks of this agent's sizes, not yet projected."""
         settings, (actor_inputs, critic_inputs) = self.settings, self._widths
-        actor = Actor(
-            actor_inputs,
-            self._num_actions,
-            hidden=settings.actor_hidden,
-            blocks=settings.actor_blocks,
-            generator=generator,
-        )
-        return actor, self._build_critic(critic_inputs, generator)
-
-    def _build_critic(self, inputs: int, generator: torch.Generator) -> Critic:
-        settings = self.settings
         size = CriticSize(
-            inputs=inputs,
+            inputs=critic_inputs,
             hidden=settings.critic_hidden,
             blocks=settings.critic_blocks,
             members=settings.num_critics,
             norm=settings.critic_norm,
         )
+        actor = self.build_actor(actor_inputs, generator)
+        return actor, self.build_critic(size, generator)
+
+    def build_actor(self, inputs: int, generator: torch.Generator) -> Actor:
+        """An untrained actor of this agent's sizes.
+
+        Args:
+            inputs: width of what it observes.
+            generator: draws its weights.
+        """
+        settings = self.settings
+        return Actor(
+            inputs,
+            self._num_actions,
+            hidden=settings.actor_hidden,
+            blocks=settings.actor_blocks,
+            generator=generator,
+        )
+
+    def build_critic(self, size: CriticSize, generator: torch.Generator) -> Critic:
+        """An untrained critic of the kind the settings name; agents of one's own return theirs.
+
+        Args:
+            size: of its networks.
+            generator: draws its weights.
+        """
+        settings = self.settings
         if settings.critic == "scalar":
             return ScalarCritic(size, generator=generator)
         if settings.critic == "flow":
@@ -511,6 +527,18 @@ class FlashSAC(Agent):
             "temperature/loss": temperature_loss.detach(),
         }
 
+    def _next_actions(self, obs_BD: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions in the next states, and their log-probabilities.
+
+        Args:
+            obs_BD: what the policy sees there, B rows.
+            noise_BA: J B rows for J actions in each.
+        """
+        mean_BA, log_std_BA = self.actor(obs_BD, train=False)
+        if (drawn := self.settings.next_actions) > 1:
+            mean_BA, log_std_BA = mean_BA.repeat(drawn, 1), log_std_BA.repeat(drawn, 1)
+        return squashed_sample(mean_BA, log_std_BA, noise_BA)
+
     def _update_critic(
         self,
         actor_obs_2BD: Tensor,
@@ -532,14 +560,12 @@ class FlashSAC(Agent):
         before = [value.clone() for value in statistics]
         with self.compute.autocast(self.device):
             with torch.no_grad():
-                mean_BA, log_std_BA = self.actor(actor_obs_2BD[rows:], train=False)
+                next_action_BA, log_prob_B = self._next_actions(actor_obs_2BD[rows:], noise_BA)
                 if drawn > 1:
-                    mean_BA, log_std_BA = mean_BA.repeat(drawn, 1), log_std_BA.repeat(drawn, 1)
                     again = critic_obs_2BD[rows:].repeat(drawn - 1, 1)
                     critic_obs_2BD = torch.cat((critic_obs_2BD, again))
                     reward_B, discount_B = reward_B.repeat(drawn), discount_B.repeat(drawn)
                     terminated_B = terminated_B.repeat(drawn)
-                next_action_BA, log_prob_B = squashed_sample(mean_BA, log_std_BA, noise_BA)
                 actions = torch.cat((action_BA, next_action_BA))
                 x_2BD = torch.cat((critic_obs_2BD, actions), dim=-1)
                 # Both networks see current and next rows in one batch and in train mode:

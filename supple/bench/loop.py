@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from supple import launch
-from supple.agents import PPO, Agent, FlashSAC
+from supple.agents import base_of
 from supple.bench.table import quantiles, settle
 from supple.cli import train_settings
 from supple.envs.base import Env
@@ -25,9 +25,9 @@ EVALUATION, EVALUATION_STEP = "evaluation", "evaluation's simulator step"
 FINAL = "final evaluation and video"
 INSIDE = ("simulator step", "gradient step", "sampling", EVALUATION_STEP)
 """Parts that are the work itself: a gradient step includes drawing its minibatch."""
-OWN_PARTS: dict[type[Agent], tuple[tuple[str, str], ...]] = {
-    FlashSAC: (("_sample", "sampling"), ("_draw_noise", "sampling"), ("learn", "gradient step")),
-    PPO: (("_pack", "sampling"), ("_learn_step", "gradient step")),
+OWN_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "flashsac": (("_sample", "sampling"), ("_draw_noise", "sampling"), ("learn", "gradient step")),
+    "ppo": (("_pack", "sampling"), ("_learn_step", "gradient step")),
 }
 """What each agent's ``update`` calls."""
 EXCLUDED = (FINAL, "compiling")
@@ -118,11 +118,12 @@ def _watch(watch: Stopwatch, run: Run) -> None:
 
     made, run._make_eval_env = run._make_eval_env, make_eval_env  # type: ignore[method-assign]
 
+    own = OWN_PARTS[base_of(run.settings.agent_name)]
     parts: tuple[tuple[object, str, str | Callable[[], str]], ...] = (
         (run, "end_step", "simulator step"),
         (agent, "act", "acting"),
         (agent, "update", "update budget"),
-        *((agent, method, name) for method, name in OWN_PARTS[type(agent)]),
+        *((agent, method, name) for method, name in own),
         (run, "record", "recording"),
         (run, "evaluate", evaluation),
         (run, "_film", evaluation),

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from supple.agents import base_of
 from supple.agents.flashsac_settings import CRITICS, FlashSACSettings
 from supple.agents.flow_settings import published
 from supple.configs import flashsac, ppo
@@ -32,7 +33,7 @@ def default_settings(
 
     Args:
         task: ``<simulator>/<task>`` or ``module:callable``.
-        agent: one of ``AGENTS``.
+        agent: one of ``AGENTS``, or ``module:Class`` that extends one of theirs.
         preset: one of the agent's ``PRESETS``; empty goes by ``PRESET_RULE``.
         critic: of FlashSAC, one of ``CRITICS``; empty is ``categorical``.
 
@@ -40,9 +41,11 @@ def default_settings(
         InputError: unknown agent, preset or critic; or no such callable, where no preset is named.
     """
     preset = preset or _usual_preset(task)
-    _known("--agent", agent, AGENTS)
-    _known("--preset", preset, tuple(PRESETS[agent]))
-    own = AGENT_SETTINGS[agent]()
+    if ":" not in agent:
+        _known("--agent", agent, AGENTS)
+    base = base_of(agent)
+    _known("--preset", preset, tuple(PRESETS[base]))
+    own = AGENT_SETTINGS[base]()
     settings = Settings(task=task, agent_name=agent, preset=preset, agent=own)
     if isinstance(own, FlashSACSettings):
         _known("--agent.critic", critic or own.critic, CRITICS)
@@ -52,7 +55,7 @@ def default_settings(
     elif critic:
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
     apply_recipe(settings)
-    PRESETS[agent][preset](settings)
+    PRESETS[base][preset](settings)
     return settings
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from supple.agents import base_of
 from supple.agents.care import CareSettings
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
@@ -35,7 +36,7 @@ AGENT_SETTINGS: dict[str, type[AgentSettings]] = {
     "flashsac": FlashSACSettings,
     "ppo": PPOSettings,
 }
-"""What ``--agent`` names."""
+"""Of each agent; those of one's own have their base's."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -174,10 +175,12 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if kind is Settings:
         name = record.get("agent_name")
-        if not isinstance(name, str) or name not in AGENT_SETTINGS:
+        if not isinstance(name, str) or not (name in AGENT_SETTINGS or ":" in name):
             known = ", ".join(AGENT_SETTINGS)
-            raise InputError(f"{where}.agent_name: expected one of {known}, got {name!r}")
-        hints["agent"] = AGENT_SETTINGS[name]
+            raise InputError(
+                f"{where}.agent_name: expected one of {known} or module:Class, got {name!r}"
+            )
+        hints["agent"] = AGENT_SETTINGS[base_of(name)]
     names = [item.name for item in dataclasses.fields(kind)]
     for name in record:
         if name not in names:

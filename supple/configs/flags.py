@@ -19,7 +19,7 @@ LEARNING_RATE = ("--agent.lr-peak", "--agent.lr")
 _HELP = f"""Learn a task.
 
 TASK is <simulator>/<task> (supple list) or module:callable. Chosen before all other flags:
-  --agent {"|".join(AGENTS)}
+  --agent {"|".join(AGENTS)}, or module:Class that extends one (docs/your-agent.md)
   --preset {"|".join(PRESETS["flashsac"])}   (PPO has the first three; default: {PRESET_RULE})
   --agent.critic {"|".join(CRITICS)}   (FlashSAC's; --agent.flow.* are of the last two)
 
