@@ -25,7 +25,7 @@ from benchmarks.experiments import (
 )
 from benchmarks.experiments.maze import ONE_WALL, THREE_WALLS, MazeEnv, moved, reached, towards
 from supple import compare, machine
-from supple.bench.table import read
+from supple.bench.table import append, read
 from supple.cli import DONE, RESUMABLE
 from supple.diagnostics import recovery
 from supple.envs import EnvSettings, make
@@ -256,21 +256,19 @@ def test_a_scalar_that_never_succeeds_proves_nothing():
     assert high_utd_control.verdict(curves_of(EARLY, never)).startswith("not reproduced.")
 
 
+def few_flags():
+    """In place of the experiment's: runs of two seconds."""
+    return (
+        *("--env-steps", "40", "--agent.min-replay", "1", "--agent.update-every", "1"),
+        *("--preset", "laptop", "--agent.batch-size", "8", "--compute.compile", "off"),
+        *("--agent.next-actions", "4", "--replay.capacity", "20040", "--eval.every", "20"),
+        *("--eval.episodes", "1", "--eval.no-video"),
+    )
+
+
 def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
     monkeypatch.setattr(high_utd_control, "ROWS", tmp_path / "rows.csv")
-    short = ("--env-steps", "40", "--agent.min-replay", "1", "--agent.update-every", "1")
-    few = (
-        "--preset",
-        "laptop",
-        "--agent.batch-size",
-        "8",
-        "--compute.compile",
-        "off",
-        "--agent.next-actions",
-        "4",
-    )
-    ring = ("--replay.capacity", "20040", "--eval.every", "20", "--eval.episodes", "1")
-    monkeypatch.setattr(high_utd_control, "COMMON", (*short, *few, *ring, "--eval.no-video"))
+    monkeypatch.setattr(high_utd_control, "COMMON", few_flags())
     asked = ["x", "--utd", "1", "--seeds", "0", "--critics", "scalar", "zero"]
     monkeypatch.setattr("sys.argv", [*asked, "--out", str(tmp_path / "runs")])
     for _ in range(2):
@@ -280,6 +278,40 @@ def test_finished_runs_become_rows_once(tmp_path, monkeypatch):
         assert [(row["critic"], row["step"]) for row in rows] == [
             (critic, step) for critic in ("scalar", "zero") for step in ("20", "40")
         ]
+
+
+def test_flow_q_learning_runs_with_each_alpha_beside_the_other_actor(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(high_utd_control, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setattr(high_utd_control, "COMMON", few_flags())
+    asked = ["x", "--utd", "1", "--seeds", "0", "--critics", "scalar"]
+    asked += ["--out", str(tmp_path / "runs")]
+    for more in ([], ["--actor", "FQL", "--alphas", "1", "10"]):
+        monkeypatch.setattr("sys.argv", [*asked, *more])
+        high_utd_control.main()
+    found = [row["actor"] for row in read(high_utd_control.ROWS) if row["step"] == "40"]
+    assert found == ["SAC", "FQL 1", "FQL 10"]
+    assert "scalar: FQL 1" in capsys.readouterr().out
+
+
+def test_each_critic_has_the_alpha_of_its_largest_area_at_one_update_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(high_utd_control, "ROWS", tmp_path / "rows.csv")
+    rows = [
+        {
+            "maze": "one_wall",
+            "actor": f"FQL {alpha}",
+            "utd": utd,
+            "critic": critic,
+            "seed": "0",
+            "step": "250",
+            "success": success,
+        }
+        for critic, best in (("scalar", "1"), ("flow", "10"))
+        for alpha in ("1", "10")
+        for utd, success in (("1", 0.5 * (alpha == best)), ("64", 0.25 + (alpha == best) / 2))
+    ]
+    append(rows, high_utd_control.ROWS, "test")
+    found = high_utd_control.tuned("one_wall")
+    assert found[64, "scalar"] == found[64, "flow"] == [{250: 0.75}]
 
 
 def test_a_switch_helps_only_where_its_interval_says_so():

@@ -1,8 +1,9 @@
 """Experiment 2: which critic still learns control at many updates per environment step.
 
-A point learns to cross a walled maze (``maze.py``) with FlashSAC's actor at width 64, from 5,000
-steps of its own beside 20,000 recorded ones, sampled alike. Every critic averages its targets over
-four next actions; those that integrate noise draw four samples, one per next action.
+A point learns to cross a walled maze (``maze.py``) with FlashSAC's actor at width 64, or with flow
+Q-learning's (``fql.py``), two networks of two layers of 128, from 5,000 steps of its own beside
+20,000 recorded ones, sampled alike. Every critic averages its targets over four next actions; those
+that integrate noise draw four samples, one per next action.
 
 =========== ===================================================================================
 scalar      squared error
@@ -15,9 +16,11 @@ Said before any run: *reproduced* if at UTD 64 the flow's final success is at le
 scalar's and it needs at most half the steps to reach the scalar's final success, 80 % bootstrap
 intervals apart; *partially* if from UTD 16 to 64 the scalar's final success falls by 20 % or more
 and the flow's by 10 % or less; else *not reproduced*. Final is the mean of the last three
-evaluations of 20 episodes. At UTD 1 nobody should differ by more than 10 %.
+evaluations of 20 episodes. At UTD 1 nobody should differ by more than 10 %. Flow Q-learning's alpha
+is, for each critic, the one of 1, 3 and 10 with the largest area under the curve at UTD 1.
 
     python -m benchmarks.experiments.high_utd_control --out runs/high_utd --utd 1 64 --seeds 0 1 2
+    python -m benchmarks.experiments.high_utd_control --actor FQL --alphas 1 3 10 --utd 1
     python -m benchmarks.experiments.high_utd_control --report
 
 A run at UTD 64 takes an hour or two of one core. Ctrl-C saves; the same command continues, and
@@ -54,6 +57,11 @@ CRITICS = {
     "zero": f"{FLOW} --agent.flow.train-time zero --agent.flow.target-steps 1"
     " --agent.flow.read-steps 1",
 }
+FQL = (
+    *("--agent", "benchmarks.experiments.fql:FQL", "--agent.actor-period", "1"),
+    *("--agent.actor-hidden", "128", "--agent.actor-blocks", "2", "--agent.noise.max-hold", "1"),
+    "--diagnostics.no-enabled",
+)
 COMMON = (
     *("--preset", "laptop", "--env-steps", str(STEPS), "--agent.min-replay", "1"),
     *("--agent.update-every", "1", "--agent.n-step", "1", "--agent.gamma", "0.98"),
@@ -64,19 +72,36 @@ COMMON = (
 
 Curves = Mapping[tuple[int, str], Sequence[Mapping[int, float]]]
 """By updates per step and critic: for each seed, success by environment step."""
+Planned = Mapping[tuple[str, int], Sequence[compare.Job]]
+"""Runs by actor and updates per step."""
+
+
+def actors(actor: str, alphas: Sequence[float]) -> dict[str, tuple[str, ...]]:
+    """Flags by the name that rows have for an actor: FQL is one for each alpha."""
+    if actor == "SAC":
+        return {actor: ()}
+    return {f"{actor} {alpha:g}": (*FQL, "--agent.bc-alpha", f"{alpha:g}") for alpha in alphas}
 
 
 def jobs(
-    out: Path, maze: str, utds: Sequence[int], critics: Sequence[str], seeds: Sequence[int]
-) -> dict[int, list[compare.Job]]:
-    """The runs by updates per step, seed after seed."""
+    out: Path,
+    maze: str,
+    actor: Mapping[str, Sequence[str]],
+    utds: Sequence[int],
+    critics: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[tuple[str, int], list[compare.Job]]:
+    """The runs by actor and updates per step, seed after seed."""
     variants = [f"{name}: {CRITICS[name]}" for name in critics]
+    given = (*COMMON, "--replay.prefill", str(prior(out, maze)))
+    task = f"benchmarks.experiments.maze:{maze}"
     planned = {}
     for utd in utds:
-        flags = [*COMMON, "--agent.utd", str(utd), "--replay.prefill", str(prior(out, maze))]
-        task = f"benchmarks.experiments.maze:{maze}"
-        found = compare.plan(task, seeds, variants, flags, out / maze / f"utd{utd}")
-        planned[utd] = sorted(found, key=lambda job: job.seed)
+        for name, own in actor.items():
+            folder = out / maze / ("" if name == "SAC" else name) / f"utd{utd}"
+            flags = [*given, *own, "--agent.utd", str(utd)]
+            found = compare.plan(task, seeds, variants, flags, folder)
+            planned[name, utd] = sorted(found, key=lambda job: job.seed)
     return planned
 
 
@@ -89,19 +114,20 @@ def prior(out: Path, maze: str) -> Path:
     return path
 
 
-def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
+def collect(maze: str, planned: Planned) -> None:
     """Append the evaluations of finished runs that the file does not have yet."""
-    known = {(row["maze"], row["utd"], row["critic"], row["seed"]) for row in read(ROWS)}
-    for utd, of_utd in planned.items():
+    names = ("maze", "actor", "utd", "critic", "seed")
+    known = {tuple(row[name] for name in names) for row in read(ROWS)}
+    for (actor, utd), of_utd in planned.items():
         for job in of_utd:
             result = job.result()
-            if result is None or (maze, str(utd), job.variant, str(job.seed)) in known:
+            if result is None or (maze, actor, str(utd), job.variant, str(job.seed)) in known:
                 continue
             where = command.made(job.folder)
             rows = [
                 {
                     "maze": maze,
-                    "actor": "SAC",
+                    "actor": actor,
                     "utd": utd,
                     "critic": job.variant,
                     "seed": job.seed,
@@ -115,11 +141,11 @@ def collect(maze: str, planned: Mapping[int, Sequence[compare.Job]]) -> None:
             append(rows, ROWS, COMMAND)
 
 
-def curves(maze: str) -> dict[tuple[int, str], list[dict[int, float]]]:
-    """What ``verdict`` reads."""
+def curves(maze: str, actor: str) -> dict[tuple[int, str], list[dict[int, float]]]:
+    """What ``verdict`` reads, of one actor."""
     by_run: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
     for row in read(ROWS):
-        if row["maze"] == maze:
+        if (row["maze"], row["actor"]) == (maze, actor):
             key = (int(row["utd"]), row["critic"], row["seed"])
             by_run[key][int(row["step"])] = float(row["success"])
     found = defaultdict(list)
@@ -182,14 +208,32 @@ def verdict(found: Curves) -> str:
     return f"not reproduced. {numbers}"
 
 
-def report(maze: str) -> None:
+def tuned(maze: str) -> dict[tuple[int, str], list[dict[int, float]]]:
+    """``curves`` of flow Q-learning, of each critic those with its own alpha."""
+    names = sorted({row["actor"] for row in read(ROWS) if row["actor"].startswith("FQL")})
+    every = {name: curves(maze, name) for name in names}
+    found: dict[tuple[int, str], list[dict[int, float]]] = {}
+    for critic in CRITICS:
+        areas = {name: area(own[1, critic]) for name, own in every.items() if (1, critic) in own}
+        if areas:
+            best = max(areas, key=lambda name: areas[name])
+            print(f"{critic}: {best}, of " + ", ".join(f"{n} {a:.2f}" for n, a in areas.items()))
+            found |= {key: runs for key, runs in every[best].items() if key[1] == critic}
+    return found
+
+
+def area(runs: Sequence[Mapping[int, float]]) -> float:
+    """Mean success over evaluations and seeds."""
+    return float(np.mean([np.mean(list(curve.values())) for curve in runs]))
+
+
+def report(maze: str, actor: str) -> None:
     """Print final success, area under the curve and the verdict."""
-    found = curves(maze)
+    found = curves(maze, actor) if actor == "SAC" else tuned(maze)
     rows = []
     for (utd, critic), runs in sorted(found.items()):
         ends = np.array([final(curve) for curve in runs])
         low, high = interval80(ends)
-        area = np.mean([np.mean(list(curve.values())) for curve in runs])
         rows.append(
             {
                 "utd": str(utd),
@@ -197,11 +241,11 @@ def report(maze: str) -> None:
                 "seeds": str(len(runs)),
                 "final success": f"{ends.mean():.2f}",
                 "80 % interval": f"{low:.2f} to {high:.2f}",
-                "area under the curve": f"{area:.2f}",
+                "area under the curve": f"{area(runs):.2f}",
             }
         )
     if rows:
-        Display.print_rows(f"maze {maze}, SAC actor with prior data", rows)
+        Display.print_rows(f"maze {maze}, {actor} actor with prior data", rows)
     print(verdict(found))
 
 
@@ -210,18 +254,21 @@ def main() -> int:
     status = 0
     parser = command.parser(__doc__, runs="high_utd", seeds=(0, 1, 2))
     parser.add_argument("--maze", default="one_wall", choices=list(MAZES))
+    parser.add_argument("--actor", default="SAC", choices=("SAC", "FQL"))
+    parser.add_argument("--alphas", type=float, nargs="+", default=[3.0], help="of FQL")
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
     options = parser.parse_args()
     if not options.report:
-        planned = jobs(options.out, options.maze, options.utd, options.critics, options.seeds)
+        who = actors(options.actor, options.alphas)
+        planned = jobs(options.out, options.maze, who, options.utd, options.critics, options.seeds)
         try:
-            for of_utd in planned.values():
-                if status := compare.run_queue(of_utd, options.jobs):
+            for some in planned.values():
+                if status := compare.run_queue(some, options.jobs):
                     break
         finally:
             collect(options.maze, planned)
-    report(options.maze)
+    report(options.maze, options.actor)
     return status
 
 
