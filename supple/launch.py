@@ -21,6 +21,7 @@ from supple import checkpoint, distributed, machine
 from supple.agents import Agent, agent_class
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
 from supple.configs.base import Settings, from_json, missing, to_json
+from supple.diagnostics.subject import subject_of
 from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.divergence import DUMPS
@@ -462,6 +463,8 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
     try:
         agent = build_agent(settings, env.spec)
         agent.prepare()
+        if settings.diagnostics.enabled:
+            subject_of(agent, seed=settings.seed)  # refuses networks it cannot look into
         if settings.overlap and agent.horizon > 1:
             raise InputError(
                 f"--overlap learns at every step, {settings.agent_name} here every"

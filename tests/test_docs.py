@@ -27,8 +27,10 @@ from supple.bench.table import add, read
 from supple.cli import DONE, Parser, main, train_settings
 from supple.configs import default_settings
 from supple.configs.flags import parse_flags
+from supple.diagnostics.subject import subject_of
 from supple.envs import known_tasks
 from supple.errors import InputError
+from supple.launch import load_trained
 from tests.small_runs import flags
 
 ROOT = Path(__file__).parent.parent
@@ -383,6 +385,7 @@ def test_an_agent_of_ones_own_trains_resumes_and_is_exported(tmp_path, monkeypat
         assert main(command) == DONE, capsys.readouterr().err
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert given[1] in json.dumps(manifest)
+    assert subject_of(load_trained("run").agent, seed=0).joins == "mean"
     assert main(["train", "toy/lqr", *flags(), *given]) == DONE
     assert len(list((tmp_path / "runs" / "toy-lqr" / "my_agent-HuberSAC").iterdir())) == 1
 

@@ -285,15 +285,18 @@ def test_flow_q_learning_runs_with_each_alpha_beside_the_other_actor(tmp_path, m
     monkeypatch.setattr(high_utd_control, "COMMON", few_flags())
     asked = ["x", "--utd", "1", "--seeds", "0", "--critics", "scalar"]
     asked += ["--out", str(tmp_path / "runs")]
-    for more in ([], ["--actor", "FQL", "--alphas", "1", "10"]):
+    for more in ([], ["--actor", "FQL", "--alphas", "1", "3"], ["--actor", "FQL"]):
+        assert "scalar: alpha 1" not in capsys.readouterr().out  # not before all three
         monkeypatch.setattr("sys.argv", [*asked, *more])
         high_utd_control.main()
     found = [row["actor"] for row in read(high_utd_control.ROWS) if row["step"] == "40"]
-    assert found == ["SAC", "FQL 1", "FQL 10"]
-    assert "scalar: FQL 1" in capsys.readouterr().out
+    assert found == ["SAC", "FQL 1", "FQL 3", "FQL 10"]
+    assert "scalar: alpha 1" in capsys.readouterr().out  # all failed: the smallest
 
 
-def test_each_critic_has_the_alpha_of_its_largest_area_at_one_update_a_step(tmp_path, monkeypatch):
+def test_each_critic_has_the_alpha_of_its_largest_area_at_one_update_a_step(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(high_utd_control, "ROWS", tmp_path / "rows.csv")
     rows = [
         {
@@ -301,17 +304,20 @@ def test_each_critic_has_the_alpha_of_its_largest_area_at_one_update_a_step(tmp_
             "actor": f"FQL {alpha}",
             "utd": utd,
             "critic": critic,
-            "seed": "0",
+            "seed": str(seed),
             "step": "250",
             "success": success,
         }
-        for critic, best in (("scalar", "1"), ("flow", "10"))
-        for alpha in ("1", "10")
+        for critic, best in (("scalar", "1"), ("flow", "10"), ("zero", "3"))
+        for alpha in ("1", "3", "10")
         for utd, success in (("1", 0.5 * (alpha == best)), ("64", 0.25 + (alpha == best) / 2))
+        for seed in range(1 if (critic, alpha) == ("zero", "1") else 2)
     ]
     append(rows, high_utd_control.ROWS, "test")
     found = high_utd_control.tuned("one_wall")
-    assert found[64, "scalar"] == found[64, "flow"] == [{250: 0.75}]
+    assert found[64, "scalar"] == found[64, "flow"] == [{250: 0.75}] * 2
+    assert (64, "zero") not in found
+    assert "zero: alpha not chosen yet" in capsys.readouterr().out
 
 
 def test_a_switch_helps_only_where_its_interval_says_so():

@@ -7,7 +7,7 @@ from torch import nn
 from benchmarks.experiments.fql import FQL, Noiseless
 from supple.agents.critics import ScalarCritic
 from supple.agents.flashsac import Batch
-from supple.cli import DONE, main
+from supple.cli import BAD_INPUT, DONE, main
 from supple.errors import InputError
 from tests.agents.small_agents import (
     ACTIONS,
@@ -17,7 +17,7 @@ from tests.agents.small_agents import (
     small_settings,
     small_spec,
 )
-from tests.small_runs import assert_resumes_with_the_same_bits
+from tests.small_runs import assert_resumes_with_the_same_bits, flags
 from tests.small_runs import small_settings as small_run
 
 
@@ -121,6 +121,9 @@ def test_it_acts_with_noise_at_once_and_a_robot_without():
     one, other = own.greedy(), own.greedy()
     assert torch.equal(one(obs), other(obs))
     assert not torch.equal(one(obs), one(obs))
+    own.updates += 1
+    assert not torch.equal(own.greedy()(obs), other(obs))
+    assert torch.equal(own.act(obs, explore=False)[0], own.policy()(obs["policy"]))
     policy = own.policy()
     assert isinstance(policy, Noiseless) and isinstance(policy, nn.Module)
     assert torch.equal(policy(obs["policy"]), policy(obs["policy"]))
@@ -150,3 +153,16 @@ def test_a_run_of_it_resumes_with_the_same_bits_and_is_evaluated(tmp_path, capsy
     state = assert_resumes_with_the_same_bits(settings, tmp_path, at=130)
     assert "behaviour.0.weight" in state["agent"]["actor"]
     assert main(["eval", str(tmp_path / "parts"), "--episodes", "2"]) == DONE
+
+
+def test_what_knows_gaussian_actors_alone_refuses_it_in_a_line(tmp_path, capsys):
+    given = ["--agent", "benchmarks.experiments.fql:FQL", "--agent.bc-alpha", "3"]
+    given += [*flags(), "--env-steps", "60", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", "toy/lqr", *given]) == BAD_INPUT
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "toy/lqr", *given, "--diagnostics.no-enabled"]) == DONE
+    assert main(["diagnose", str(tmp_path / "run")]) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("diagnostics look into Actor, got FQLActor: ") == 2
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == BAD_INPUT
+    assert "cannot export Noiseless" in capsys.readouterr().err

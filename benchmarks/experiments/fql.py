@@ -4,7 +4,8 @@ A behaviour network learns, by flow matching, which actions the ring holds in a 
 policy, which acts, is pulled towards what the behaviour network makes of the same noise and climbs
 the critic's value; ``--agent.bc-alpha`` weighs the pull against values in rewards as they came,
 which is alpha as published. There is no entropy and no temperature, random actions do not come
-first, and evaluation draws fresh noise. For one process.
+first, and evaluation draws noise, anew each time. As published, too, the policy climbs the mean of
+the critic's members. For one process.
 
     supple train TASK --agent benchmarks.experiments.fql:FQL --agent.bc-alpha 3
         --agent.actor-period 1 --agent.noise.max-hold 1 --replay.prefill FILE
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from supple.agents import FlashSAC
 from supple.agents.base import concat
 from supple.agents.care import all_finite
-from supple.distributed import average, mean_over_ranks
+from supple.distributed import average, mean_over_ranks, world
 from supple.envs.base import Groups
 from supple.errors import InputError
 from supple.rng import derive_seed
@@ -111,7 +112,7 @@ class FQL(FlashSAC):
     """FlashSAC's critics and replay with the actor of flow Q-learning.
 
     Raises:
-        InputError: no weight of the pull towards the recorded actions.
+        InputError: no weight of the pull towards the recorded actions, or several processes.
     """
 
     actor: Any  # FlashSAC's is a Gaussian
@@ -120,6 +121,8 @@ class FQL(FlashSAC):
         super().__init__(*arguments, **options)
         if self.settings.bc_alpha == 0:
             raise InputError("FQL is held near the recorded actions by --agent.bc-alpha, got 0")
+        if world().size > 1:  # the actor's step reads the rewards' scale of this process
+            raise InputError("FQL learns in one process: leave out torchrun")
         self._acting = True
 
     def build_actor(self, inputs: int, generator: torch.Generator) -> Any:
@@ -127,14 +130,22 @@ class FQL(FlashSAC):
         hidden = [self.settings.actor_hidden] * self.settings.actor_blocks
         return FQLActor(inputs, self._num_actions, hidden=hidden, generator=generator)
 
+    @torch.no_grad()
+    def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """With noise of its own each step; without noise to evaluate."""
+        if explore:
+            return super().act(obs, explore=True)
+        return self.policy()(concat(obs, self.actor_groups)), {}
+
     def policy(self) -> nn.Module:
-        """The action at noise zero: what evaluation draws noise for, a robot does without."""
+        """The action at noise zero."""
         return Noiseless(self.actor, self._num_actions)
 
     def greedy(self) -> Callable[[Groups], Tensor]:
-        """The policy as it is now, with noise that is the same in every evaluation."""
+        """The policy as it is now, with noise of this moment of training."""
         actor = copy.deepcopy(self.actor)
-        random = torch.Generator(self.device).manual_seed(derive_seed(0, "FQL evaluation"))
+        random = torch.Generator(self.device)
+        random.manual_seed(derive_seed(self.updates, "FQL evaluation"))
 
         @torch.no_grad()
         def act(obs: Groups) -> Tensor:
@@ -184,7 +195,7 @@ class FQL(FlashSAC):
             new_action_BA = self.actor(obs_BD, noise_BA)
             x_BD = torch.cat((critic_obs_2BD[:rows], new_action_BA.clamp(-1, 1)), dim=-1)
             prediction = self.critic(x_BD, train=False)
-        value_B = self.critic.climbed(prediction, uniform_BR)
+        value_B = self.critic.value(prediction, uniform_BR).mean(0)
         behaviour_loss = flow.square().mean()
         distance = (new_action_BA - recorded_BA).square().mean()
         # The critic's values are of scaled rewards: so is the weight, for Adam the same as neither.

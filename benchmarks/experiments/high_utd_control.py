@@ -17,11 +17,13 @@ scalar's and it needs at most half the steps to reach the scalar's final success
 intervals apart; *partially* if from UTD 16 to 64 the scalar's final success falls by 20 % or more
 and the flow's by 10 % or less; else *not reproduced*. Final is the mean of the last three
 evaluations of 20 episodes. At UTD 1 nobody should differ by more than 10 %. Flow Q-learning's alpha
-is, for each critic, the one of 1, 3 and 10 with the largest area under the curve at UTD 1.
+is, for each critic, the one of 1, 3 and 10 with the largest area under the curve at UTD 1, the
+smallest of several.
 
     python -m benchmarks.experiments.high_utd_control --out runs/high_utd --utd 1 64 --seeds 0 1 2
-    python -m benchmarks.experiments.high_utd_control --actor FQL --alphas 1 3 10 --utd 1
-    python -m benchmarks.experiments.high_utd_control --report
+    python -m benchmarks.experiments.high_utd_control --actor FQL --utd 1
+    python -m benchmarks.experiments.high_utd_control --actor FQL --utd 64 --critics flow --alphas 3
+    python -m benchmarks.experiments.high_utd_control --actor FQL --report
 
 A run at UTD 64 takes an hour or two of one core. Ctrl-C saves; the same command continues, and
 rows are appended for every run that is finished.
@@ -62,6 +64,7 @@ FQL = (
     *("--agent.actor-hidden", "128", "--agent.actor-blocks", "2", "--agent.noise.max-hold", "1"),
     "--diagnostics.no-enabled",
 )
+ALPHAS = (1.0, 3.0, 10.0)
 COMMON = (
     *("--preset", "laptop", "--env-steps", str(STEPS), "--agent.min-replay", "1"),
     *("--agent.update-every", "1", "--agent.n-step", "1", "--agent.gamma", "0.98"),
@@ -80,7 +83,12 @@ def actors(actor: str, alphas: Sequence[float]) -> dict[str, tuple[str, ...]]:
     """Flags by the name that rows have for an actor: FQL is one for each alpha."""
     if actor == "SAC":
         return {actor: ()}
-    return {f"{actor} {alpha:g}": (*FQL, "--agent.bc-alpha", f"{alpha:g}") for alpha in alphas}
+    return {named(alpha): (*FQL, "--agent.bc-alpha", f"{alpha:g}") for alpha in alphas}
+
+
+def named(alpha: float) -> str:
+    """What rows call flow Q-learning's actor."""
+    return f"FQL {alpha:g}"
 
 
 def jobs(
@@ -210,15 +218,18 @@ def verdict(found: Curves) -> str:
 
 def tuned(maze: str) -> dict[tuple[int, str], list[dict[int, float]]]:
     """``curves`` of flow Q-learning, of each critic those with its own alpha."""
-    names = sorted({row["actor"] for row in read(ROWS) if row["actor"].startswith("FQL")})
-    every = {name: curves(maze, name) for name in names}
+    every = {alpha: curves(maze, named(alpha)) for alpha in ALPHAS}
     found: dict[tuple[int, str], list[dict[int, float]]] = {}
     for critic in CRITICS:
-        areas = {name: area(own[1, critic]) for name, own in every.items() if (1, critic) in own}
-        if areas:
-            best = max(areas, key=lambda name: areas[name])
-            print(f"{critic}: {best}, of " + ", ".join(f"{n} {a:.2f}" for n, a in areas.items()))
-            found |= {key: runs for key, runs in every[best].items() if key[1] == critic}
+        seeds = {alpha: len(own.get((1, critic), ())) for alpha, own in every.items()}
+        if min(seeds.values()) == 0 or len(set(seeds.values())) > 1:
+            print(f"{critic}: alpha not chosen yet, seeds at UTD 1: {seeds}")
+            continue
+        areas = {alpha: area(own[1, critic]) for alpha, own in every.items()}
+        best = max(areas, key=lambda alpha: (areas[alpha], -alpha))
+        told = ", ".join(f"{alpha:g} {found:.3f}" for alpha, found in areas.items())
+        print(f"{critic}: alpha {best:g}, of areas at UTD 1 {told}")
+        found |= {key: runs for key, runs in every[best].items() if key[1] == critic}
     return found
 
 
@@ -255,7 +266,7 @@ def main() -> int:
     parser = command.parser(__doc__, runs="high_utd", seeds=(0, 1, 2))
     parser.add_argument("--maze", default="one_wall", choices=list(MAZES))
     parser.add_argument("--actor", default="SAC", choices=("SAC", "FQL"))
-    parser.add_argument("--alphas", type=float, nargs="+", default=[3.0], help="of FQL")
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help="of FQL")
     parser.add_argument("--utd", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
     options = parser.parse_args()

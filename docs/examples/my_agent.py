@@ -9,6 +9,8 @@ from supple.agents.critics import ScalarCritic
 class HuberCritic(ScalarCritic):
     """Values (E, B) of E members for B rows."""
 
+    joins = "mean"  # diagnostics read values so
+
     def climbed(self, prediction, uniform_BR=None):
         return prediction.mean(0)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,8 @@ class Critic(nn.Module, ABC):
     """An ensemble of independent members that see the same rows."""
 
     draws = Draws()
+    joins: Literal["min", "mean"] = "min"
+    """How targets join the members' values, for those who read them."""
 
     def __init__(self, size: CriticSize) -> None:
         super().__init__()

@@ -101,6 +101,7 @@ class FlowCritic(Critic):
         super().__init__(size)
         settings.check()
         self.settings = settings
+        self.joins = settings.aggregate
         self.range = spans
         self.clip = clip
         self.velocity_scale = velocity_scale
@@ -206,7 +207,7 @@ class FlowCritic(Critic):
         return self._joined(self._read(prediction, _given(uniform_BM))).mean(-1)
 
     def _joined(self, value_EBM: Tensor) -> Tensor:
-        if self.settings.aggregate == "min":
+        if self.joins == "min":
             return value_EBM.min(dim=0).values
         return value_EBM.mean(dim=0)
 

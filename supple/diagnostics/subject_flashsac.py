@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supple.agents.actor import LOG_STD_HIGH, LOG_STD_LOW, squashed_sample
+from supple.agents.actor import LOG_STD_HIGH, LOG_STD_LOW, Actor, squashed_sample
 from supple.agents.adam import Adam
 from supple.agents.critics import CategoricalCritic, HeadCritic
 from supple.agents.flashsac import FlashSAC
@@ -40,11 +40,16 @@ class FlashSACSubject(Subject):
 
     def __init__(self, agent: FlashSAC, **facts: Any) -> None:
         super().__init__(agent, **facts)
+        for network, kinds in ((agent.actor, (Actor,)), (agent.critic, (HeadCritic, FlowCritic))):
+            if not isinstance(network, kinds):
+                raise InputError(
+                    f"diagnostics look into {' and '.join(kind.__name__ for kind in kinds)}, got"
+                    f" {type(network).__name__}: train with --diagnostics.no-enabled, or write a"
+                    " Subject for it (diagnostics/subject.py)"
+                )
         self._use(agent.actor, agent.critic, agent.target_critic)
         self.gamma = agent.settings.gamma
-        self.joins = (
-            agent.settings.flow.aggregate if isinstance(agent.critic, FlowCritic) else "min"
-        )
+        self.joins = agent.critic.joins
         self.n_step = agent.settings.n_step
         self.batch_size = agent.settings.batch_size
         self.alpha = agent.log_alpha.detach().exp()
