@@ -375,7 +375,13 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         # What is held never changes, and ``run`` looks at the rest: one check, and a readable one.
         # Tuning while compiling is for artifacts that travel; GPU kernels would wait for it.
-        patches = {"size_asserts": False, "triton.autotune_at_compile_time": False}
+        # Whether the compiler takes the processor's vector instructions is seen when it is used:
+        # torch would try one set after another, for eight seconds.
+        patches = {
+            "size_asserts": False,
+            "triton.autotune_at_compile_time": False,
+            "cpp.vec_isa_ok": True,
+        }
         on_gpu = any(value.is_cuda for value in (*held, *inputs))
         if on_gpu:
             # Else kernels and paddings are chosen by timing them, and another choice adds or rounds
