@@ -279,6 +279,17 @@ def test_frozen_environments_and_dead_channels_are_named_once():
     assert still.news(replay) == []
 
 
+def test_a_ring_nobody_wrote_to_is_not_looked_at():
+    replay = Replay(spec_of(num_envs=4), ReplaySettings(capacity=4 * 300))
+    assert len(replay.stored_rows()) == 0
+    assert StillWatch().news(replay) == []
+    obs = {"policy": torch.zeros(4, 2), "critic": torch.zeros(4, 1)}
+    replay.add(obs, torch.zeros(4, 1), a_step(4, observation=obs, final_observation=obs))
+    assert len(replay.stored_rows()) == 1
+    replay.clear()
+    assert len(replay.stored_rows()) == 300, "what was forgotten can still be looked at"
+
+
 # --- whole runs ------------------------------------------------------------------------------
 
 

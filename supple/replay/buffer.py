@@ -150,6 +150,7 @@ class Replay:
         self._expected |= dict.fromkeys(STEP_FIELDS, (envs,))
 
         self.vector_steps = 0
+        self._written = False
         # That, and ``_usable``, on the device: adding and sampling need nothing from the host.
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._oldest = torch.zeros((), dtype=torch.int64, device=device)
@@ -226,6 +227,7 @@ class Replay:
         if [value.shape for value in values] != list(self._expected.values()):
             self._refuse(values)
         self._write_step(*values)
+        self._written = True
         self.vector_steps += 1
 
     def _write(self, *values: Tensor) -> dict[str, Tensor]:
@@ -517,10 +519,12 @@ class Replay:
     def stored_rows(self, newest: float = 1.0) -> Tensor:
         """Ring rows (vector steps) of the newest share of what is stored, oldest first.
 
-        After ``clear``, those of the rollout that was just forgotten, until they are written over.
+        After ``clear``, those of the rollout that was just forgotten, until they are written over;
+        none where a resumed run found the ring empty.
         """
-        oldest, rows = self._usable() if self.vector_steps else (0, self.num_rows)
-        kept = max(1, round(newest * rows))
+        forgotten = self.num_rows if self._written else 0
+        oldest, rows = self._usable() if self.vector_steps else (0, forgotten)
+        kept = min(rows, max(1, round(newest * rows)))
         return (oldest + torch.arange(rows - kept, rows, device=self.device)) % self.num_rows
 
     @torch.no_grad()
