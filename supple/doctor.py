@@ -58,6 +58,8 @@ def not_deterministic() -> dict[str, str]:
         " add up forces in any order",
         "resuming simulators that cannot save their state": "all but toy, mujoco, and gym with"
         " MuJoCo or classic control: episodes start afresh, which the run says",
+        "resuming FlashSAC after --checkpoint.keep-replay 0": "no rows were written: its ring"
+        " starts empty, which the run says",
         "simulators of your own": "whatever they draw apart from the seed; supple doctor --env"
         " compares two rollouts",
         "--max-minutes": "the clock says when training ends",

@@ -105,7 +105,8 @@ class Run:
         self._resumed = resumed
         # A ring of one rollout is emptied before it is saved.
         ahead = replay.num_rows > agent.horizon
-        self._segments = Segments(replay, folder / REPLAY_FOLDER, ahead=ahead)
+        kept = settings.checkpoint.keep_replay > 0
+        self._segments = Segments(replay, folder / REPLAY_FOLDER, ahead=ahead, kept=kept)
         self._world = world()
         first = self._world.first
         diagnostics = settings.diagnostics
@@ -448,7 +449,8 @@ class Run:
         if not first:
             self._meet()
         agreed([0.0])  # what older checkpoints need is deleted when this one is whole
-        kept = checkpoint.list_checkpoints(self.folder)[-self.settings.checkpoint.keep_replay :]
+        newest_first = checkpoint.list_checkpoints(self.folder)[::-1]
+        kept = newest_first[: self.settings.checkpoint.keep_replay]
         with contextlib.suppress(InputError):  # an older one is damaged: prune at a later save
             self._segments.prune([checkpoint.read_header(each)["replay"] for each in kept])
         return path
@@ -610,7 +612,7 @@ class Run:
             state, run = resumed.state, resumed.state["run"]
             self.agent.load_state_dict(state["agent"])
             self.replay.load_state_dict(state["replay"])
-            self._segments.load(resumed.header["replay"])
+            has_rows = self._segments.load(resumed.header["replay"])
             self._online.load_state_dict(state.get("diagnostics", {}))
             self._vector_steps = self._moved_at = run["vector_steps"]
             self._quarantine.load_state_dict(run["quarantine"])
@@ -634,6 +636,12 @@ class Run:
         self._invalid_known = round(agreed([self._invalid_here])[0])
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self._filmed_at = self.env_steps
+        if not has_rows:
+            self.agent.forget_ring()
+            changed.append(
+                "its replay rows were not kept (--checkpoint.keep-replay 0), the ring starts empty"
+                " and learning waits as at the start of a run"
+            )
         if not exact:
             self.replay.close_open_rows()
             self.agent.forget_episodes()

@@ -84,7 +84,10 @@ def run_whole(settings):
 
 def run_until(settings, env_steps):
     """Stop as Ctrl-C would, at a given step."""
-    run = launch.new_run(settings)
+    return finish_at(launch.new_run(settings), env_steps)
+
+
+def finish_at(run, env_steps):
     record = run.record
 
     def record_and_stop(*step):
@@ -92,7 +95,7 @@ def run_until(settings, env_steps):
         run.stopped = run.env_steps >= env_steps
         return obs
 
-    run.record = record_and_stop  # type: ignore[method-assign]
+    run.record = record_and_stop
     return finish(run)
 
 

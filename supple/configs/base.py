@@ -70,7 +70,8 @@ class CheckpointSettings:
     every: int = 0
     """Environment steps between checkpoints; 0 is a tenth of the run."""
     keep_replay: int = 2
-    """Newest checkpoints whose replay rows stay on disk, so that they can be resumed."""
+    """Newest checkpoints whose replay rows stay on disk, so that they can be resumed. 0 writes no
+    rows; a resumed FlashSAC then waits until an empty ring has min-replay transitions again."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,7 +122,7 @@ class Settings:
             ("eval.episodes", self.eval.episodes >= 1, ">= 1"),
             ("log.every", self.log.every >= 0, ">= 0"),
             ("checkpoint.every", self.checkpoint.every >= 0, ">= 0"),
-            ("checkpoint.keep_replay", self.checkpoint.keep_replay >= 1, ">= 1"),
+            ("checkpoint.keep_replay", self.checkpoint.keep_replay >= 0, ">= 0"),
         )
         require_rules(self, "--", rules)
 

@@ -140,7 +140,7 @@ class Online:
         self._clock = clock
         self._anchor: Transitions | None = None
         self._restored: tuple[int, Transitions] | None = None
-        """The newest rollout of a resumed on-policy run, whose ring is empty, and its updates."""
+        """The newest transitions of a resumed run whose ring is empty, and its updates."""
         self._pool: deque[Transitions] = deque(maxlen=ANCHOR_ROLLOUTS)
         self._periods = settings.periods(updates)
         self._due = [*self._periods]
@@ -278,7 +278,7 @@ class Online:
         device = self._replay.device
         self._pool.extend(Transitions.from_state(part).to(device) for part in state["pool"])
         updates = self._agent.updates
-        if self._on_policy():
+        if not self._replay.size:
             self._restored = updates, Transitions.from_state(state["recent"])
         self._due = [updates + period for period in self._periods]
 

@@ -205,7 +205,7 @@ def _own_data(target: Target, found: Checkpoint) -> DataSets:
         )
         replay.load_state_dict(found.state["replay"])
         Segments(replay, target.run / REPLAY_FOLDER).load(found.header["replay"])
-        if replay.vector_steps == 0:  # an on-policy agent forgot its rollout before saving
+        if replay.vector_steps == 0:  # not kept, or forgotten by an on-policy agent before saving
             return data
         generator = generator_for(agent.device, target.settings.seed, target.env_steps, "recent")
         return dataclasses.replace(

@@ -8,6 +8,9 @@ writing (validity, side-table bookkeeping, the cursor) is in ``Replay.state_dict
 Segments are written ahead: as soon as one is full it is copied, and a thread of its own brings the
 copy to the disk while training goes on. A save then waits for at most a few and writes the partial
 one. Where rows come faster than the disk takes them (a GPU's), the rest is written by the save.
+
+A manifest without segments of a ring that had rows says that none were kept: its ring is loaded
+empty.
 """
 
 from __future__ import annotations
@@ -43,17 +46,21 @@ class Segments:
         replay: the ring.
         folder: where the files are; created when first written.
         ahead: whether ``write_ahead`` does anything: not for rings that are emptied at each update.
+        kept: whether rows are written at all.
     """
 
-    def __init__(self, replay: Replay, folder: Path, *, ahead: bool = False) -> None:
+    def __init__(
+        self, replay: Replay, folder: Path, *, ahead: bool = False, kept: bool = True
+    ) -> None:
         self._replay = replay
         self._folder = folder
+        self._kept = kept
         step_bytes = replay.plan.total_bytes // replay.num_rows + 1
         rows = replay.num_rows
         self._length = min(-(-rows // SEGMENTS_PER_RING), max(1, SEGMENT_BYTES // step_bytes))
         self._known: dict[int, dict[str, Any]] = {}  # full segments on disk, by number
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
-        self._writer = ThreadPoolExecutor(1, "replay-rows") if ahead else None
+        self._writer = ThreadPoolExecutor(1, "replay-rows") if ahead and kept else None
 
     def write_ahead(self, until_save: int) -> None:
         """Begin to write the segment that was just filled, if one was.
@@ -86,9 +93,11 @@ class Segments:
         Raises:
             OSError: the disk is full or the folder cannot be written.
         """
+        end = self._replay.vector_steps
+        if not self._kept:
+            return {"segments": [], "vector_steps": end}
         self._folder.mkdir(parents=True, exist_ok=True)
         self._collect(wait=True)
-        end = self._replay.vector_steps
         begin = max(0, end - self._replay.num_rows)
         entries = []
         for number in range(begin // self._length, -(-end // self._length)):
@@ -114,12 +123,18 @@ class Segments:
                 del self._waiting[number]
                 self._known[number] = future.result()
 
-    def load(self, manifest: Mapping[str, Any]) -> None:
+    def load(self, manifest: Mapping[str, Any]) -> bool:
         """Fill the ring's rows; its ``load_state_dict`` must have run.
+
+        Returns:
+            Whether the ring is as it was; otherwise its rows were not kept, and it is empty.
 
         Raises:
             InputError: a file is missing, truncated or changed, named in one line.
         """
+        if self._replay.vector_steps and not manifest["segments"]:
+            self._replay.clear()
+            return False
         for entry in manifest["segments"]:
             data = _read(self._folder, entry)
             self._restore(parse(data), entry["first"], entry["last"])
@@ -128,11 +143,13 @@ class Segments:
             if whole and entry["last"] < manifest["vector_steps"]:
                 self._known[number] = dict(entry)
         self._replay.forget_lost_finals()
+        return True
 
     def prune(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """Delete the files no manifest names."""
         kept = {entry["name"] for manifest in manifests for entry in manifest["segments"]}
-        for path in self._folder.iterdir():  # also what a killed process left half-written
+        # Also what a killed process left half-written.
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if path.name.startswith(("rows-", ".rows-")) and path.name not in kept:
                 path.unlink()
         self._known = {k: entry for k, entry in self._known.items() if entry["name"] in kept}

@@ -480,3 +480,44 @@ def test_a_disk_that_falls_behind_stalls_nothing_and_a_full_one_is_said_by_the_s
     with pytest.raises(OSError, match="No space left"):
         segments.save()
     segments.close()
+
+
+def test_rows_that_are_not_kept_are_nowhere_and_leave_an_empty_ring(tmp_path):
+    folder, other = tmp_path / "none", tmp_path / "some"
+    ring = make_ring(2, 16)
+    stream = Stream(seed=0, spec=ring.spec)
+    segments = Segments(ring, folder, ahead=True, kept=False)
+    assert segments.save() == {"segments": [], "vector_steps": 0}
+    assert restored(ring, saved_state(ring), folder, segments.save())[0].vector_steps == 0
+    for _ in range(21):
+        feed(stream, 1, ring)
+        segments.write_ahead(0)
+    manifest, state = segments.save(), saved_state(ring)
+    segments.prune([manifest])
+    segments.close()
+    assert manifest == {"segments": [], "vector_steps": 21}
+    assert not folder.exists()
+    verify(folder, manifest)
+    loaded, later = restored(ring, state, other, manifest)
+    assert loaded.size == 0
+    assert len(loaded.stored_rows()) == 0
+    # From here on it is a new ring, but that episodes and the count of lost finals go on.
+    fresh = make_ring(2, 16)
+    for name in ("_step_in_episode", "_final_head", "_final_evicted"):
+        getattr(fresh, name).copy_(getattr(ring, name))
+    feed(stream, 21, loaded, fresh)
+    again, _ = restored(loaded, saved_state(loaded), other, later.save())
+    for one in (loaded, again):
+        assert_same_rings(fresh, one)
+
+
+def test_whether_rows_were_kept_is_said_by_loading(tmp_path):
+    ring = make_ring(2, 16)
+    empty = saved_state(ring)
+    for rows, kept in ((0, True), (5, True), (0, False), (5, False)):
+        feed(Stream(seed=0, spec=ring.spec), rows, ring)
+        manifest = Segments(ring, tmp_path, kept=kept).save()
+        other = make_ring(2, 16)
+        other.load_state_dict(saved_state(ring))
+        assert Segments(other, tmp_path).load(manifest) == (kept or rows == 0)
+        ring.load_state_dict(empty)
