@@ -50,7 +50,10 @@ def all_finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
     Gradients so large that their squares leave float32 count as not finite.
     """
-    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    if loss.is_cuda:
+        norms = torch.stack(torch._foreach_norm(list(gradients)))
+    else:  # compiled, a call of that operator would stand between other operations
+        norms = torch.stack([torch.linalg.vector_norm(each) for each in gradients])
     return torch.isfinite(norms.sum() + loss.detach())
 
 
