@@ -198,7 +198,8 @@ def test_value_bias_without_episodes_says_what_to_give():
 def test_values_are_judged_as_targets_join_the_members(kind, aggregate, joins):
     subject, _ = subject_with_data(kind)
     if kind != "ppo":
-        subject.agent.settings.flow.aggregate = aggregate
+        for critic in (subject.agent.critic, subject.agent.target_critic):
+            critic.joins = aggregate
         subject = subject_of(subject.agent, seed=0)
     data = transitions(kind, 160)
     # Cut, not ended: what follows is the critic's own soft value.
