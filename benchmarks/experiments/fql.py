@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from supple.agents import FlashSAC
 from supple.agents.base import concat
-from supple.agents.care import all_finite
-from supple.distributed import average, mean_over_ranks, world
+from supple.distributed import world
 from supple.envs.base import Groups
 from supple.errors import InputError
 from supple.rng import derive_seed
@@ -81,6 +80,11 @@ class FQLActor(nn.Module):
         action: Tensor = self.one_step(torch.cat((obs_BD, noise_BA), dim=-1))
         return action.float()
 
+    def clipped(self, obs_BD: Tensor, noise_BA: Tensor) -> Tensor:
+        """The policy's action, (B, A) in [-1, 1]."""
+        action: Tensor = self(obs_BD, noise_BA)
+        return action.clamp(-1, 1)
+
     def velocity(self, obs_BD: Tensor, at_BA: Tensor, time_B1: Tensor) -> Tensor:
         """Where the behaviour's flow goes from an action at a time in [0, 1], (B, A) float32."""
         found: Tensor = self.behaviour(torch.cat((obs_BD, at_BA, time_B1), dim=-1))
@@ -104,8 +108,7 @@ class Noiseless(nn.Module):
 
     def forward(self, obs_BD: Tensor) -> Tensor:
         """Actions in [-1, 1]."""
-        found: Tensor = self.actor(obs_BD, obs_BD.new_zeros(len(obs_BD), self._actions))
-        return found.clamp(-1, 1)
+        return self.actor.clipped(obs_BD, obs_BD.new_zeros(len(obs_BD), self._actions))
 
 
 class FQL(FlashSAC):
@@ -135,7 +138,8 @@ class FQL(FlashSAC):
         """With noise of its own each step; without noise to evaluate."""
         if explore:
             return super().act(obs, explore=True)
-        return self.policy()(concat(obs, self.actor_groups)), {}
+        obs_ND = concat(obs, self.actor_groups)
+        return self.actor.clipped(obs_ND, obs_ND.new_zeros(len(obs_ND), self._num_actions)), {}
 
     def policy(self) -> nn.Module:
         """The action at noise zero."""
@@ -152,14 +156,14 @@ class FQL(FlashSAC):
             obs_ND = concat(obs, self.actor_groups)
             shape = (len(obs_ND), self._num_actions)
             noise_NA = torch.randn(shape, generator=random, device=self.device)
-            action: Tensor = actor(obs_ND, noise_NA)
-            return action.clamp(-1, 1)
+            action: Tensor = actor.clipped(obs_ND, noise_NA)
+            return action
 
         return act
 
     def _explore(self, obs_ND: Tensor, fresh_NA: Tensor, uniform: Tensor) -> Tensor:
-        action: Tensor = self.actor(obs_ND, self.noise.hold(fresh_NA, uniform))
-        return action.clamp(-1, 1)
+        action: Tensor = self.actor.clipped(obs_ND, self.noise.hold(fresh_NA, uniform))
+        return action
 
     def _draw_noise(self) -> tuple[Tensor, ...]:
         """As FlashSAC; the actor's has two more parts, (B, 2 A + 1): flow matching takes them."""
@@ -172,8 +176,8 @@ class FQL(FlashSAC):
         return torch.cat((policy, more), dim=-1), *rest
 
     def _next_actions(self, obs_BD: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
-        action: Tensor = self.actor(obs_BD.repeat(self.settings.next_actions, 1), noise_BA)
-        return action.clamp(-1, 1), torch.zeros_like(noise_BA[:, 0])
+        obs_BD = obs_BD.repeat(self.settings.next_actions, 1)
+        return self.actor.clipped(obs_BD, noise_BA), torch.zeros_like(noise_BA[:, 0])
 
     def _update_actor(
         self,
@@ -201,10 +205,7 @@ class FQL(FlashSAC):
         # The critic's values are of scaled rewards: so is the weight, for Adam the same as neither.
         pull = self.settings.bc_alpha / self.reward_scaler.denominator()
         loss = behaviour_loss + pull * distance - value_B.mean()
-        gradients = average(torch.autograd.grad(loss, self._actor_params))
-        good = all_finite(mean_over_ranks(loss), gradients)
-        self._optimizers["actor"].step(gradients, enabled=good)
-        self.skips.count("actor", good)
+        self._descend("actor", loss, self._actor_params)
         return {
             "actor/loss": loss.detach(),
             "actor/behaviour_loss": behaviour_loss.detach(),

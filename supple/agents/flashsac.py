@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -505,11 +505,8 @@ class FlashSAC(Agent):
             distance = (new_action_BA - action_BA).square().mean()
             scale = mean_over_ranks(value_B.detach().abs().mean())
             loss = loss + settings.bc_alpha * scale * distance
-        gradients = average(torch.autograd.grad(loss, self._actor_params))
-        good = all_finite(mean_over_ranks(loss), gradients)
-        self._optimizers["actor"].step(gradients, enabled=good)
+        good = self._descend("actor", loss, self._actor_params)
         undo_unless(good, statistics, before)
-        self.skips.count("actor", good)
         if settings.project_actor:
             project_(self.actor)
 
@@ -526,6 +523,14 @@ class FlashSAC(Agent):
             "temperature/value": alpha.squeeze(),
             "temperature/loss": temperature_loss.detach(),
         }
+
+    def _descend(self, name: str, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """One step of an optimiser, left out unless all is finite; whether it was, 0-d bool."""
+        gradients = average(torch.autograd.grad(loss, parameters))
+        good = all_finite(mean_over_ranks(loss), gradients)
+        self._optimizers[name].step(gradients, enabled=good)
+        self.skips.count(name, good)
+        return good
 
     def _next_actions(self, obs_BD: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
         """Actions in the next states, and their log-probabilities.
@@ -584,11 +589,8 @@ class FlashSAC(Agent):
                 target = self.target_critic.averaged(target.unflatten(0, (drawn, rows)))
             value = self.critic.value(prediction, for_value).mean()
         loss = self.critic.loss(prediction, target, for_loss)
-        gradients = average(torch.autograd.grad(loss, self._critic_params))
-        good = all_finite(mean_over_ranks(loss), gradients)
-        self._optimizers["critic"].step(gradients, enabled=good)
+        good = self._descend("critic", loss, self._critic_params)
         undo_unless(good, statistics, before)
-        self.skips.count("critic", good)
         if self.settings.project_critic:
             project_(self.critic)
         with torch.no_grad():
