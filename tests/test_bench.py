@@ -17,6 +17,7 @@ from supple.agents.flashsac_settings import CRITICS
 from supple.bench import folder_of_rows
 from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
+from supple.bench.loop import rows as loop_rows
 from supple.bench.peers import update_peers
 from supple.bench.table import Shape, add, append, interleaved, read
 from supple.bench.update import counted_flops, matrix_products
@@ -178,6 +179,14 @@ def test_a_part_does_not_count_the_parts_inside_it():
             time.sleep(0.05)
     assert 0.02 <= watch.seconds["outer"][0] < 0.045
     assert watch.seconds["inner"][0] >= 0.05
+
+
+def test_a_long_step_compiled_something_and_a_long_diagnosis_took_that_long():
+    usual = [0.01] * 200
+    seconds = {"gradient step": [*usual, 5.0], "diagnostics": [*usual, 5.0]}
+    found = {row["part"]: row["seconds"] for row in loop_rows(seconds, env_steps=1, updates=1)}
+    assert (found["gradient step"], found["compiling"]) == ("2.01", "4.99")
+    assert found["diagnostics"] == "7.00"
 
 
 def test_what_happens_in_an_evaluation_is_the_evaluations_but_for_the_simulator():

@@ -33,8 +33,10 @@ OWN_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 EXCLUDED = (FINAL, "compiling")
 """Parts a short run would count too heavily: once per run, once per machine."""
 OTHER = "everything else"
+DIAGNOSTICS = "diagnostics"
 MANY_CALLS, SURELY_COMPILING = 100, 0.5
-"""A call of a part that is called often and takes this long [s] compiled something."""
+"""A call of a part that is called often and takes this long [s] compiled something; diagnostics
+are seldom due, and then take it."""
 
 
 @dataclass
@@ -127,6 +129,7 @@ def _watch(watch: Stopwatch, run: Run) -> None:
         (run, "record", "recording"),
         (run, "evaluate", evaluation),
         (run, "_film", evaluation),
+        (run, "diagnose", DIAGNOSTICS),
         (run, "log", "metric rows"),
         (run, "save", "checkpoints"),
     )
@@ -137,10 +140,12 @@ def _watch(watch: Stopwatch, run: Run) -> None:
 def rows(seconds: dict[str, list[float]], *, env_steps: int, updates: int) -> list[dict[str, Any]]:
     """A row per part, the largest first, and two sums."""
     compiling: list[float] = []
-    for calls in seconds.values():
+    for name, calls in seconds.items():
+        if name == DIAGNOSTICS or len(calls) <= MANY_CALLS:
+            continue
         usual = float(np.median(calls))
         for at, spent in enumerate(calls):
-            if len(calls) > MANY_CALLS and spent > SURELY_COMPILING:
+            if spent > SURELY_COMPILING:
                 compiling.append(spent - usual)
                 calls[at] = usual
     seconds["compiling"] = compiling or [0.0]
