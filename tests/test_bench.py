@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from benchmarks import deploy
 from supple.agents import FlashSACSettings, PPOSettings
 from supple.agents.flashsac_settings import CRITICS
-from supple.bench import folder_of_rows
+from supple.bench import folder_of_rows, reference
 from supple.bench.compute import flops_per_update
 from supple.bench.loop import INSIDE, Stopwatch
 from supple.bench.loop import rows as loop_rows
@@ -26,6 +27,26 @@ from supple.configs import default_settings
 from supple.errors import InputError
 from supple.region import Compute
 from tests.small_runs import flags, stop_at_once
+
+
+def test_the_official_code_runs_eager_and_on_gpus_compiled_as_asked(monkeypatch):
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(reference, "load_official", lambda checkout: None)
+    monkeypatch.setattr(reference, "_updates", lambda code, shape, **changed: changed)
+    gpu = Shape(3, 2, 8, torch.device("cuda"))
+    for mode in ("auto", "reduce-overhead", "off"):
+        asked |= reference.reference_updates(Path(), gpu, compiled=mode)
+    assert list(asked) == [
+        "official eager float32",
+        "official as shipped float16",
+        "official reduce-overhead float16",
+    ]
+    assert asked["official eager float32"] == {}
+    shipped = {"use_compile": True, "compile_mode": "auto", "use_amp": True}
+    assert asked["official as shipped float16"] == shipped
+    assert asked["official reduce-overhead float16"]["compile_mode"] == "reduce-overhead"
+    on_cpu = reference.reference_updates(Path(), Shape(3, 2, 8))
+    assert set(on_cpu) <= {"official eager float32", "official eager bfloat16"}
 
 
 def test_every_variant_is_timed_in_every_round_in_turn():

@@ -59,6 +59,12 @@ def main(arguments: Sequence[str]) -> int:
         "--reference", type=Path, help="a checkout of the official FlashSAC to time in between"
     )
     parser.add_argument(
+        "--reference-compile",
+        default="auto",
+        choices=("auto", "default", "reduce-overhead", "max-autotune", "off"),
+        help="how it is compiled on a GPU: auto is as it ships, for which it takes minutes",
+    )
+    parser.add_argument(
         "--peers", action="store_true", help="time other libraries, those that are installed, too"
     )
     parser.add_argument("--task", default="gym/HalfCheetah-v5", help="what the loop trains on")

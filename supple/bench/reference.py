@@ -21,18 +21,28 @@ from supple.errors import InputError
 from supple.region import float32_products, has_bfloat16
 
 
-def reference_updates(checkout: Path, shape: Shape) -> dict[str, Callable[[], object]]:
+def reference_updates(
+    checkout: Path, shape: Shape, *, compiled: str = "auto"
+) -> dict[str, Callable[[], object]]:
     """Two updates of a checkout of Holiday-Robot/FlashSAC, in the ways it can run on a device.
 
     Eager in float32 everywhere. On a CPU with oneDNN's switch too, where it has bfloat16; on a GPU
-    also as its settings ship, compiled (``max-autotune`` on this torch) with float16 autocast.
+    also compiled with float16 autocast, as its settings ship.
+
+    Args:
+        checkout: its folder.
+        shape: of the batches.
+        compiled: its ``compile_mode``; ``auto``, as shipped, is ``max-autotune`` on this torch, for
+            which it compiles some minutes. ``off`` leaves that variant out.
     """
     official = load_official(checkout)
-    plain = _updates(official, shape, shipped=False)
+    plain = _updates(official, shape)
     found = {"official eager float32": plain}
-    if shape.device.type == "cuda":
-        found["official as shipped float16"] = _updates(official, shape, shipped=True)
-    elif has_bfloat16(shape.device):
+    if shape.device.type == "cuda" and compiled != "off":
+        how = "as shipped" if compiled == "auto" else compiled
+        changed = {"use_compile": True, "compile_mode": compiled, "use_amp": True}
+        found[f"official {how} float16"] = _updates(official, shape, **changed)
+    if shape.device.type == "cpu" and has_bfloat16(shape.device):
         found["official eager bfloat16"] = partial(in_bfloat16, plain)
     return found
 
@@ -111,8 +121,8 @@ def official_agent(official: Any, shape: Shape, **changed: Any) -> Any:
     return official.FlashSACAgent(*spaces, {}, dataclasses.replace(config, **changed))
 
 
-def _updates(official: Any, shape: Shape, *, shipped: bool) -> Callable[[], object]:
-    agent = official_agent(official, shape, use_compile=shipped, use_amp=shipped)
+def _updates(official: Any, shape: Shape, **changed: Any) -> Callable[[], object]:
+    agent = official_agent(official, shape, **changed)
     random = np.random.default_rng(0)
     rows = RING_ROWS
     agent.process_transition(

@@ -43,7 +43,8 @@ def bench_update(shape: Shape, options: argparse.Namespace) -> list[dict[str, An
         alone = _products(products, DTYPES[precision], shape.device)
         variants[ceiling[precision]] = _replayed(_switched(alone, precision), shape.device)
     if options.reference:
-        variants |= reference_updates(options.reference, shape)
+        mode = options.reference_compile
+        variants |= reference_updates(options.reference, shape, compiled=mode)
     peers = update_peers(shape) if options.peers else {}
     # Of one call, which is two updates of ours and of the official code, one of a peer.
     work = dict.fromkeys(variants, float(flops)) | {n: counted_flops(p) for n, p in peers.items()}
