@@ -67,6 +67,71 @@ def test_where_compilation_fails_training_goes_on_eagerly_with_one_warning(monke
     assert_goes_on_eagerly(Compute(compile=True), "going on in eager")
 
 
+def spoilt(spoil):
+    """A compiler whose steps end in another state than they should."""
+
+    def compiled(step, inputs):
+        def run(*inputs):
+            outputs = step(*inputs)
+            spoil()
+            return outputs
+
+        return run
+
+    return compiled
+
+
+def two_weights(*, compute):
+    """A region that moves one weight by its input; a second that gets a gradient of rounding."""
+    weights = torch.ones(64), torch.ones(16)
+
+    def move(step):
+        weights[0].sub_(step)
+        weights[1].add_(1e-7)
+        return {"loss": weights[0].square().sum()}
+
+    return Region(move, state=lambda: list(weights), compute=compute), weights
+
+
+def test_a_compiled_step_that_is_wrong_is_left_for_the_eager_one(monkeypatch):
+    """Which is what users would else find after a day, in a flat curve."""
+    step = torch.linspace(0, 1e-3, 64)
+    region, (weight, _) = two_weights(compute=Compute(compile=True))
+    monkeypatch.setattr("supple.region.compile_graph", spoilt(lambda: weight.add_(step, alpha=0.5)))
+    said = r"eager: \d\d\.\d% of what the compiled step gives is not what the eager one does"
+    with pytest.warns(UserWarning, match=said) as caught:
+        region(step)
+    assert len(caught) == 1
+    assert not region._compute.compile
+    assert torch.equal(weight, 1 - step)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_step_may_round_otherwise(monkeypatch, precision):
+    step = torch.linspace(0, 1e-3, 64)
+    region, (weight, other) = two_weights(compute=Compute(compile=True, precision=precision))
+    share = {"float32": 1e-3, "bfloat16": 0.2}[precision]
+
+    def rounding():
+        weight.add_(step, alpha=share)
+        other.sub_(1e-9)
+
+    monkeypatch.setattr("supple.region.compile_graph", spoilt(rounding))
+    region(step)
+    assert region._compute.compile
+    assert torch.equal(weight, 1 - step + share * step)
+
+
+def test_a_compiled_step_that_draws_another_row_or_no_number_is_wrong(monkeypatch):
+    for wrong in (torch.tensor([3, 1]), torch.tensor([2.0, torch.nan])):
+        right = wrong.nan_to_num(1.0).clone()
+        right[0] = 2
+        region = Region(lambda right=right: right, state=list, compute=Compute(compile=True))
+        monkeypatch.setattr("supple.region.compile_graph", lambda *_, wrong=wrong: lambda: wrong)
+        with pytest.warns(UserWarning, match=r"100\.0% of what the compiled step gives"):
+            assert region() is right
+
+
 def test_where_capturing_fails_training_goes_on_ungraphed_with_one_warning(monkeypatch):
     def refuse_late(run, around):
         for _ in range(3):
