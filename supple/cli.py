@@ -182,12 +182,15 @@ def resume(arguments: list[str]) -> int:
     parser = Parser(prog="supple resume", description="Continue a run where it was stopped.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
     parser.add_argument("--env-steps", type=int, help="extend training to this many steps")
+    parser.add_argument("--no-wandb", action="store_true", help="go on without Weights & Biases")
     _add_device(parser)
     options = parser.parse_args(arguments)
     from supple import launch
 
     def begin() -> Run:
-        return launch.resumed_run(options.folder, options.env_steps, device=options.device)
+        return launch.resumed_run(
+            options.folder, options.env_steps, device=options.device, wandb=not options.no_wandb
+        )
 
     return _train(begin, from_environment())
 

@@ -23,6 +23,11 @@ def how_to_install(extra: str) -> str:
     return f'pip install -e ".[{extra}]" in supple\'s checkout'
 
 
+def first_line(error: Exception) -> str:
+    """What an error of any library says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @functools.cache
 def say_once(text: str) -> None:
     """Tell the user on the error stream, however often one command comes by here."""

@@ -113,7 +113,9 @@ def begun_or_continued(settings: Settings) -> Run:
     return new_run(settings)
 
 
-def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "") -> Run:
+def resumed_run(
+    folder: Path, env_steps: int | None = None, *, device: str = "", wandb: bool = True
+) -> Run:
     """A run that continues from its newest intact checkpoint, or from scratch before its first.
 
     Args:
@@ -121,6 +123,7 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
         env_steps: extend training to this many steps. FlashSAC's learning-rate schedule keeps its
             length, PPO's linear one ends there.
         device: continue there; by default on the run's own, or the CPU where that is missing.
+        wandb: False goes on without Weights & Biases, this time.
 
     Raises:
         InputError: no intact checkpoint, one that does not fit the run, or nothing left to do.
@@ -129,6 +132,8 @@ def resumed_run(folder: Path, env_steps: int | None = None, *, device: str = "")
     if env_steps is not None:
         recorded = dataclasses.replace(recorded, env_steps=env_steps)
     settings = on_this_machine(recorded, device)
+    if not wandb:
+        settings = dataclasses.replace(settings, log=dataclasses.replace(settings.log, wandb=""))
     _require_processes(folder)
     distributed.join(torch.device(settings.device))
     with contextlib.ExitStack() as undo:

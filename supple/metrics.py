@@ -20,12 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from supple.errors import InputError, how_to_install
+from supple.errors import InputError, first_line, how_to_install, say_once
 from supple.files import replace_file
 
 METRICS = "metrics.csv"
 WANDB_ID = "wandb-id"
 """The run's on Weights & Biases; checkpoints name it as well."""
+WITHOUT_WANDB = "go on without: leave --log.wandb out, in a run there is supple resume --no-wandb"
 
 
 class MetricSinks:
@@ -61,6 +62,15 @@ class MetricSinks:
         if wandb_project and writes:
             self._wandb = WandbSink(folder, wandb_project, settings or {})
             self._sinks.append(self._wandb)
+
+    def begin(self) -> None:
+        """Make sure that rows will arrive, before there are any.
+
+        Raises:
+            InputError: W&B is wanted and refuses.
+        """
+        if self._wandb:
+            self._wandb.begin()
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
         """Append one row; it is with the operating system when this returns.
@@ -302,7 +312,7 @@ def require_wandb(project: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"--log.wandb {project} needs the wandb package, which cannot be imported"
-            f" ({error}): {how_to_install('wandb')}, or leave --log.wandb out"
+            f" ({error}): {how_to_install('wandb')}, or {WITHOUT_WANDB}"
         ) from error
 
 
@@ -324,6 +334,7 @@ class WandbSink:
         self._project = project
         self._settings = settings
         self._run: Any = None
+        self._lost = False
         self._id_file = folder / WANDB_ID
         known = self._id_file.read_text().strip() if self._id_file.exists() else ""
         self.run_id = known or uuid.uuid4().hex[:12]
@@ -336,10 +347,15 @@ class WandbSink:
         """Send a film."""
         self._log(step, {"video": self._wandb.Video(str(path))})
 
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._run is None:
-            # Before W&B knows it: a run that is killed before its first checkpoint has one, too.
-            replace_file(self._id_file, self.run_id.encode())
+    def begin(self) -> None:
+        """Open the run there.
+
+        Raises:
+            InputError: W&B refuses: nobody is logged in, or it cannot be reached.
+        """
+        # Before W&B knows it: a run that is killed before its first checkpoint has one, too.
+        replace_file(self._id_file, self.run_id.encode())
+        try:
             self._run = self._wandb.init(
                 project=self._project,
                 id=self.run_id,
@@ -352,7 +368,22 @@ class WandbSink:
             )
             # W&B's own step only grows, and would drop the rows a resume repeats.
             self._run.define_metric("*", step_metric="env_steps")
-        self._run.log({"env_steps": step, **values})
+        except Exception as error:  # its own errors, those of HTTP and of sockets
+            raise InputError(
+                f"--log.wandb {self._project} cannot begin: {first_line(error)}; wandb login, or"
+                f" WANDB_MODE=offline, or {WITHOUT_WANDB}"
+            ) from error
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._lost:
+            return
+        if self._run is None:
+            self.begin()
+        try:
+            self._run.log({"env_steps": step, **values})
+        except Exception as error:  # training is worth more than its rows there
+            self._lost = True
+            say_once(f"W&B takes no more rows, {METRICS} has them all: {first_line(error)}")
 
     def truncate_after(self, step: int) -> None:
         """Nothing: what was sent stays."""
@@ -362,9 +393,9 @@ class WandbSink:
 
     def close(self) -> None:
         """Send the rest."""
-        if self._run is not None:
-            self._run.finish()
-            self._run = None
+        run, self._run = self._run, None
+        if run is not None and not self._lost:
+            run.finish()
 
 
 # --- reading and writing text ----------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from supple.distributed import is_together, lowest
-from supple.errors import InputError
+from supple.errors import InputError, first_line
 
 T = TypeVar("T")
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -169,14 +169,14 @@ class Region(Generic[T]):
             with self._untouched_state():
                 compiled = compile_graph(self._function, inputs)
         except Exception as error:  # whatever a compiler may raise, training goes on
-            reason = _first_line(error)
+            reason = first_line(error)
         if self._all(compiled is not None) and compiled is not None:
             try:
                 found = self._outcome(compiled, inputs)
             except Exception as error:
                 if is_together():  # the others wait within the step: they see this process end
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             else:
                 apart = _share_apart(found, self._outcome(self._function, inputs))
                 most = ROUNDING[self._compute.precision]
@@ -202,7 +202,7 @@ class Region(Generic[T]):
             captured = capture(lambda: run(*static), around=self._untouched_state)
         except Exception as error:  # training goes on without, as where compiling fails
             self._compute.cuda_graphs = False
-            reason = _first_line(error)
+            reason = first_line(error)
             warnings.warn(f"capturing failed, going on without CUDA graphs: {reason}", stacklevel=2)
             return run
 
@@ -264,10 +264,6 @@ def _share_apart(
             share = min(float((wide - true).norm() / moved), 1.0) if true.numel() else 0.0
         apart, total = apart + share * same.numel(), total + same.numel()
     return apart / max(total, 1.0)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @dataclass(frozen=True, slots=True)

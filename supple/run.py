@@ -176,6 +176,7 @@ class Run:
     def start(self) -> Groups:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
+        self._sinks.begin()
         self._signals.enter_context(on_signals(self._request_stop, signal.SIGINT, signal.SIGTERM))
         if self._world.first and runs_on_gpu(self.settings.task):
             # They share the GPU's memory: what does not fit fails now, not at a tenth of the run.

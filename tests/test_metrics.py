@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
+from supple.cli import BAD_INPUT, DONE, main
 from supple.errors import InputError
 from supple.metrics import CsvSink, JsonlSink, MetricSinks, Sink, read_csv
-from tests.small_runs import run_whole, small_settings
+from tests.small_runs import flags, run_whole, small_settings
 
 
 @pytest.fixture
@@ -227,6 +228,51 @@ def test_wandb_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     sinks.load_state_dict({"wandb_run_id": "abc"})  # W&B was on before: not an error
     with pytest.raises(InputError, match=r'pip install -e "\.\[wandb\]"'):
         MetricSinks(tmp_path, wandb_project="robots")
+
+
+def test_a_run_that_wandb_refuses_ends_before_it_trains_and_goes_on_without(
+    tmp_path, monkeypatch, capsys
+):
+    def refuse(**_):
+        raise RuntimeError("api_key not configured\nand a long story")
+
+    fake = FakeWandb()
+    monkeypatch.setattr(fake, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    folder = tmp_path / "run"
+    given = [*flags(), "--env-steps", "300", "--run-dir", str(folder)]
+    command = ["train", "toy/lqr", *given, "--log.wandb", "robots"]
+    assert main(command) == BAD_INPUT
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(
+        "supple: error: --log.wandb robots cannot begin: api_key not configured;"
+    )
+    assert "supple resume --no-wandb" in said
+    assert not (folder / "metrics.csv").exists()
+    monkeypatch.setitem(sys.modules, "wandb", None)  # and now it is not even installed
+    assert main(["resume", str(folder)]) == BAD_INPUT
+    assert "--no-wandb" in capsys.readouterr().err
+    assert main(["resume", str(folder), "--no-wandb"]) == DONE
+    assert json.loads((folder / "settings.json").read_text())["log"]["wandb"] == "robots"
+
+
+def test_training_outlives_wandb(tmp_path, monkeypatch, capsys):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    sinks = MetricSinks(tmp_path, wandb_project="robots")
+    sinks.begin()
+    sinks.write(1, {"a": 1.0})
+
+    def lose(row):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(fake, "log", lose)
+    for step in (2, 3):
+        sinks.write(step, {"a": 1.0})
+    sinks.close()
+    assert capsys.readouterr().err.count("W&B takes no more rows, metrics.csv has them all") == 1
+    assert ("finish",) not in fake.calls  # which may wait for a server that is not there
+    assert read_csv(tmp_path / "metrics.csv")["step"] == [1.0, 2.0, 3.0]
 
 
 def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
