@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,10 @@ from supple.signals import on_signals
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
+UNLIKE = ("seed", "run_dir", "threads", "device", "max_minutes")
+"""Settings in which runs of one variant may differ; so may those of logs and checkpoints."""
+TELLING = ("agent_name", "preset")
+"""Settings that name a variant before others do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="supple compare",
         usage="supple compare TASK … --out D [--seeds K …] [--variant …] [--jobs J] [--csv FILE …]"
-        " [-- FLAGS]",
+        " [-- FLAGS]\n       supple compare DIR … --out D [--csv FILE …]",
         description="Train seeds of one or more variants, as many at once as GPUs or cores allow,"
         " then draw one table and one figure. Run the same command again to continue. What follows"
-        " -- are flags of supple train for every run. Intervals are of the stratified bootstrap;"
-        " over several tasks, returns are scaled so that 0 is the worst first evaluation of a task"
-        " and 1 the best mean at its end.",
+        " -- are flags of supple train for every run. Given the folders of runs, it compares those"
+        " and trains none: runs that differ by their seed alone are one variant. Intervals"
+        " are of the stratified bootstrap; over several tasks, returns are scaled so that 0 is the"
+        " worst first evaluation of a task and 1 the best mean at its end.",
         epilog="example: supple compare gym/Pendulum-v1 --seeds 0 1 2 --out cmp --variant "
         '"categorical: --agent.critic categorical" --variant "scalar: --agent.critic scalar"'
         " -- --preset laptop --env-steps 20000",
     )
-    parser.add_argument("tasks", nargs="+", metavar="TASK")
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="or folders of runs")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2], metavar="K")
     parser.add_argument(
         "--variant",
@@ -123,8 +128,18 @@ def main(arguments: Sequence[str]) -> int:
             raise InputError("--lr-sweep makes the variants itself, of one task: leave out others")
         own_settings = train_settings([options.tasks[0], *common])
         rates = sweep.variants(own_settings, options.lr_sweep, len(options.seeds))
-    variants = options.variant or [*rates]
-    jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
+    if all(Path(given).is_dir() for given in options.tasks):
+        if common or options.variant or rates:
+            raise InputError(
+                "runs that are there have their flags: compare folders without --variant,"
+                " --lr-sweep and flags after --"
+            )
+        jobs = runs_in([Path(given) for given in options.tasks])
+        options.tasks = list(dict.fromkeys(job.task for job in jobs))
+        queue = []
+    else:
+        variants = options.variant or [*rates]
+        queue = jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
     curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
     gpus = visible_gpus() if any(job.any_gpu for job in jobs) else []
     at_once = options.jobs or min(len(gpus) or machine.cores(), len(jobs))
@@ -135,13 +150,65 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise InputError(f"cannot write {options.out}: {error.strerror}") from error
     with claim(options.out):
-        status = run_queue(jobs, at_once, gpus)
+        status = run_queue(queue, at_once, gpus)
         if any(job.result() for job in jobs):
             report([*summarise(jobs), *foreign(curves)], options.out)
             if rates and status != RESUMABLE:
                 print(sensitivity(jobs, list(rates.values()), options.out))
             print(options.out)
     return status
+
+
+def runs_in(folders: Sequence[Path]) -> list[Job]:
+    """Runs that are there, grouped to variants by their settings.
+
+    A variant is called by the fewest settings that tell it from the others of its task.
+
+    Raises:
+        InputError: a folder holds no run, or none of them is finished.
+    """
+    settings = {folder: flat(read_settings(folder)) for folder in dict.fromkeys(folders)}
+    runs = {
+        folder: {
+            name: json.dumps(value)
+            for name, value in found.items()
+            if name not in UNLIKE and not name.startswith(("log.", "checkpoint."))
+        }
+        for folder, found in settings.items()
+    }
+    jobs = []
+    for task in dict.fromkeys(found["task"] for found in settings.values()):
+        here = {folder: run for folder, run in runs.items() if settings[folder]["task"] == task}
+        names = _telling([*here.values()])
+        for folder, run in here.items():
+            called = [run[name].strip('"') for name in names[:1] if name in TELLING]
+            called += [
+                f"{name.removeprefix('agent.')} {run.get(name, '-')}".replace('"', "")
+                for name in names[len(called) :]
+            ]
+            variant = ", ".join(called) or str(settings[folder]["agent_name"])
+            jobs.append(Job(variant, settings[folder]["seed"], folder, (), task))
+    left_out = [str(job.folder) for job in jobs if job.result() is None]
+    if len(left_out) == len(jobs):
+        raise InputError(f"no run is finished: supple resume {left_out[0]}")
+    for path in left_out:
+        print(f"not finished, and left out: {path}", file=sys.stderr)
+    return jobs
+
+
+def _telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Of the settings that differ, enough to tell runs of different settings apart."""
+    names: list[str] = []
+
+    def kinds(chosen: Sequence[str]) -> int:
+        return len({tuple(run.get(name) for name in chosen) for run in runs})
+
+    known = list(dict.fromkeys(name for run in runs for name in run))
+    wanted = kinds(known)
+    for name in (*TELLING, *known):
+        if kinds(names) < wanted and kinds([*names, name]) > kinds(names):
+            names.append(name)
+    return names
 
 
 def sensitivity(jobs: Sequence[Job], rates: Sequence[float], out: Path) -> str:

@@ -15,6 +15,7 @@ from supple.agents.ppo_settings import PPOSettings
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main, train_settings
 from supple.compare import Job, plan, plan_tasks, run_queue, summarise
 from supple.configs import default_settings
+from supple.configs.base import to_json
 from supple.errors import InputError
 from supple.files import claim
 from tests.small_runs import small_settings
@@ -241,3 +242,75 @@ def test_a_sweep_counts_diverged_runs_as_no_learning(tmp_path, monkeypatch, caps
 def test_random_actions_earn_what_a_task_gives_for_nothing(tmp_path):
     settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
     assert sweep.random_return(settings) == sweep.random_return(settings) < 0
+
+
+def made(folder, task="toy/lqr", *, returned=1.0, **changes):
+    """The folder of a run that reached something."""
+    settings = default_settings(task, agent=changes.pop("agent", "flashsac"), preset="laptop")
+    settings.seed = changes.pop("seed", 0)
+    for name, value in changes.items():
+        setattr(settings.agent, name, value)
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps(to_json(settings)))
+    (folder / "metrics.csv").write_text(
+        f"step,eval/return_mean,time/seconds\n10,0.0,1\n20,{returned},2\n"
+    )
+    result = {"return_mean": returned, "env_steps": 20, "seconds": 2.0}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_runs_that_are_there_are_grouped_by_what_tells_them_apart(tmp_path):
+    folders = [
+        made(tmp_path / "a", seed=0),
+        made(tmp_path / "b", seed=1),
+        made(tmp_path / "c", seed=0, critic="scalar", tau=0.5, gamma=0.5),
+        made(tmp_path / "d", "toy/bandit", agent="ppo"),
+        made(tmp_path / "e", "toy/bandit"),
+        made(tmp_path / "f", "toy/counter"),
+    ]
+    found = [(job.task, job.variant, job.seed) for job in compare.runs_in([*folders, folders[0]])]
+    assert found == [
+        ("toy/lqr", "critic categorical", 0),
+        ("toy/lqr", "critic categorical", 1),
+        ("toy/lqr", "critic scalar", 0),
+        ("toy/bandit", "ppo", 0),
+        ("toy/bandit", "flashsac", 0),
+        ("toy/counter", "flashsac", 0),
+    ]
+
+
+def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "start", None)
+    given = [
+        made(tmp_path / name, seed=seed, tau=tau, returned=value)
+        for name, seed, tau, value in (("a", 0, 0.1, 3.0), ("b", 1, 0.1, 5.0), ("c", 0, 0.2, 9.0))
+    ]
+    (made(tmp_path / "d", seed=1, tau=0.2) / "result.json").unlink()
+    given.append(tmp_path / "d")
+    out = tmp_path / "out"
+    assert main(["compare", *map(str, given), "--out", str(out)]) == DONE
+    assert f"not finished, and left out: {tmp_path / 'd'}" in capsys.readouterr().err
+    rows = (out / "compare.csv").read_text().splitlines()
+    assert [row.split(",")[1:4] for row in rows[1:]] == [
+        ["tau 0.1", "2 of 2", "4.0"],
+        ["tau 0.2", "1 of 2", "9.0"],
+    ]
+    assert (out / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--", "--agent.tau", "0.1"], "runs that are there have their flags"),
+        (["--variant", "a: --agent.tau 0.1"], "runs that are there have their flags"),
+        ([], "no run is finished: supple resume"),
+    ],
+)
+def test_of_runs_that_are_there_nothing_is_changed(tmp_path, capsys, flags, complaint):
+    (made(tmp_path / "a") / "result.json").unlink()
+    own = ["--out", str(tmp_path / "out")]
+    assert main(["compare", str(tmp_path / "a"), *own, *flags]) == BAD_INPUT
+    assert complaint in capsys.readouterr().err
+    assert main(["compare", str(tmp_path), *own]) == BAD_INPUT
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
