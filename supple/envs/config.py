@@ -86,7 +86,7 @@ def arguments(
     """
     if not config:
         return {}
-    found, takes_more = _parameters(factory)
+    found, takes_more = parameters(factory)
     found |= defaults or {}
     known = {name: default for name, default in found.items() if name not in fixed}
     for key in pairs(config):
@@ -96,6 +96,26 @@ def arguments(
         elif takes_more and not dot:
             known.setdefault(name, None)
     return {name: known[name] for name in override(known, config, task_id, fixed=fixed)}
+
+
+def parameters(factory: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Keyword arguments with their defaults, and whether any others are taken, too."""
+    found: dict[str, Any] = {}
+    chain = [factory]
+    if isinstance(factory, type):
+        own: list[Any] = [vars(kind).get("__init__") for kind in factory.__mro__[:-1]]
+        chain = [function for function in own if function is not None]
+    for function in chain:
+        taken = inspect.signature(function).parameters.values()
+        named = {
+            each.name: each.default
+            for each in taken
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self"
+        }
+        found = named | found
+        if not any(each.kind is each.VAR_KEYWORD for each in taken):
+            return found, False
+    return found, not isinstance(factory, type)
 
 
 def nearest(name: str, choices: Sequence[str], prefix: str = "") -> str:
@@ -171,23 +191,3 @@ def _value(text: str, old: Any, where: str) -> Any:
     if not fits:
         raise InputError(f"{where} expects {kind}, got {text}")
     return value
-
-
-def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Keyword arguments with their defaults, and whether any others are taken, too."""
-    found: dict[str, Any] = {}
-    chain = [factory]
-    if isinstance(factory, type):
-        own: list[Any] = [vars(kind).get("__init__") for kind in factory.__mro__[:-1]]
-        chain = [function for function in own if function is not None]
-    for function in chain:
-        parameters = inspect.signature(function).parameters.values()
-        named = {
-            each.name: each.default
-            for each in parameters
-            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self"
-        }
-        found = named | found
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return found, False
-    return found, not isinstance(factory, type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from supple.envs.base import Env
-from supple.envs.config import arguments
+from supple.envs.config import arguments, parameters
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,17 +87,17 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     offered = {"num_envs": settings.num_envs, "device": device}
     if render:
         offered["render_mode"] = "rgb_array"
-    accepted = _accepted(factory, offered)
+    given = accepted(factory, offered)
     chosen = arguments(factory, settings.config, task, fixed=FIXED)
-    made = factory(**accepted, **chosen)
+    made = factory(**given, **chosen)
     if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
-        factory, accepted, chosen = made, _accepted(made, offered), {}
-        made = factory(**accepted)
+        factory, given, chosen = made, accepted(made, offered), {}
+        made = factory(**given)
     if isinstance(made, Env):
-        return _as_asked(made, task, accepted, device)
+        return _as_asked(made, task, given, device)
     found = _torch_simulator(made, task, settings.action_bound)
     if found is not None:
-        return _as_asked(found, task, accepted, device)
+        return _as_asked(found, task, given, device)
     import gymnasium
 
     from supple.envs.gym import GymVector, wrap_factory
@@ -111,11 +110,11 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
             patience=settings.patience,
             action_bound=settings.action_bound,
         )
-        return _as_asked(vector, task, accepted, device)
+        return _as_asked(vector, task, given, device)
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(
-            lambda **options: factory(**_accepted(factory, options), **chosen),
+            lambda **options: factory(**accepted(factory, options), **chosen),
             settings,
             task_id=task,
             device=device,
@@ -149,9 +148,9 @@ def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
     return None
 
 
-def _as_asked(env: Env, task: str, accepted: dict[str, Any], device: torch.device) -> Env:
+def _as_asked(env: Env, task: str, given: dict[str, Any], device: torch.device) -> Env:
     """Refuse an environment of another size or device than its callable was given."""
-    asked = accepted.get("num_envs", env.spec.num_envs)
+    asked = given.get("num_envs", env.spec.num_envs)
     got = env.spec.device
     if env.spec.num_envs != asked:
         problem = f"built {env.spec.num_envs} environments, asked for num_envs={asked}"
@@ -163,10 +162,12 @@ def _as_asked(env: Env, task: str, accepted: dict[str, Any], device: torch.devic
     raise InputError(f"{task} {problem}")
 
 
-def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments a callable takes, of those on offer."""
-    parameters = inspect.signature(factory).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return offered
-    names = {parameter.name for parameter in parameters}
+def accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments a callable takes, of those on offer.
+
+    What takes any hands them on to where nobody can see, mostly ``gymnasium.make``: of those it
+    does not name it gets none but the render mode.
+    """
+    named, takes_any = parameters(factory)
+    names = {*named, "render_mode"} if takes_any else named.keys()
     return {name: value for name, value in offered.items() if name in names}

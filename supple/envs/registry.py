@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -226,7 +225,7 @@ def packages_of(task: str) -> tuple[str, ...]:
 def runs_on_gpu(task: str) -> bool:
     """Whether a task steps in one batch on a GPU where there is one; nothing is built to find out.
 
-    A callable of one's own does where it takes both how many and on which device.
+    A callable of one's own does where it names both how many and on which device.
 
     Raises:
         InputError: there is no such callable.
@@ -236,7 +235,8 @@ def runs_on_gpu(task: str) -> bool:
         return simulator in ON_GPU
     from supple.envs import custom
 
-    return {"num_envs", "device"} <= inspect.signature(custom.load(task)).parameters.keys()
+    batch = {"num_envs": 1, "device": "cuda"}
+    return custom.accepted(custom.load(task), batch) == batch
 
 
 def known_tasks() -> dict[str, Simulator]:

@@ -1,7 +1,9 @@
 import csv
+import functools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from supple.envs import EnvSettings, check_task, known_tasks, make
 from supple.envs.base import Env
-from supple.envs.registry import ADAPTERS, UNPROVED
+from supple.envs.registry import ADAPTERS, UNPROVED, runs_on_gpu
 from supple.envs.toy import make_toy
 from supple.errors import InputError
 
@@ -68,13 +70,40 @@ def own_vector_env(num_envs):
     return gymnasium.make_vec("Pendulum-v1", num_envs=num_envs, vectorization_mode="sync")
 
 
+def own_options(**options):
+    return gymnasium.make("Pendulum-v1", **options)
+
+
+def own_vector_options(num_envs, **options):
+    return gymnasium.make_vec("Pendulum-v1", num_envs, vectorization_mode="sync", **options)
+
+
+class Batch:
+    def __init__(self, num_envs, device):
+        pass
+
+
+class DerivedBatch(Batch):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+
+own_partial = functools.partial(gymnasium.make, "Pendulum-v1")
+
+
 @pytest.fixture
 def own_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_sim", sys.modules[__name__])
     return "own_sim"
 
 
-@pytest.mark.parametrize("name", ["own_env", "own_gym_env", "own_vector_env"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("own_env", "own_gym_env", "own_vector_env"),
+        *("own_options", "own_partial", "own_vector_options"),
+    ],
+)
 def test_a_users_callable_is_recognised_and_wrapped(own_module, name):
     env = make(f"{own_module}:{name}", EnvSettings(num_envs=3), device=torch.device("cpu"))
     assert isinstance(env, Env)
@@ -82,6 +111,23 @@ def test_a_users_callable_is_recognised_and_wrapped(own_module, name):
     step = (env.reset(0), env.step(torch.zeros(3, env.spec.action.size)))[1]
     assert step["reward"].shape == (3,)
     env.close()
+
+
+@pytest.mark.parametrize("name", ["own_options", "own_partial"])
+def test_a_callable_that_hands_its_options_on_draws_and_takes_a_configuration(own_module, name):
+    settings = EnvSettings(config=("g=9.0",))
+    env: Any = make(f"{own_module}:{name}", settings, render=True)
+    assert env.render().ndim == 3
+    assert env._env.envs[0].unwrapped.g == 9.0
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "batched"),
+    [("own_env", True), ("own_vector_env", False), ("own_options", False), ("DerivedBatch", True)],
+)
+def test_what_is_asked_to_step_in_a_batch_on_a_gpu_names_both(own_module, name, batched):
+    assert runs_on_gpu(f"{own_module}:{name}") == batched
 
 
 def test_a_callable_that_returns_something_else_is_refused(own_module, monkeypatch):
