@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +25,7 @@ from supple.world import World, from_environment, may_restart, restarted
 
 if TYPE_CHECKING:
     from supple.configs.base import Settings
+    from supple.envs.base import EnvSpec
     from supple.launch import Trained
     from supple.run import Run
 
@@ -300,35 +302,30 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     add_best(parser)
-    parser.add_argument("--task", default="", help="evaluate there; default: the run's own")
+    _add_task(parser)
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     _add_device(parser)
-    options, flags = parser.parse_known_args(arguments)
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith("--env."):
-            parser.error(f"unrecognized arguments: {flag}")
+    options, flags = _parse_env_flags(parser, arguments)
     from supple import launch
     from supple.display import Display
     from supple.evaluate import evaluate as run_episodes
-    from supple.evaluate import make_env, other_bounds, require_same_interface
+    from supple.evaluate import make_env
     from supple.rng import derive_seed
 
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
     trained = launch.load_trained(chosen(options.folder, options), device=options.device)
-    settings = _evaluated_in(trained, options, flags)
+    settings, progress = _elsewhere(trained, options.task, flags, options.episodes, parser.prog)
     env = make_env(
         settings,
         num_envs=settings.env.num_envs,
         purpose=f"eval {options.seed}",
-        progress=trained.progress if settings.task == trained.settings.task else None,
+        progress=progress,
     )
     try:
-        require_same_interface(env.spec, trained.spec, trained.agent.actor_groups)
-        if warning := other_bounds(env.spec, trained.spec):
-            print(f"supple: {warning}", file=sys.stderr)
+        _require_interface(trained, env.spec)
         seed = derive_seed(options.seed, "eval")
         found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
     finally:
@@ -359,27 +356,55 @@ def evaluate(arguments: list[str]) -> int:
     return DONE
 
 
-def _evaluated_in(trained: Trained, options: argparse.Namespace, flags: list[str]) -> Settings:
-    """The run's settings, with the task and ``--env.*`` flags of ``supple eval``."""
+def _parse_env_flags(parser: Parser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the ``--env.*`` flags beside them, for ``parse_flags``.
+
+    Raises:
+        InputError: another flag.
+    """
+    options, flags = parser.parse_known_args(arguments)
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith("--env."):
+            parser.error(f"unrecognized arguments: {flag}")
+    return options, flags
+
+
+def _elsewhere(
+    trained: Trained, task: str, flags: list[str], episodes: int, command: str
+) -> tuple[Settings, Mapping[str, Any] | None]:
+    """The run's settings in another task and under ``--env.*`` flags, and the progress there."""
     import torch
 
     from supple.configs.flags import parse_flags
     from supple.evaluate import evaluation_envs
 
     own = trained.settings
-    device = torch.device(own.device)
-    env = replace(
-        own.env, num_envs=evaluation_envs(trained.spec.num_envs, device, options.episodes)
-    )
-    settings = replace(own, task=options.task or own.task, env=env)
-    return parse_flags(settings, flags) if flags else settings
+    count = evaluation_envs(trained.spec.num_envs, torch.device(own.device), episodes)
+    settings = replace(own, task=task or own.task, env=replace(own.env, num_envs=count))
+    if flags:
+        settings = parse_flags(settings, flags, f"{command} DIR")
+    return settings, trained.progress if settings.task == own.task else None
+
+
+def _require_interface(trained: Trained, spec: EnvSpec) -> None:
+    """Refuse an environment that the policy cannot act in; say where its actions differ."""
+    from supple.evaluate import other_bounds, require_same_interface
+
+    require_same_interface(spec, trained.spec, trained.agent.actor_groups)
+    if warning := other_bounds(spec, trained.spec):
+        print(f"supple: {warning}", file=sys.stderr)
 
 
 def play(arguments: list[str]) -> int:
     """``supple play DIR``."""
-    parser = Parser(prog="supple play", description="Film one episode of a trained policy.")
+    parser = Parser(
+        prog="supple play",
+        description="Film one episode of a trained policy. --env.* flags change its environment, as"
+        " supple eval's do.",
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's folder or a checkpoint")
     add_best(parser)
+    _add_task(parser)
     parser.add_argument(
         "--video",
         type=Path,
@@ -390,7 +415,7 @@ def play(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episode's start")
     _add_device(parser)
-    options = parser.parse_args(arguments)
+    options, flags = _parse_env_flags(parser, arguments)
     from supple import launch
     from supple.evaluate import film
 
@@ -398,13 +423,15 @@ def play(arguments: list[str]) -> int:
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix not in (".mp4", ".webp", ".gif"):
         raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
+    settings, progress = _elsewhere(trained, options.task, flags, 1, parser.prog)
     found = film(
-        trained.settings,
+        settings,
         trained.greedy,
         video,
         seed=options.seed,
         max_seconds=options.seconds,
-        progress=trained.progress,
+        progress=progress,
+        accept=partial(_require_interface, trained),
     )
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)
@@ -456,6 +483,10 @@ def doctor(arguments: list[str]) -> int:
     if options.env:
         return check_environment(options.env, device=options.device, num_envs=options.num_envs)
     return check_machine()
+
+
+def _add_task(parser: Parser) -> None:
+    parser.add_argument("--task", default="", help="act there; default: the run's own")
 
 
 def _add_device(parser: Parser) -> None:

@@ -348,10 +348,11 @@ def film(
     seed: int,
     max_seconds: float = math.inf,
     progress: Mapping[str, Any] | None = None,
+    accept: Callable[[EnvSpec], None] | None = None,
 ) -> Evaluation:
     """Film one episode of the run's task to ``path``, which appears only when complete.
 
-    ``progress`` is as in ``make_env``.
+    ``progress`` is as in ``make_env``; ``accept`` may refuse the environment by raising.
 
     Raises:
         InputError: the environment cannot draw, or ``path`` cannot be written.
@@ -367,6 +368,8 @@ def film(
     try:
         made = make_env(settings, num_envs=1, purpose="video", render=True, progress=progress)
         with closing(made) as env:
+            if accept:
+                accept(env.spec)
             found = record_video(
                 greedy,
                 env,

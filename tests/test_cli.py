@@ -69,6 +69,7 @@ def one_line(capsys):
         (["resume", "/nonexistent"], "holds no run"),
         (["eval", "/nonexistent"], "holds no run"),
         (["eval"], "required: DIR"),
+        (["train", "toy/lqr", "toy/lqr"], "only flags after supple train TASK, got toy/lqr; see"),
         (["play", "/nonexistent"], "holds no run"),
         (["list", "gim"], "unknown simulator gim"),
         (["doctor", "--env", "no_such:thing"], "cannot import no_such"),
@@ -148,6 +149,17 @@ def test_play_writes_a_video(trained, tmp_path, capsys):
     assert video.stat().st_size > 1000
     assert main(["play", str(trained), "--video", str(tmp_path / "out.avi")]) == BAD_INPUT
     assert "must end in .mp4" in one_line(capsys)
+
+
+def test_play_films_where_it_is_told_to(trained, tmp_path, capsys):
+    def returned(*flags):
+        video = ["--video", str(tmp_path / "out.gif"), "--seconds", "0.1"]
+        assert main(["play", str(trained), *video, *flags]) == DONE
+        return capsys.readouterr().out.splitlines()[0]
+
+    own = returned()
+    assert own == returned("--task", "gym/Pendulum-v1")
+    assert own != returned("--env.config", "g=1", "max_episode_steps=20")
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])

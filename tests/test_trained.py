@@ -237,12 +237,16 @@ def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
         (["--task", "toy/counter"], "toy/counter has observation policy 4 and 1 actions"),
         (["--task", "toy/lqrr"], "unknown task toy/lqrr; did you mean toy/lqr?"),
         (["--env.histori", "2"], "unknown flag --env.histori; did you mean --env.history?"),
-        (["--agent.gamma", "0.5"], "unrecognized arguments: --agent.gamma; see supple eval --help"),
+        (["--agent.gamma", "0.5"], "unrecognized arguments: --agent.gamma; see supple COMMAND --h"),
+        (["other"], "only flags after supple COMMAND DIR, got other; see supple COMMAND --help"),
+        (["--env.obs-noise", "0", "other"], "only flags after supple COMMAND DIR, got other"),
+        (["--env.zzzzzzzzzz", "1"], "unknown flag --env.zzzzzzzzzz; see supple COMMAND --help"),
     ],
 )
-def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, flags, text, capsys):
-    assert main(["eval", str(stopped), *flags]) == BAD_INPUT
-    assert text in error_line(capsys)
+@pytest.mark.parametrize("command", ["eval", "play"])
+def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, command, flags, text, capsys):
+    assert main([command, str(stopped), *flags]) == BAD_INPUT
+    assert text.replace("COMMAND", command) in error_line(capsys)
 
 
 def test_as_many_environments_evaluate_on_a_gpu_as_train_there(stopped, monkeypatch):

@@ -1,4 +1,4 @@
-"""Command-line flags of ``supple train``: every field of the settings, through tyro."""
+"""Command-line flags of the settings, all of them ``supple train``'s, through tyro."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ batch are then each process's, steps those of all (docs/scaling.md).
 Every other flag is a field of the settings; the defaults shown are those of these choices."""
 
 
-def parse_flags(default: Settings, arguments: list[str]) -> Settings:
+def parse_flags(
+    default: Settings, arguments: list[str], command: str = "supple train TASK"
+) -> Settings:
     """Apply flags to the default settings.
 
     Args:
         default: recipe and preset, applied.
         arguments: what is left of the command line.
+        command: that was typed, with what comes before its flags.
 
     Raises:
         InputError: an unknown flag (with the nearest one) or a value of the wrong type.
@@ -48,7 +51,7 @@ def parse_flags(default: Settings, arguments: list[str]) -> Settings:
                 Settings,
                 args=arguments,
                 default=default,
-                prog="supple train TASK",
+                prog=command,
                 description=_HELP,
                 return_unknown_args=True,
             )
@@ -57,18 +60,21 @@ def parse_flags(default: Settings, arguments: list[str]) -> Settings:
             raise
         raise InputError(_one_line(said.getvalue())) from None
     if unknown:
-        raise InputError(_unknown(unknown[0], default))
+        raise InputError(_unknown(unknown[0], default, command))
     settings: Settings = parsed
     return settings
 
 
-def _unknown(flag: str, default: Settings) -> str:
+def _unknown(flag: str, default: Settings, command: str) -> str:
+    see = f"see {' '.join(command.split()[:2])} --help"
+    if not flag.startswith("-"):
+        return f"expected only flags after {command}, got {flag}; {see}"
     known, name = _flags(default), flag.split("=")[0]
     if re.fullmatch(r"--(agent\.)?(lr|learning[-_]rate)", name):
         near = [each for each in LEARNING_RATE if each in known]
     else:
         near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; see supple train --help"
+    hint = f"; did you mean {near[0]}?" if near else f"; {see}"
     return f"unknown flag {flag}{hint}"
 
 
