@@ -467,7 +467,8 @@ def doctor(arguments: list[str]) -> int:
     """``supple doctor``."""
     parser = Parser(
         prog="supple doctor",
-        description="Says what is installed and works here; --env proves an environment.",
+        description="Says what is installed and works here; --env proves an environment, with"
+        " --env.* flags as supple train has them.",
     )
     parser.add_argument("--env", help="module:callable, or any task, to check against the contract")
     parser.add_argument("--device", default="cpu", help="of --env: where its tensors live")
@@ -475,13 +476,23 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument(
         "--nan-dump", type=Path, metavar="DIR", help="a dump of a run's nan folder: repeat its step"
     )
-    options = parser.parse_args(arguments)
+    options, flags = _parse_env_flags(parser, arguments)
+    if flags and not options.env:
+        parser.error(f"unrecognized arguments: {flags[0]}: --env.* flags are of --env TASK")
+    if options.num_envs < 1:
+        raise InputError(f"--num-envs must be >= 1, got {options.num_envs}")
+    from supple.configs.base import Settings
+    from supple.configs.flags import parse_flags
     from supple.doctor import check_dump, check_environment, check_machine
+    from supple.envs import EnvSettings
 
     if options.nan_dump:
         return check_dump(options.nan_dump)
     if options.env:
-        return check_environment(options.env, device=options.device, num_envs=options.num_envs)
+        settings = Settings(task=options.env, env=EnvSettings(num_envs=options.num_envs))
+        if flags:
+            settings = parse_flags(settings, flags, f"{parser.prog} --env TASK")
+        return check_environment(options.env, settings.env, device=options.device)
     return check_machine()
 
 

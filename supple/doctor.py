@@ -83,23 +83,21 @@ def _video() -> str:
     return f"yes, {width} x {height}, MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"
 
 
-def check_environment(task: str, *, device: str, num_envs: int) -> int:
+def check_environment(task: str, settings: EnvSettings, *, device: str) -> int:
     """Prove a task against the contract.
 
     Args:
         task: any.
+        settings: how its environments are made.
         device: where its tensors are to live, as ``--device`` has it.
-        num_envs: how many environments are built, >= 1.
 
     Returns:
         The exit status.
 
     Raises:
-        InputError: no such task, device or number of environments.
+        InputError: no such task or device, or it cannot be built so.
     """
-    if num_envs < 1:
-        raise InputError(f"--num-envs must be >= 1, got {num_envs}")
-    settings, place = EnvSettings(num_envs=num_envs), machine.resolve_device(device)
+    place = machine.resolve_device(device)
     machine.use(place)
 
     def build() -> Env:

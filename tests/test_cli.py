@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image, ImageSequence
 
-from supple import checkpoint
+from supple import checkpoint, doctor
 from supple.agents import AGENTS, FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
@@ -73,6 +73,14 @@ def one_line(capsys):
         (["play", "/nonexistent"], "holds no run"),
         (["list", "gim"], "unknown simulator gim"),
         (["doctor", "--env", "no_such:thing"], "cannot import no_such"),
+        (["doctor", "--env.history", "2"], "--env.history: --env.* flags are of --env TASK"),
+        (["doctor", "--env", "toy/lqr", "--env.histori", "2"], "did you mean --env.history?"),
+        (["doctor", "--env", "toy/lqr", "--seed", "2"], "unrecognized arguments: --seed; see"),
+        (["doctor", "--env", "toy/lqr", "more"], "flags after supple doctor --env TASK, got more"),
+        (
+            ["doctor", "--env", f"{__name__}:wants_a_robot"],
+            "missing a required argument: 'robot'; give it with --env.config NAME=VALUE",
+        ),
         (
             ["compare", "toy/lqr", "--out", "cmp", "--variant", "a b"],
             '--variant must be "NAME: FLAGS"',
@@ -268,6 +276,26 @@ def test_doctor_builds_as_many_environments_as_asked_where_asked(capsys):
     assert "--num-envs must be >= 1, got 0" in one_line(capsys)
     assert main([*task, "--num-envs", "3", "--device", "cuda:99"]) == BAD_INPUT
     assert "--device cuda:99: this machine has" in one_line(capsys)
+
+
+def wants_a_robot(robot):
+    assert robot == "go1"
+    return gymnasium.make("Pendulum-v1")
+
+
+def test_doctor_proves_what_is_trained_with_flags(monkeypatch, capsys):
+    proved = []
+
+    def check(build, **_):
+        proved.append(build().spec)
+        return []
+
+    monkeypatch.setattr(doctor, "check_env", check)
+    flags = ["--env.config", "robot=go1", "--env.history", "3", "--env.action-delay", "1"]
+    assert main(["doctor", "--env", f"{__name__}:wants_a_robot", *flags]) == DONE
+    (spec,) = proved
+    assert (spec.num_envs, spec.observation["policy"]) == (4, 9)
+    assert spec.added == {"action_delay": 1, "history": 3}
 
 
 def test_doctor_and_list_say_what_is_here(capsys):

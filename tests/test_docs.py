@@ -199,8 +199,8 @@ def read_flags(arguments):
     def stop(self, args=None, namespace=None):
         _, unknown = parse(self, args, namespace)
         flags = [each for each in unknown if each.startswith("--")]
-        elsewhere = command in ("eval", "play")
-        if unknown and not (elsewhere and all(each.startswith("--env.") for each in flags)):
+        takes_env = command in ("eval", "play", "doctor")
+        if unknown and not (takes_env and all(each.startswith("--env.") for each in flags)):
             raise InputError(f"{command} takes no {unknown}")
         parse_flags(default_settings("toy/lqr"), unknown)
         raise SystemExit(0)

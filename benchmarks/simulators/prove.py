@@ -125,7 +125,7 @@ def main(name: str) -> None:
     proof = PROOFS[name]
     prepare(name)
     folder = Path(tempfile.mkdtemp(prefix=f"supple-{name}-"))
-    status = doctor.check_environment(proof.task, device="cpu", num_envs=4)
+    status = doctor.check_environment(proof.task, EnvSettings(num_envs=4), device="cpu")
     require(status == cli.DONE, "conformance")
     rate = steps_per_second(proof)
     print(f"{STEPS} steps of {proof.num_envs} environments: {rate:.0f} env steps/s")

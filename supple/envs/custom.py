@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from supple.envs.base import Env
-from supple.envs.config import arguments, parameters
+from supple.envs.config import FLAG, arguments, parameters
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         offered["render_mode"] = "rgb_array"
     given = accepted(factory, offered)
     chosen = arguments(factory, settings.config, task, fixed=FIXED)
-    made = factory(**given, **chosen)
+    made = _called(factory, task, given | chosen)
     if callable(made) and (isinstance(made, type) or not hasattr(made, "step")):  # a factory again
         factory, given, chosen = made, accepted(made, offered), {}
-        made = factory(**given)
+        made = _called(factory, task, given)
     if isinstance(made, Env):
         return _as_asked(made, task, given, device)
     found = _torch_simulator(made, task, settings.action_bound)
@@ -125,6 +126,21 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
         " gymnasium.Env or VectorEnv, an RSL-RL VecEnv, an Isaac Gym VecTask, a legged_gym task, an"
         " environment of Isaac Lab or mjlab, or a torchrl EnvBase"
     )
+
+
+def _called(factory: Callable[..., Any], task: str, given: dict[str, Any]) -> Any:
+    """What it returns.
+
+    Raises:
+        InputError: it wants arguments that nobody gives.
+    """
+    try:
+        inspect.signature(factory).bind(**given)
+    except TypeError as error:
+        raise InputError(
+            f"{task} cannot be called: {error}; give it with {FLAG} NAME=VALUE, or a default"
+        ) from error
+    return factory(**given)
 
 
 def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
