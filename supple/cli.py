@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -310,6 +311,7 @@ def evaluate(arguments: list[str]) -> int:
     options, flags = _parse_env_flags(parser, arguments)
     from supple import launch
     from supple.display import Display
+    from supple.envs.registry import aside
     from supple.evaluate import evaluate as run_episodes
     from supple.evaluate import make_env
     from supple.rng import derive_seed
@@ -324,12 +326,10 @@ def evaluate(arguments: list[str]) -> int:
         purpose=f"eval {options.seed}",
         progress=progress,
     )
-    try:
+    with aside(), closing(env):
         _require_interface(trained, env.spec)
         seed = derive_seed(options.seed, "eval")
         found = run_episodes(trained.greedy, env, episodes=options.episodes, seed=seed)
-    finally:
-        env.close()
     if options.json:
         record: dict[str, Any] = {
             "return_mean": found.return_mean,

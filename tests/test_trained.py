@@ -221,6 +221,24 @@ def test_a_policy_is_evaluated_in_another_task_of_the_same_interface(stopped, ca
     assert "100% of episodes, 0% at the last step" in capsys.readouterr().out
 
 
+class Loud(Reached):
+    """Prints as it is built and as it is stepped."""
+
+    def __init__(self):
+        print("launched")
+
+    def step(self, action):
+        print("kernel loaded")
+        return super().step(action)
+
+
+def test_what_a_simulator_prints_is_no_part_of_the_json_line(stopped, capsys):
+    assert main(["eval", str(stopped), "--task", f"{__name__}:Loud", "--json"]) == DONE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["return_mean"] == 2.0
+    assert {"launched", "kernel loaded"} <= set(said.err.splitlines())
+
+
 def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
     def returns(*flags):
         assert main(["eval", str(stopped), "--episodes", "2", "--json", *flags]) == DONE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -166,15 +168,21 @@ def make(
     Raises:
         InputError: unknown task (with the nearest names), or one that cannot be built here.
     """
-    # Some simulators randomise robots once, as they are built, from the global generators.
-    with RandomStreams(torch.device(device), seed):
-        env = wrap(_build(task, settings, torch.device(device), render), settings)
-    try:
-        env.reset(seed)
-    except BaseException:
-        env.close()
-        raise
+    with aside():
+        # Some simulators randomise robots once, as they are built, from the global generators.
+        with RandomStreams(torch.device(device), seed):
+            env = wrap(_build(task, settings, torch.device(device), render), settings)
+        try:
+            env.reset(seed)
+        except BaseException:
+            env.close()
+            raise
     return env
+
+
+def aside() -> contextlib.AbstractContextManager[object]:
+    """What simulators print goes to the error stream: programs may read a command's output."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _build(task: str, settings: EnvSettings, device: torch.device, render: bool) -> Env:
@@ -246,7 +254,8 @@ def known_tasks() -> dict[str, Simulator]:
         adapter = _adapter(name)
         doubt = f"; its adapter: {UNPROVED[name]}" if name in UNPROVED else ""
         status = adapter.status() + doubt
-        known[name] = Simulator(name=name, status=status, tasks=adapter.tasks())
+        with aside():
+            known[name] = Simulator(name=name, status=status, tasks=adapter.tasks())
     return known
 
 
