@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import torch
 
+from supple.envs import installed
 from supple.envs.base import Env
 from supple.envs.config import FLAG, nearest, pairs
 from supple.envs.torch_sim import RandomStreams
@@ -195,7 +197,26 @@ def _build(task: str, settings: EnvSettings, device: torch.device, render: bool)
     adapter = _adapter(simulator)
     if settings.config and not getattr(adapter, "TAKES_CONFIG", False):
         raise InputError(f"{FLAG} {settings.config[0]}: {simulator}/ takes none, drop the flag")
-    return adapter.build(name, settings, device=device, render=render)
+    with _together(task):
+        return adapter.build(name, settings, device=device, render=render)
+
+
+@contextlib.contextmanager
+def _together(task: str) -> Iterator[None]:
+    """Turn what is raised where packages are known not to work together into one line.
+
+    Raises:
+        InputError: instead of it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = installed.clashes(_split(task)[0], task)
+        if not told:
+            raise
+        raise InputError(f"{task} cannot be built: {_said(error)}; {told}") from error
 
 
 def check_task(task: str) -> None:
@@ -217,8 +238,10 @@ def check_task(task: str) -> None:
             f" {', '.join(ADAPTERS)}, or your own as module:callable"
         )
     adapter = _adapter(simulator)
-    exists = getattr(adapter, "exists", None) or adapter.tasks().__contains__
-    if not exists(name):
+    with _together(task):
+        exists = getattr(adapter, "exists", None) or adapter.tasks().__contains__
+        found = exists(name)
+    if not found:
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
 
@@ -252,11 +275,20 @@ def known_tasks() -> dict[str, Simulator]:
     known = {}
     for name in ADAPTERS:
         adapter = _adapter(name)
-        doubt = f"; its adapter: {UNPROVED[name]}" if name in UNPROVED else ""
-        status = adapter.status() + doubt
-        with aside():
-            known[name] = Simulator(name=name, status=status, tasks=adapter.tasks())
+        doubt = f"its adapter: {UNPROVED[name]}" if name in UNPROVED else ""
+        said = [adapter.status(), doubt, installed.clashes(name)]
+        tasks: tuple[str, ...] = ()
+        try:
+            with aside():
+                tasks = adapter.tasks()
+        except Exception as error:  # whatever one simulator raises, the others are listed
+            said.append(f"cannot be imported: {_said(error)}")
+        known[name] = Simulator(name=name, status="; ".join(filter(None, said)), tasks=tasks)
     return known
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 def _adapter(simulator: str) -> Adapter:

@@ -9,7 +9,8 @@ import gymnasium
 import pytest
 import torch
 
-from supple.envs import EnvSettings, check_task, known_tasks, make
+from supple import machine
+from supple.envs import EnvSettings, check_task, gym, known_tasks, make
 from supple.envs.base import Env
 from supple.envs.registry import ADAPTERS, UNPROVED, runs_on_gpu
 from supple.envs.toy import make_toy
@@ -56,6 +57,68 @@ def test_an_adapter_without_a_proof_says_so_where_simulators_are_listed():
     known = known_tasks()
     assert "never run against it" in known["maniskill"].status
     assert "its adapter" not in known["gym"].status
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Of packages that are installed, for the length of a test."""
+    here: dict[str, str] = {}
+    monkeypatch.setattr(
+        machine, "installed", lambda names: {n: here[n] for n in names if n in here}
+    )
+    return here
+
+
+@pytest.mark.parametrize(
+    ("package", "other", "told"),
+    [
+        ("1.0.50", "4.0.0", True),
+        ("1.0.50", "3.17.0", False),
+        ("1.0.51", "4.0.0", False),
+        ("1.0.9.post1", "4.1", True),
+        ("1.0.50", None, False),
+    ],
+)
+def test_packages_that_do_not_go_together_are_listed(versions, package, other, told):
+    versions["dm-control"] = package
+    if other:
+        versions["mujoco"] = other
+    said = f"dm-control {package} builds no task with mujoco {other}: pip install 'mujoco>=3.17,<4'"
+    known = known_tasks()
+    assert (said in known["dmc"].status) == told
+    assert not any("builds no" in each.status for each in known.values() if each.name != "dmc")
+
+
+@pytest.mark.parametrize(
+    ("name", "blamed"), [("FetchReach-v4", True), ("own:HandReach-v3", True), ("Ant-v5", False)]
+)
+def test_a_task_that_fails_where_packages_do_not_go_together_says_so(
+    versions, monkeypatch, name, blamed
+):
+    versions |= {"gymnasium-robotics": "1.4.2", "mujoco": "3.12.0"}
+
+    def fails(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(gym, "exists", lambda name: True)
+    monkeypatch.setattr(gym, "build", fails)
+    with pytest.raises(InputError if blamed else AssertionError) as found:
+        make(f"gym/{name}", EnvSettings())
+    assert not blamed or str(found.value) == (
+        f"gym/{name} cannot be built: AssertionError; gymnasium-robotics 1.4.2 builds no Fetch,"
+        " Hand and Kitchen task with mujoco 3.12.0: pip install 'mujoco<3.12'"
+    )
+
+
+def test_a_simulator_that_cannot_be_imported_is_listed_with_its_error(monkeypatch):
+    def fails():
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(gym, "tasks", fails)
+    known = known_tasks()
+    assert "cannot be imported: AttributeError: no such thing" in known["gym"].status
+    assert known["gym"].tasks == ()
+    assert "lqr" in known["toy"].tasks
 
 
 def own_env(num_envs, device):
