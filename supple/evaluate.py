@@ -20,6 +20,7 @@ from supple.checkpoint import list_checkpoints, step_of
 from supple.configs.base import Settings
 from supple.envs import make
 from supple.envs.base import Box, Discrete, Env, EnvSpec, Groups
+from supple.envs.registry import require_drawing
 from supple.errors import InputError, NotFiniteError, how_to_install
 from supple.intervals import half_width95
 from supple.metrics import best_evaluation
@@ -366,6 +367,7 @@ def film(
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
+        require_drawing(settings.task)
         made = make_env(settings, num_envs=1, purpose="video", render=True, progress=progress)
         with closing(made) as env:
             if accept:

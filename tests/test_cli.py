@@ -168,6 +168,8 @@ def test_play_films_where_it_is_told_to(trained, tmp_path, capsys):
     own = returned()
     assert own == returned("--task", "gym/Pendulum-v1")
     assert own != returned("--env.config", "g=1", "max_episode_steps=20")
+    assert main(["play", str(trained), "--env.history", "2"]) == BAD_INPUT
+    assert "gym/Pendulum-v1 has observation policy 6 and 1 actions" in one_line(capsys)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])

@@ -65,8 +65,17 @@ def test_a_video_that_cannot_be_written_is_refused_before_filming(copy, monkeypa
     assert "cannot write" in error_line(capsys)
 
 
-def test_a_task_that_cannot_be_drawn_leaves_no_file(copy, tmp_path, capsys):
-    assert main(["play", str(copy), "--video", str(tmp_path / "a.mp4")]) == BAD_INPUT
+@pytest.mark.parametrize(
+    "task", ["toy/lqr", "envpool/Pendulum-v1", "isaaclab/Isaac-Cartpole-Direct"]
+)
+def test_a_task_that_cannot_be_drawn_is_not_built_and_leaves_no_file(
+    copy, task, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("supple.evaluate.make", lambda *_, **__: pytest.fail("built"))
+    video = str(tmp_path / "a.mp4")
+    assert main(["play", str(copy), "--task", task, "--video", video]) == BAD_INPUT
+    said = f"cannot film {task}: {task.partition('/')[0]}/ has no picture to draw"
+    assert said in error_line(capsys)
     assert not list(tmp_path.glob("*.mp4"))
     assert not list(tmp_path.glob(".partial*"))
 
@@ -255,6 +264,16 @@ def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
         (["--task", "toy/counter"], "toy/counter has observation policy 4 and 1 actions"),
         (["--task", "toy/lqrr"], "unknown task toy/lqrr; did you mean toy/lqr?"),
         (["--env.histori", "2"], "unknown flag --env.histori; did you mean --env.history?"),
+    ],
+)
+def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, flags, text, capsys):
+    assert main(["eval", str(stopped), *flags]) == BAD_INPUT
+    assert text in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
         (["--agent.gamma", "0.5"], "unrecognized arguments: --agent.gamma; see supple COMMAND --h"),
         (["other"], "only flags after supple COMMAND DIR, got other; see supple COMMAND --help"),
         (["--env.obs-noise", "0", "other"], "only flags after supple COMMAND DIR, got other"),
@@ -262,7 +281,9 @@ def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
     ],
 )
 @pytest.mark.parametrize("command", ["eval", "play"])
-def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, command, flags, text, capsys):
+def test_what_is_no_flag_there_is_refused_by_the_commands_name(
+    stopped, command, flags, text, capsys
+):
     assert main([command, str(stopped), *flags]) == BAD_INPUT
     assert text.replace("COMMAND", command) in error_line(capsys)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _GROUPS = {"state": "policy", "privileged_state": "critic"}
 """MuJoCo Playground's names."""
 TAKES_CONFIG = True
+DRAWS = False
 FIXED = {
     "num_envs": "--env.num-envs",
     "batch_size": "--env.num-envs",

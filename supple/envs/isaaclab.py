@@ -49,6 +49,7 @@ TASKS = (
 )
 """The published benchmark by the names of version 3, where Isaac Lab is not installed."""
 TAKES_CONFIG = True
+DRAWS = False
 FIXED = {
     "scene.num_envs": "--env.num-envs",
     "sim.device": "--device",

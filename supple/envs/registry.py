@@ -133,7 +133,8 @@ class Adapter(Protocol):
     """What the module of a simulator offers; importing it must work without the simulator.
 
     ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists;
-    ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``.
+    ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``; ``DRAWS``, where
+    it is false, that no task of it has a picture.
     """
 
     def status(self) -> str:
@@ -244,6 +245,17 @@ def check_task(task: str) -> None:
     if not found:
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
+
+
+def require_drawing(task: str) -> None:
+    """Refuse to film what no simulator draws, before it is built for nothing.
+
+    Raises:
+        InputError: its simulator has no pictures.
+    """
+    simulator = _split(task)[0]
+    if simulator in ADAPTERS and not getattr(_adapter(simulator), "DRAWS", True):
+        raise InputError(f"cannot film {task}: {simulator}/ has no picture to draw")
 
 
 def packages_of(task: str) -> tuple[str, ...]:

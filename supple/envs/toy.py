@@ -33,6 +33,8 @@ from supple.errors import InputError
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
+DRAWS = False
+
 
 class Counter(ToyEnv):
     """Every number says where it came from, and every end is known beforehand.
