@@ -286,6 +286,8 @@ def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:
             f" {' '.join(str(error).split())}; tasks without Newton need Isaac Sim"
         ) from error
     config.compute_final_obs = True
+    # Isaac Lab seeds itself with it before it builds; it follows from the seed of ``make``.
+    config.seed = int(torch.randint(2**31, ()))
     if newton:
         config.sim.physics.use_cuda_graph = device.type == "cuda"
     override(config, settings.config, f"isaaclab/{name}", fixed=FIXED)

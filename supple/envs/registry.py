@@ -14,7 +14,7 @@ import torch
 from supple.envs import installed
 from supple.envs.base import Env
 from supple.envs.config import FLAG, nearest, pairs
-from supple.envs.torch_sim import RandomStreams
+from supple.envs.torch_sim import RandomStreams, python_stream
 from supple.envs.wrappers import wrap
 from supple.errors import InputError, require_rules
 
@@ -173,7 +173,7 @@ def make(
     """
     with aside():
         # Some simulators randomise robots once, as they are built, from the global generators.
-        with RandomStreams(torch.device(device), seed):
+        with RandomStreams(torch.device(device), seed), python_stream(seed):
             env = wrap(_build(task, settings, torch.device(device), render), settings)
         try:
             env.reset(seed)

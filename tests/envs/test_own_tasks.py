@@ -102,6 +102,22 @@ def test_a_configuration_is_changed_before_the_environment_is_built(task):
 
 
 @pytest.mark.usefixtures("stand_ins")
+def test_isaac_lab_is_given_a_seed_before_it_builds(monkeypatch):
+    built, made = [], gymnasium.make
+
+    def note(name, cfg):
+        built.append(cfg.seed)
+        return made(name, cfg=cfg)
+
+    monkeypatch.setattr(gymnasium, "make", note)
+    for seed, pairs in ((1, ()), (1, ()), (2, ()), (1, ("seed=7",))):
+        make("isaaclab/Isaac-Stand-In", EnvSettings(config=pairs), seed=seed).close()
+    first, again, other, own = built
+    assert first == again != other
+    assert own == 7
+
+
+@pytest.mark.usefixtures("stand_ins")
 def test_wrappers_that_would_be_lost_are_refused():
     with pytest.raises(InputError, match="is wrapped in a Changed: return it bare"):
         make("own_robots:wrapped", EnvSettings(num_envs=2))

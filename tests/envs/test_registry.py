@@ -1,5 +1,6 @@
 import csv
 import functools
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,25 @@ def test_a_callable_that_hands_its_options_on_draws_and_takes_a_configuration(ow
 )
 def test_what_is_asked_to_step_in_a_batch_on_a_gpu_names_both(own_module, name, batched):
     assert runs_on_gpu(f"{own_module}:{name}") == batched
+
+
+def test_what_a_simulator_draws_from_pythons_generator_as_it_is_built_follows_the_seed(
+    own_module, monkeypatch
+):
+    drawn = []
+
+    def build():
+        drawn.append(random.random())
+        return own_gym_env()
+
+    monkeypatch.setattr(sys.modules[own_module], "drawing", build, raising=False)
+    before = random.getstate()
+    found = []
+    for seed in (1, 1, 2):
+        make(f"{own_module}:drawing", EnvSettings(), seed=seed).close()
+        found.append(drawn.pop())
+    assert found[0] == found[1] != found[2]
+    assert random.getstate() == before
 
 
 def test_a_callable_that_returns_something_else_is_refused(own_module, monkeypatch):
