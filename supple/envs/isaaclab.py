@@ -5,9 +5,11 @@ registers its ids as they do, with an ``env_cfg_entry_point``.
 
 It resets within the step and, asked to, computes the observation before (``compute_final_obs``);
 the entry then stays in ``extras`` for all later steps and is taken out as it is read. Of
-observation terms with a history that one lacks the newest frame: Isaac Lab computes it without
-advancing histories. A process holds one simulation; a second environment, for evaluation or a film,
-lives in a process of its own (``remote.py``).
+observation terms with a history that one lacks the newest frame, which is said once: Isaac Lab
+computes it without advancing histories. It is kept, because it is a step old at worst; without it
+PPO would bootstrap all terms from a step before, and FlashSAC from the next episode. A process
+holds one simulation; a second environment, for evaluation or a film, lives in a process of its own
+(``remote.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from supple.envs.config import override
 from supple.envs.custom import registered_id
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
-from supple.errors import InputError, how_to_install
+from supple.errors import InputError, how_to_install, say_once
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -126,6 +128,13 @@ class IsaacLab(TorchSim):
             deployment=_deployment(env, term, groups.source("policy"), action_bound),
             channels=tuple(described) if described else None,
         )
+        stale = managers.remembered(env, named.values()) if self.spec.has_final_obs else []
+        if stale:
+            say_once(
+                f"{task_id}: observations before a reset lack the newest frame of"
+                f" {', '.join(stale)}, as Isaac Lab computes them: where time runs out, values"
+                " bootstrap from what these were a step before"
+            )
         _alive.add(self)
 
     def _restart(self, seed: int | None) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,21 @@ def history_length(env: Any, group: str) -> int | None:
     configs = manager._group_obs_term_cfgs[group]
     lengths = {max(int(getattr(config, "history_length", 0) or 0), 1) for config in configs}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def remembered(env: Any, groups: Iterable[str]) -> list[str]:
+    """Terms of these groups, by the simulator's names, that come out of a buffer of frames."""
+    manager = getattr(env, "observation_manager", None)
+    if manager is None:
+        return []
+    return [
+        f"{group}/{name}"
+        for group in groups
+        for name, config in zip(
+            manager.active_terms[group], manager._group_obs_term_cfgs[group], strict=True
+        )
+        if getattr(config, "history_length", 0)
+    ]
 
 
 def _term(

@@ -2,6 +2,7 @@
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -266,6 +267,23 @@ def test_a_final_observation_left_from_an_earlier_end_is_refused():
     with pytest.raises(SimulatorError, match="without extras"):
         for _ in range(FAILS_AT):
             env.step(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_terms_whose_newest_frame_a_final_observation_lacks_are_named(final, capsys):
+    plain, framed = (
+        SimpleNamespace(noise=None, scale=None, clip=None, history_length=length)
+        for length in (0, 2)
+    )
+    fake: Any = FakeIsaacLab(final=final)
+    known = managed(named("JointEffortAction"), phase=(2, plain), height=(2, framed))
+    fake.observation_manager = known.observation_manager
+    manager = fake.observation_manager
+    for table in (manager.active_terms, manager.group_obs_term_dim, manager._group_obs_term_cfgs):
+        table["critic"] = table["policy"]
+    IsaacLab(fake, task_id=f"isaaclab/framed-{final}")
+    said = capsys.readouterr().err
+    assert ("lack the newest frame of policy/height, critic/height, as" in said) == final
 
 
 def test_the_time_limit_of_a_finite_horizon_is_an_end_of_the_task():
