@@ -1,6 +1,7 @@
 """HumanoidBench: ``humanoidbench/<id>``; only from its repository, with pins of its own.
 
-Version 0.2 asks for Gymnasium 0.29, MuJoCo 3.1.6 and NumPy below 2. Its environments are ordinary
+Version 0.2 asks for torch 2.3.1, Gymnasium 0.29.1 and MuJoCo 3.1.6, the first two older than what
+supple runs on: beside it, it can only be installed without its pins. Its environments are ordinary
 Gymnasium ones, whose contract the tests hold with the published shapes.
 """
 
@@ -34,8 +35,9 @@ def status() -> str:
         return "installed"
     return (
         "not installed: no registry package; git clone"
-        " https://github.com/carlosferrazza/humanoid-bench && pip install -e humanoid-bench, in an"
-        " environment of its own"
+        " https://github.com/carlosferrazza/humanoid-bench && pip install --no-deps -e"
+        " humanoid-bench, which pins torch 2.3.1 and Gymnasium 0.29.1, beside which supple does not"
+        " run; with the rest of its setup.py by hand, in an environment of its own: nobody tried"
     )
 
 
