@@ -20,7 +20,7 @@ from supple.checkpoint import list_checkpoints, step_of
 from supple.configs.base import Settings
 from supple.envs import make
 from supple.envs.base import Box, Discrete, Env, EnvSpec, Groups
-from supple.envs.registry import require_drawing
+from supple.envs.registry import most_envs, require_drawing
 from supple.errors import InputError, NotFiniteError, how_to_install
 from supple.intervals import half_width95
 from supple.metrics import best_evaluation
@@ -320,15 +320,17 @@ def make_env(
 
     Args:
         settings: the run's.
-        num_envs: how many step together.
+        num_envs: how many step together; fewer where the simulator takes no more.
         purpose: what the seeds are drawn for.
         render: whether it can draw.
         progress: what of the training environment outlives a reset, ``Env.progress()``.
     """
+    device = machine.resolve_device(settings.device)
+    num_envs = min(num_envs, most_envs(settings.task, device))
     env = make(
         settings.task,
         dataclasses.replace(settings.env, num_envs=num_envs),
-        device=machine.resolve_device(settings.device),
+        device=device,
         seed=derive_seed(settings.seed, purpose),
         render=render,
     )

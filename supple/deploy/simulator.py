@@ -19,6 +19,7 @@ from supple.envs import EnvSettings, make
 from supple.envs.base import Groups
 from supple.envs.config import FLAG
 from supple.envs.gym_packages import importing_packages, quiet_mujoco
+from supple.envs.registry import most_envs
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
@@ -76,7 +77,8 @@ def closed_loop(
     groups = tuple(contract["observation"]["groups"])
     try:
         recorded_env = contract["origin"].get("env", {})
-        settings = _env_settings(recorded_env, min(episodes, ENVS), own=trained is not None)
+        count = min(episodes, ENVS, most_envs(task, torch.device("cpu")))
+        settings = _env_settings(recorded_env, count, own=trained is not None)
         with closing(make(task, settings)) as env:
             if trained is None and env.progress():
                 known = "a curriculum, and only the run knows how far it was: name it with --run"

@@ -30,6 +30,8 @@ TASKS = (
     "RollBall-v1",
 )
 """The published benchmark, named where ManiSkill is not installed."""
+MOST_ON_CPU = 1
+"""Its CPU backend refuses more."""
 
 
 class ManiSkill(TorchSim):

@@ -134,7 +134,7 @@ class Adapter(Protocol):
 
     ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists;
     ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``; ``DRAWS``, where
-    it is false, that no task of it has a picture.
+    it is false, that no task of it has a picture; ``MOST_ON_CPU`` how many step together there.
     """
 
     def status(self) -> str:
@@ -198,6 +198,12 @@ def _build(task: str, settings: EnvSettings, device: torch.device, render: bool)
     adapter = _adapter(simulator)
     if settings.config and not getattr(adapter, "TAKES_CONFIG", False):
         raise InputError(f"{FLAG} {settings.config[0]}: {simulator}/ takes none, drop the flag")
+    most = most_envs(task, device)
+    if settings.num_envs > most:
+        raise InputError(
+            f"{task} steps at most {most} environment on the CPU, got --env.num-envs"
+            f" {settings.num_envs}: give --env.num-envs {most}, or --device cuda"
+        )
     with _together(task):
         return adapter.build(name, settings, device=device, render=render)
 
@@ -245,6 +251,15 @@ def check_task(task: str) -> None:
     if not found:
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
+
+
+def most_envs(task: str, device: torch.device) -> int:
+    """How many environments of a task step together on a device, at most."""
+    simulator = task.partition("/")[0]
+    if device.type != "cpu" or simulator not in ADAPTERS:
+        return MOST_ENVS
+    most: int = getattr(_adapter(simulator), "MOST_ON_CPU", MOST_ENVS)
+    return most
 
 
 def require_drawing(task: str) -> None:

@@ -14,11 +14,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from supple.configs.base import Settings
 from supple.envs import EnvSettings, known_tasks, make
 from supple.envs.check import check_env
 from supple.envs.gym import wrap_factory
 from supple.envs.maniskill import ManiSkill
+from supple.envs.registry import most_envs
 from supple.errors import InputError
+from supple.evaluate import make_env
 
 LIMIT = 6
 
@@ -64,6 +67,23 @@ def maniskill():
 def test_maniskills_contract_is_kept():
     found = check_env(maniskill, steps=40)
     assert not [finding for finding in found if not finding.ok]
+
+
+def test_on_the_cpu_maniskill_steps_one_environment(monkeypatch):
+    built = []
+
+    def build(name, settings, **_):
+        built.append(settings.num_envs)
+        return maniskill()
+
+    monkeypatch.setattr("supple.envs.maniskill.build", build)
+    settings = Settings(task="maniskill/PullCube-v1", device="cpu")
+    make_env(settings, num_envs=10, purpose="evaluation").close()
+    assert built == [1]
+    with pytest.raises(InputError, match=r"at most 1 environment on the CPU, got --env.num-envs 2"):
+        make(settings.task, EnvSettings(num_envs=2))
+    assert most_envs(settings.task, torch.device("cuda")) > 10
+    assert most_envs("toy/lqr", torch.device("cpu")) > 10
 
 
 def test_success_in_maniskill_ends_no_episode_and_outlives_the_reset():
