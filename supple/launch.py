@@ -67,8 +67,9 @@ def new_run(settings: Settings) -> Run:
     if settings.log.wandb:
         require_wandb(settings.log.wandb)
     distributed.join(machine.resolve_device(settings.device))
+    display = _display(settings)
     with contextlib.ExitStack() as undo:
-        env, agent, replay = build(settings)
+        env, agent, replay = build(settings, display.notice)
         undo.callback(env.close)
         source = _start_from(settings, env.spec, agent)
         _prefill(settings, agent, replay)
@@ -76,7 +77,6 @@ def new_run(settings: Settings) -> Run:
         folder, lock = prepare_folder(settings, env.spec)
         undo.callback(lock.close)
         distributed.broadcast(agent.shared_state())
-        display = _display(settings)
         run = Run(
             settings,
             folder=folder,
@@ -91,7 +91,6 @@ def new_run(settings: Settings) -> Run:
     if world().size > 1:
         many += f" in each of {world().size} processes"
     display.notice(f"{folder}: preset {settings.preset}, {many}")
-    display.notice(str(replay.plan))
     display.notice(f"update: {agent.compute}")
     if source:
         display.notice(f"starting from the networks of {source}")
@@ -147,7 +146,8 @@ def resumed_run(
                 f"{folder} has already trained {done:,} of {recorded.env_steps:,} env steps:"
                 f" extend it with --env-steps, more than {done}"
             )
-        env, agent, replay = build(settings)
+        display = _display(settings)
+        env, agent, replay = build(settings, display.notice)
         undo.callback(env.close)
         if found:
             check_fits(found, settings, env.spec)
@@ -155,7 +155,6 @@ def resumed_run(
             _start_from(settings, env.spec, agent)
             _prefill(settings, agent, replay)
         _require_same(settings, agent)
-        display = _display(settings)
         for reason in skipped:
             display.notice(f"skipped a damaged checkpoint: {reason}")
         run = Run(
@@ -453,8 +452,14 @@ def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
     return agent
 
 
-def build(settings: Settings) -> tuple[Env, Agent, Replay]:
+def build(
+    settings: Settings, say: Callable[[str], None] = lambda _: None
+) -> tuple[Env, Agent, Replay]:
     """The environment, agent and ring that the settings describe; checks before it allocates.
+
+    Args:
+        settings: of the run.
+        say: told what the ring will take, before it does.
 
     Raises:
         InputError: the task, agent and memory do not fit together.
@@ -478,7 +483,9 @@ def build(settings: Settings) -> tuple[Env, Agent, Replay]:
         if settings.replay.spill and device.type != "cuda":
             raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")
         ring = agent.ring(settings.replay)
-        agent.check_room(plan_ring(env.spec, ring, agent.extra_spec))
+        plan = plan_ring(env.spec, ring, agent.extra_spec)
+        agent.check_room(plan)
+        say(str(plan))
         replay = (SpilledReplay if ring.spill else Replay)(
             env.spec,
             ring,

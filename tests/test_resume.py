@@ -26,6 +26,23 @@ from tests.small_runs import (
 )
 
 
+def test_the_size_of_the_ring_is_said_before_it_is_allocated(tmp_path, monkeypatch, capsys):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    folder = tmp_path / "run"
+    run_until(small_settings("toy/lqr", folder, env_steps=100), 50)
+    assert capsys.readouterr().out.count("replay: 64 transitions (32 rows x 2 environments)") == 1
+    monkeypatch.setattr(launch, "Replay", no_memory)
+    for begin in (
+        lambda: launch.resumed_run(folder),
+        lambda: launch.new_run(small_settings("toy/lqr", tmp_path / "new", env_steps=100)),
+    ):
+        with pytest.raises(MemoryError):
+            begin()
+        assert "replay: 64 transitions" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("agent", "task", "changes", "overlap"),
     [
