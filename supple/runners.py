@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,9 @@ from supple.envs.base import EnvSpec, step_result
 from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import unbounded
 from supple.errors import InputError
+from supple.quarantine import Quarantine
 from supple.replay import Replay
+from supple.replay.plan import OBS_DTYPES
 
 
 class FlashSAC:
@@ -42,9 +45,15 @@ class FlashSAC:
     intrinsic_rewards = None
 
     def __init__(
-        self, agent: Agent, replay: Replay, groups: Mapping[str, list[str]], action_bound: float
+        self,
+        agent: Agent,
+        replay: Replay,
+        quarantine: Quarantine,
+        groups: Mapping[str, list[str]],
+        action_bound: float,
     ) -> None:
         self._agent, self._replay, self._groups = agent, replay, groups
+        self._quarantine = quarantine
         self._bound = action_bound
         self._obs: dict[str, Tensor] = {}
         self._action = torch.empty(0)
@@ -98,20 +107,27 @@ class FlashSAC:
         replay = Replay(
             spec, agent.ring(settings.replay), device=spec.device, compute=agent.compute
         )
-        return cls(agent, replay, groups, settings.env.action_bound)
+        quarantine = Quarantine(
+            spec,
+            on_bad=settings.env.on_bad,
+            reward_limit=settings.env.reward_limit,
+            obs_dtype=OBS_DTYPES[settings.replay.obs_dtype],
+            compute=agent.compute,
+        )
+        return cls(agent, replay, quarantine, groups, settings.env.action_bound)
 
     def act(self, obs: TensorDict) -> Tensor:
         """Actions with exploration, in the simulator's units."""
         # The runner collects in inference mode; its tensors could never meet autograd.
         with torch.inference_mode(False), torch.no_grad():
-            self._obs = self._named(obs)
+            self._obs = self._quarantine.first(self._named(obs))
             self._action, _ = self._agent.act(self._obs, explore=True)
             return self._action * self._bound
 
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Any]
     ) -> None:
-        """Store one vector step."""
+        """Store one vector step, but for what of it is no number."""
         with torch.inference_mode(False), torch.no_grad():
             ended = dones.clone().bool()
             time_outs = extras.get("time_outs")
@@ -126,15 +142,27 @@ class FlashSAC:
                 truncated=truncated,
                 final_observation=self._obs if final is None else self._named(final),
             ).to_dict()
+            action, step = self._quarantine.admit(self._action, step)
             self._agent.observe(step)
-            self._replay.add(self._obs, self._action, step)
+            self._replay.add(self._obs, action, step)
 
     def compute_returns(self, obs: TensorDict) -> None:
         """Nothing: values are learned from the ring."""
 
     def update(self) -> dict[str, float]:
-        """Learn; the numbers the runner logs."""
+        """Learn; the numbers the runner logs.
+
+        Raises:
+            SimulatorError: bad rows that the flags forbid, or so many that nothing can be learned.
+        """
+        self._quarantine.judge()
         metrics = {name: float(value) for name, value in self._agent.update(self._replay).items()}
+        quarantined, news = self._quarantine.report()
+        for text in news:
+            print(f"supple: {text}", file=sys.stderr)
+        metrics |= quarantined
+        if skipped := self._agent.skips.skipped():
+            metrics["agent/skipped_updates"] = float(skipped)
         self.learning_rate = float(self._agent.diagnostics()["actor/learning_rate"])
         return metrics
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rsl_rl.runners import OnPolicyRunner
 
-from supple.errors import InputError
+from supple.errors import InputError, SimulatorError
 from supple.runners import FlashSAC
 from tests.envs import fake_isaac
 
@@ -109,6 +109,85 @@ def test_a_time_out_bootstraps_from_the_final_observation_or_the_one_before_the_
     assert steps == (fake_isaac.LIMIT if final else fake_isaac.LIMIT - 1)
     failed = kept[fake_isaac.FAILS_AT - 1]
     assert failed["terminated"].tolist() == [False, True, False]
+
+
+class Broken(RslRlEnv):
+    """Once each, in environments 0 and 2: an infinite reward, and NaN in the observations."""
+
+    def __init__(self):
+        self.calls = 0
+        super().__init__(final=True)
+
+    def step(self, actions):
+        obs, reward, done, extras = super().step(actions)
+        self.calls += 1
+        if self.calls == 2:
+            reward = reward.clone().index_fill_(0, torch.tensor([0]), torch.inf)
+        if self.calls == 5:
+            obs["policy"] = obs["policy"].clone()
+            obs["policy"][2] = torch.nan
+        if self.calls == fake_isaac.LIMIT:
+            extras["final_obs"]["policy"][0] = torch.nan
+        return obs, reward, done, extras
+
+
+def test_rows_of_a_broken_simulator_are_never_learned_from(capsys):
+    env, config = Broken(), copy.deepcopy(CONFIG)
+    alg = FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+    kept, add = [], alg._replay.add
+
+    def noted(obs, action, step, extras=None):
+        kept.append((obs, action, step))
+        add(obs, action, step, extras)
+
+    alg._replay.add = noted  # type: ignore[method-assign]
+    env.reset()
+    obs, metrics = env.get_observations().clone(), {}
+    for number in range(1, 13):
+        obs, reward, done, extras = env.step(alg.act(obs))
+        alg.process_env_step(obs, reward, done, extras)
+        obs = obs.clone()
+        if number % 4 == 0:
+            metrics = alg.update()
+    agent: Any = alg._agent
+    assert agent.updates > 0
+    assert agent.skips.skipped() == 0
+    assert agent.reward_scaler.denominator().isfinite()
+    # The row after the NaN was acted on from made-up zeros.
+    bad = [(step, env) for step, (*_, row) in enumerate(kept, 1) for env in range(3)
+           if not row["valid"][env]]  # fmt: skip
+    assert bad == [(2, 0), (5, 2), (6, 2), (8, 0)]
+    for observed, action, row in kept:
+        assert observed["policy"].isfinite().all()
+        assert action.isfinite().all()
+        assert row["reward"].isfinite().all()
+    assert metrics["env/quarantined_rows"] == 4
+    assert "agent/skipped_updates" not in metrics
+    assert "supple: quarantined" in capsys.readouterr().err
+
+
+def test_a_broken_simulator_ends_the_training_where_the_flags_say_so():
+    env, config = Broken(), copy.deepcopy(CONFIG)
+    config["algorithm"]["flags"] = f"{FLAGS} --env.on-bad fail"
+    alg = FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+    env.reset()
+    obs = env.get_observations().clone()
+    for _ in range(2):
+        obs, reward, done, extras = env.step(alg.act(obs))
+        alg.process_env_step(obs, reward, done, extras)
+    with pytest.raises(SimulatorError, match=r"NaN or infinity .* in reward at vector step 2"):
+        alg.update()
+
+
+def test_gradient_steps_that_were_left_out_are_logged(tmp_path):
+    found = runner(tmp_path)
+    found.learn(2)
+    agent: Any = found.alg._agent
+    agent.log_alpha.data.fill_(torch.nan)
+    before = agent.updates
+    found.learn(1)
+    assert agent.updates > before
+    assert found.alg.update()["agent/skipped_updates"] == agent.skips.skipped() > 0
 
 
 def with_flags(flags):

@@ -67,13 +67,15 @@ class RewardScaler:
     def observe(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:
         """Fold one vector step into the statistics.
 
-        Rows that are not valid add nothing; where one ended, its sum is forgotten.
+        Rows that are not valid add nothing, nor do rewards that are no numbers: one would stay in
+        the moments for ever. Where such a row ended, its sum is forgotten.
 
         Args:
             reward: raw reward, (N,).
             done: terminated or truncated, (N,) bool.
             valid: (N,) bool.
         """
+        valid = valid & reward.isfinite()
         keep = (~done).to(reward.dtype)
         carried = self._sum_N * keep if self.settings.reset == "before" else self._sum_N
         updated = torch.where(valid, self._gamma * carried + reward, self._sum_N)

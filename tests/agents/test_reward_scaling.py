@@ -164,6 +164,20 @@ def test_invalid_rows_add_nothing_and_where_they_ended_forget_the_sum(reset, don
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_reward_that_is_no_number_counts_as_a_row_that_is_not_valid(bad):
+    ours, theirs = scaler(3), scaler(3)
+    for number, (reward, done, _) in enumerate(random_steps(3, 20)):
+        valid = np.full(3, True)
+        if number == 7:
+            reward[1], valid[1] = bad, False
+        feed(ours, reward, done, np.full(3, True))
+        feed(theirs, np.where(valid, reward, 0).astype(np.float32), done, valid)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert ours.denominator().isfinite()
+
+
 def test_an_invalid_first_step_leaves_a_usable_denominator():
     ours = scaler(2)
     ours.observe(torch.zeros(2), torch.zeros(2).bool(), torch.zeros(2).bool())
