@@ -267,7 +267,7 @@ def train_settings(arguments: list[str]) -> Settings:
 
 
 def parsed_settings(arguments: list[str]) -> Settings:
-    """Two passes: task, agent and preset choose the defaults, then every other flag is a field.
+    """Two passes: task, agent, preset and length choose the defaults, then each flag is a field.
 
     Raises:
         InputError: unknown agent, preset or flag, or a value that does not fit.
@@ -277,6 +277,7 @@ def parsed_settings(arguments: list[str]) -> Settings:
     first.add_argument("--agent", default="flashsac")
     first.add_argument("--preset", default="")
     first.add_argument("--agent.critic", dest="critic", default="")
+    first.add_argument("--env-steps", "--env_steps", type=int)
     options, rest = first.parse_known_args(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if arguments and arguments[0].startswith("-") and not wants_help:
@@ -289,7 +290,11 @@ def parsed_settings(arguments: list[str]) -> Settings:
             "supple train needs a TASK, for example gym/HalfCheetah-v5; see supple list"
         )
     default = default_settings(
-        options.task, agent=options.agent, preset=options.preset, critic=options.critic
+        options.task,
+        agent=options.agent,
+        preset=options.preset,
+        critic=options.critic,
+        env_steps=options.env_steps,
     )
     return parse_flags(default, rest)
 

@@ -77,7 +77,11 @@ class FlashSAC:
         groups = _resolve_groups(obs, cfg.get("obs_groups") or {})
         flags = shlex.split(own.get("flags") or os.environ.get("SUPPLE_FLAGS", ""))
         preset = "gpu" if torch.device(device).type == "cuda" else "laptop"
-        settings = parsed_settings(["rsl_rl/task", "--preset", preset, *flags])
+        steps = int(cfg["num_steps_per_env"])
+        length = str(int(cfg["max_iterations"]) * steps * env.num_envs)
+        settings = parsed_settings(
+            ["rsl_rl/task", "--preset", preset, *flags, "--env-steps", length]
+        )
         if settings.agent_name != "flashsac":
             raise InputError(
                 f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
@@ -85,8 +89,6 @@ class FlashSAC:
             )
         settings.device = device
         settings.seed = int(cfg.get("seed", 0))
-        steps = int(cfg["num_steps_per_env"])
-        settings.env_steps = int(cfg["max_iterations"]) * steps * env.num_envs
         agent_settings: Any = settings.agent
         agent_settings.update_every = steps
         agent_settings.gamma = float(own.get("gamma", agent_settings.gamma))

@@ -202,6 +202,14 @@ def test_flags_may_choose_preset_and_critic_as_supple_train_does():
     assert agent.settings.critic == "flow"
 
 
+def test_the_ring_is_made_for_the_runners_length():
+    env, config = RslRlEnv(), copy.deepcopy(CONFIG)
+    config["max_iterations"] = 4_000
+    config["algorithm"]["flags"] = "--agent.critic-hidden 8"
+    alg = FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+    assert alg._replay.num_rows * 3 == 4_000 * 4 * 3
+
+
 def test_unknown_flags_and_groups_are_refused():
     with pytest.raises(InputError, match=r"unknown flag --agent.gama; did you mean --agent.gamma"):
         with_flags("--agent.gama 0.9")

@@ -19,6 +19,8 @@ from supple.errors import InputError
 PRESETS = {"flashsac": flashsac.PRESETS, "ppo": ppo.PRESETS}
 """Of each agent, by name."""
 AGENTS = tuple(PRESETS)
+LONG_RUN_ROWS = 1_000_000
+"""Up to so many transitions the ring of a run that is longer than its preset's keeps all."""
 PRESET_RULE = (
     f"laptop without CUDA; with it gpu for {', '.join(ON_GPU)} and your own callable that takes"
     " num_envs and device, cpu for simulators on the CPU"
@@ -27,7 +29,12 @@ PRESET_RULE = (
 
 
 def default_settings(
-    task: str, *, agent: str = "flashsac", preset: str = "", critic: str = ""
+    task: str,
+    *,
+    agent: str = "flashsac",
+    preset: str = "",
+    critic: str = "",
+    env_steps: int | None = None,
 ) -> Settings:
     """The settings of a task before any flag: its recipe, the critic's own, then the preset.
 
@@ -36,6 +43,7 @@ def default_settings(
         agent: one of ``AGENTS``, or ``module:Class`` that extends one of theirs.
         preset: one of the agent's ``PRESETS``; empty goes by ``PRESET_RULE``.
         critic: of FlashSAC, one of ``CRITICS``; empty is ``categorical``.
+        env_steps: of the run, by which its ring is made, too; None is the preset's.
 
     Raises:
         InputError: unknown agent, preset or critic; or no such callable, where no preset is named.
@@ -56,6 +64,10 @@ def default_settings(
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
     apply_recipe(settings)
     PRESETS[base][preset](settings)
+    if env_steps is not None:
+        settings.env_steps = env_steps
+        replay = settings.replay
+        replay.capacity = max(replay.capacity, min(env_steps, LONG_RUN_ROWS))
     return settings
 
 

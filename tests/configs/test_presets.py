@@ -65,3 +65,34 @@ def test_the_rule_is_said_where_one_looks_for_it(command, monkeypatch, capsys):
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "laptop without CUDA; with it gpu for isaaclab, mjlab" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "env_steps", "capacity"),
+    [
+        ("", 36_000, 36_000),
+        ("--env-steps 3000", 3_000, 36_000),
+        ("--env-steps 200000", 200_000, 200_000),
+        ("--env_steps=200000", 200_000, 200_000),
+        ("--env-steps 5000000", 5_000_000, 1_000_000),
+        ("--env-steps 200000 --replay.capacity 36000", 200_000, 36_000),
+    ],
+)
+def test_the_laptops_ring_grows_with_the_run(flags, env_steps, capacity):
+    settings = train_settings(["toy/lqr", "--preset", "laptop", *flags.split()])
+    assert (settings.env_steps, settings.replay.capacity) == (env_steps, capacity)
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_rings_of_other_presets_stay(preset):
+    given = ["toy/lqr", "--preset", preset]
+    usual = train_settings(given).replay.capacity
+    for steps in ("3000", "500000000"):
+        assert train_settings([*given, "--env-steps", steps]).replay.capacity == usual
+
+
+def test_a_length_that_is_none_is_refused():
+    with pytest.raises(InputError, match=r"--env-steps must be >= 1, got 0"):
+        train_settings(["toy/lqr", "--env-steps", "0"])
+    with pytest.raises(InputError, match=r"argument --env-steps.*: invalid int value: '1e6'"):
+        train_settings(["toy/lqr", "--env-steps", "1e6"])
