@@ -63,6 +63,11 @@ def one_line(capsys):
         ),
         (["train", "toy/lqr", "--device", "tpu"], "--device must be auto, cpu, cuda"),
         (["train", "gym/CartPole-v1"], "needs continuous actions, gym/CartPole-v1 has 2 discrete"),
+        (
+            ["train", "toy/lqr", "--preset", "cpu", "--env-steps", "3000"],
+            "learning begins at --agent.min-replay 10000 transitions, the run ends at --env-steps"
+            " 3000: raise --env-steps, or lower --agent.min-replay",
+        ),
         (["train", "toy/lqr", "--replay.capacity", "10000000000000"], "lower --replay.capacity"),
         (["train", "toy/lqr", "--agent.critic", "linear"], "linear"),
         (["trane"], "invalid choice: 'trane'"),

@@ -371,7 +371,7 @@ def test_a_curve_is_reproduced_by_what_was_said_before_any_run():
 
 
 def test_a_finished_run_is_recorded_once_with_where_it_ran(tmp_path):
-    flags = "--preset laptop --env-steps 40 --replay.capacity 200 --agent.min-replay 100"
+    flags = "--preset laptop --env-steps 40 --replay.capacity 200 --agent.min-replay 40"
     flags += " --eval.every 20 --eval.episodes 2 --eval.no-video --device cpu"
     (job,) = compare.plan("toy/lqr", [3], [], flags.split(), tmp_path / "runs")
     rows = tmp_path / "rows.csv"
@@ -512,7 +512,7 @@ def test_a_run_that_is_stopped_is_not_analysed(unstable, monkeypatch):
 def test_what_diagnostics_cost_is_not_told_from_a_stopped_run(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnostics_overhead, "RESULTS", tmp_path / "rows.csv")
     monkeypatch.setattr(diagnostics_overhead, "train", stop_at_once)
-    monkeypatch.setattr(sys, "argv", ["x", "--task", "toy/lqr", "--env-steps", "60"])
+    monkeypatch.setattr(sys, "argv", ["x", "--task", "toy/lqr", "--env-steps", "2000"])
     with pytest.raises(SystemExit, match=f"^{RESUMABLE}$"):
         diagnostics_overhead.main()
     assert not diagnostics_overhead.RESULTS.exists()

@@ -114,6 +114,17 @@ class Agent(ABC):
             InputError: names the settings to turn.
         """
 
+    def check_length(self, env_steps: int, prefilled: int) -> None:  # noqa: B027 - most will do
+        """Refuse a run in which learning would never begin.
+
+        Args:
+            env_steps: of all processes.
+            prefilled: transitions that this process's ring begins with.
+
+        Raises:
+            InputError: names the settings to turn.
+        """
+
     @abstractmethod
     def act(self, obs: Groups, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose actions.

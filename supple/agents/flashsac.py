@@ -275,6 +275,18 @@ class FlashSAC(Agent):
                 " vector step): raise --replay.capacity, or lower --agent.n-step"
             )
 
+    def check_length(self, env_steps: int, prefilled: int) -> None:
+        """Refuse a run that ends before learning would begin."""
+        wanted, there = self.settings.min_replay, prefilled * world().size
+        if env_steps + there < wanted:
+            raise InputError(
+                f"learning begins at --agent.min-replay {wanted} transitions, the run ends at"
+                f" --env-steps {env_steps}"
+                + (f" after {there} recorded ones" if there else "")
+                + ":"
+                " raise --env-steps, or lower --agent.min-replay"
+            )
+
     # --- acting -----------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -813,6 +813,16 @@ def test_a_ring_in_which_learning_hardly_ever_begins_is_refused(update_every, ro
         agent.check_room(ring(rows - 1))
 
 
+def test_a_run_that_ends_before_learning_begins_is_refused():
+    agent = small_agent(min_replay=40)
+    agent.check_length(40, 0)
+    agent.check_length(1, 39)
+    with pytest.raises(InputError, match=r"min-replay 40 transitions, .* --env-steps 39: raise"):
+        agent.check_length(39, 0)
+    with pytest.raises(InputError, match=r"ends at --env-steps 30 after 8 recorded ones: raise"):
+        agent.check_length(30, 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
