@@ -378,10 +378,12 @@ def test_compare_runs_seeds_and_variants_and_continues(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("critic", "width", "depth", "readout"),
-    [("flow", 64, 2, "integrate"), ("flow_official", 128, 2, "distilled")],
+    ("critic", "width", "depth", "readout", "next_actions"),
+    [("flow", 64, 2, "integrate", 1), ("flow_official", 128, 2, "distilled", 4)],
 )
-def test_a_critic_brings_its_own_defaults_under_every_flag(critic, width, depth, readout):
+def test_a_critic_brings_its_own_defaults_under_every_flag(
+    critic, width, depth, readout, next_actions
+):
     agent = train_settings(
         ["toy/lqr", "--preset", "laptop", "--agent.critic", critic, "--agent.flow.kappa", "0.25"]
     ).agent
@@ -389,3 +391,20 @@ def test_a_critic_brings_its_own_defaults_under_every_flag(critic, width, depth,
     flow = agent.flow
     assert agent.critic == critic
     assert (flow.width, flow.depth, flow.readout, flow.kappa) == (width, depth, readout, 0.25)
+    assert agent.next_actions == next_actions
+
+
+@pytest.mark.parametrize(
+    ("flags", "next_actions"),
+    [
+        ("--preset cpu", 8),
+        ("--preset gpu", 8),
+        ("--preset laptop", 4),
+        ("--preset laptop --agent.next-actions 1", 1),
+        ("--preset laptop --agent.flow.target-samples 8", 4),
+    ],
+)
+def test_the_published_flow_takes_an_action_for_each_target_sample(flags, next_actions):
+    agent = train_settings(["toy/lqr", "--agent.critic", "flow_official", *flags.split()]).agent
+    assert isinstance(agent, FlashSACSettings)
+    assert agent.next_actions == next_actions

@@ -18,8 +18,9 @@ CRITICS = ("categorical", "scalar", "flow", "flow_official")
 class FlashSACSettings:
     """The class has the published values for CPU simulators; presets and recipes change them.
 
-    ``critic="flow_official"`` goes with ``flow=flow_settings.published()``: the command line sets
-    that by itself, a library user passes it.
+    ``critic="flow_official"`` goes with ``flow=flow_settings.published()`` and as many
+    ``next_actions`` as that has ``target_samples``: the command line sets both by itself, a library
+    user passes them.
     """
 
     critic: Literal["categorical", "scalar", "flow", "flow_official"] = "categorical"

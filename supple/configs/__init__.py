@@ -64,6 +64,9 @@ def default_settings(
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
     apply_recipe(settings)
     PRESETS[base][preset](settings)
+    if critic == "flow_official":
+        assert isinstance(own, FlashSACSettings)
+        own.next_actions = own.flow.target_samples  # as published, one for each
     if env_steps is not None:
         settings.env_steps = env_steps
         replay = settings.replay
