@@ -36,7 +36,7 @@ def default_settings(
     critic: str = "",
     env_steps: int | None = None,
 ) -> Settings:
-    """The settings of a task before any flag: its recipe, the critic's own, then the preset.
+    """The settings of a task before any flag: the critic's own, the preset, then its recipe.
 
     Args:
         task: ``<simulator>/<task>`` or ``module:callable``.
@@ -62,8 +62,8 @@ def default_settings(
             own.flow = published()
     elif critic:
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
-    apply_recipe(settings)
     PRESETS[base][preset](settings)
+    apply_recipe(settings)
     if critic == "flow_official":
         assert isinstance(own, FlashSACSettings)
         own.next_actions = own.flow.target_samples  # as published, one for each

@@ -1,6 +1,6 @@
 """The settings of a run, and their JSON form.
 
-Order: recipe (per task), preset (per machine and purpose), command-line flags. Presets (a file per
+Order: preset (per machine and purpose), recipe (per task), command-line flags. Presets (a file per
 agent beside this one) and recipes are functions that return or change a full settings object;
 nothing is overwritten afterwards.
 

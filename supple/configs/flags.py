@@ -35,7 +35,7 @@ def parse_flags(
     """Apply flags to the default settings.
 
     Args:
-        default: recipe and preset, applied.
+        default: preset and recipe, applied.
         arguments: what is left of the command line.
         command: that was typed, with what comes before its flags.
 

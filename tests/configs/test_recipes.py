@@ -65,11 +65,25 @@ def test_playgrounds_humanoids_are_not_pushed_as_published(task, config):
     assert list(pushed.env.config) == ["push_config.enable=true"]
 
 
-def test_a_preset_comes_after_the_recipe_and_a_flag_last():
+def test_a_recipe_comes_after_the_preset_and_a_flag_last():
     task = "envpool/MuJoCoPlayground/Go1JoystickFlatTerrain-v1"
     given = train_settings([task, "--preset", "laptop", "--agent.gamma", "0.9"])
     assert given.agent.gamma == 0.9
     assert default_settings(task, preset="laptop").agent.n_step == 3  # type: ignore[union-attr]
+    few = ["--replay.final-fraction", "0.01"]
+    given = train_settings(["maniskill/PokeCube-v1", "--preset", "gpu", *few])
+    assert (given.eval.episodes, given.replay.final_fraction) == (50, 0.01)
+
+
+@pytest.mark.parametrize("agent", ["flashsac", "ppo"])
+def test_maniskills_short_episodes_keep_their_last_observations(agent):
+    settings = default_settings("maniskill/PokeCube-v1", agent=agent, preset="gpu")
+    assert settings.eval.episodes == 50
+    assert settings.replay.final_fraction >= 1.1 / 50  # with those that end in the oldest rows
+    usual = default_settings("isaaclab/Isaac-Velocity-Rough-G1-v0", agent=agent, preset="gpu")
+    assert usual.eval.episodes == 1024
+    if agent == "flashsac":
+        assert usual.replay.final_fraction == 0.01
 
 
 def test_every_file_of_recipes_is_listed(capsys):

@@ -1,9 +1,9 @@
-"""Recipes: what is published for a simulator's tasks, before preset and flags change it.
+"""Recipes: what is published for a simulator's tasks, over any preset and below the flags.
 
 A file per simulator that has any. ``RECIPES`` of each maps patterns of task names, the most special
 first, to functions that change full settings; the first line of a function's docstring is what
-``supple list`` shows. A recipe names only what differs from the agents' defaults. A preset that
-sets the same field comes after it, and a flag last.
+``supple list`` shows. A recipe names only what differs from the agents' defaults and presets, whose
+values of the same field it replaces.
 Source of FlashSAC's values: Holiday-Robot/FlashSAC@87edc90, scripts/run_*.sh and configs/env.
 """
 
