@@ -13,7 +13,10 @@ from supple import checkpoint, doctor
 from supple.agents import AGENTS, FlashSACSettings
 from supple.checkpoint import list_checkpoints
 from supple.cli import BAD_INPUT, DONE, FAILED, main, train_settings
+from supple.configs.base import from_json, to_json
+from supple.configs.flags import parse_flags
 from supple.envs.toy import Counter
+from supple.errors import InputError
 from tests.small_runs import flags, reached, run_whole, small_settings
 
 
@@ -70,6 +73,11 @@ def one_line(capsys):
         ),
         (["train", "toy/lqr", "--replay.capacity", "10000000000000"], "lower --replay.capacity"),
         (["train", "toy/lqr", "--agent.critic", "linear"], "linear"),
+        (
+            ["train", "toy/lqr", "--agent.flow.kappa", "0.5"],
+            "--agent.flow.kappa means nothing to --agent.critic categorical: drop the flag, or take"
+            " --agent.critic flow or flow_official",
+        ),
         (["trane"], "invalid choice: 'trane'"),
         (["resume", "/nonexistent"], "holds no run"),
         (["eval", "/nonexistent"], "holds no run"),
@@ -392,6 +400,35 @@ def test_a_critic_brings_its_own_defaults_under_every_flag(
     assert agent.critic == critic
     assert (flow.width, flow.depth, flow.readout, flow.kappa) == (width, depth, readout, 0.25)
     assert agent.next_actions == next_actions
+
+
+@pytest.mark.parametrize(
+    ("critic", "flags"),
+    [
+        ("scalar", "--agent.num-atoms 51"),
+        ("scalar", "--agent.flow.readout distilled"),
+        ("flow", "--agent.num-atoms 51"),
+        ("flow_official", "--agent.num-atoms 51"),
+        ("flow_official", "--agent.critic-norm none"),
+        ("flow_official", "--agent.critic-hidden 512"),
+        ("flow_official", "--agent.critic-blocks 3"),
+        ("flow_official", "--agent.no-project-critic"),
+    ],
+)
+def test_flags_that_the_critic_does_not_read_are_refused(critic, flags):
+    task = ["toy/lqr", "--preset", "laptop", "--agent.critic", critic]
+    name = flags.split()[0].replace("no-", "")
+    with pytest.raises(InputError, match=f"^{name} means nothing to --agent.critic {critic}: "):
+        train_settings([*task, *flags.split()])
+    train_settings([*task, *flags.split(), "--agent", "benchmarks.experiments.fql:FQL"])
+
+
+def test_settings_of_an_idle_critic_that_a_run_recorded_are_read(tmp_path):
+    settings = small_settings("toy/lqr", tmp_path, env_steps=100)
+    assert isinstance(settings.agent, FlashSACSettings)
+    settings.agent.flow.kappa, settings.agent.critic = 0.5, "scalar"
+    assert from_json(to_json(settings)) == settings
+    parse_flags(settings, ["--env.obs-noise", "0.1"])  # as supple eval does
 
 
 @pytest.mark.parametrize(

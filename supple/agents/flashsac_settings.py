@@ -12,6 +12,14 @@ from supple.agents.reward_scaling import RewardScalerSettings
 from supple.errors import InputError, require_rules, require_values
 
 CRITICS = ("categorical", "scalar", "flow", "flow_official")
+READ_BY = {
+    "flow": ("flow", "flow_official"),
+    "num_atoms": ("categorical",),
+    **dict.fromkeys(
+        ("critic_hidden", "critic_blocks", "critic_norm", "project_critic"), CRITICS[:3]
+    ),
+}
+"""Settings that mean nothing to some critics, and the critics that read them."""
 
 
 @dataclass(kw_only=True, slots=True)

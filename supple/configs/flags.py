@@ -9,9 +9,9 @@ import re
 
 import tyro
 
-from supple.agents.flashsac_settings import CRITICS
+from supple.agents.flashsac_settings import CRITICS, READ_BY, FlashSACSettings
 from supple.configs import AGENTS, PRESET_RULE, PRESETS
-from supple.configs.base import Settings
+from supple.configs.base import Settings, flat
 from supple.errors import InputError
 
 LEARNING_RATE = ("--agent.lr-peak", "--agent.lr")
@@ -40,7 +40,8 @@ def parse_flags(
         command: that was typed, with what comes before its flags.
 
     Raises:
-        InputError: an unknown flag (with the nearest one) or a value of the wrong type.
+        InputError: an unknown flag (with the nearest one), a value of the wrong type, or a flag
+            that the chosen critic does not read.
         SystemExit: ``--help`` was asked for and printed.
     """
     said = io.StringIO()
@@ -62,7 +63,25 @@ def parse_flags(
     if unknown:
         raise InputError(_unknown(unknown[0], default, command))
     settings: Settings = parsed
+    _refuse_unread(default, settings)
     return settings
+
+
+def _refuse_unread(default: Settings, settings: Settings) -> None:
+    """Refuse flags that would do nothing; settings that a run recorded are not asked.
+
+    A critic of one's own (``--agent module:Class``) may read any of them.
+    """
+    if not isinstance(settings.agent, FlashSACSettings) or ":" in settings.agent_name:
+        return
+    critic, before = settings.agent.critic, flat(default)
+    for name, value in flat(settings).items():
+        group = name.removeprefix("agent.").partition(".")[0]
+        if value != before[name] and critic not in READ_BY.get(group, CRITICS):
+            raise InputError(
+                f"--{name.replace('_', '-')} means nothing to --agent.critic {critic}: drop the"
+                f" flag, or take --agent.critic {' or '.join(READ_BY[group])}"
+            )
 
 
 def _unknown(flag: str, default: Settings, command: str) -> str:
