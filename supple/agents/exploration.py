@@ -1,7 +1,8 @@
 """Noise repetition: hold a Gaussian draw for a zeta-distributed number of steps.
 
 Source: FlashSAC, arXiv:2604.04539, section on exploration; Holiday-Robot/FlashSAC@87edc90. There
-one hold length is shared by all environments; ``schedule="per_env"`` gives each its own.
+one hold length is shared by all environments, whose episodes it outlasts; ``schedule="per_env"``
+gives each its own, which ends with the episode.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class NoiseSettings:
     max_hold: int = 16
     """Longest hold [steps]; 1 draws fresh noise every step."""
     schedule: Literal["shared", "per_env"] = "shared"
-    """Whether all environments redraw together, or each on its own."""
+    """Whether all environments redraw together, or each on its own and as its episodes begin."""
 
 
 def zeta_cdf(exponent: float, max_hold: int) -> Tensor:
@@ -49,7 +50,8 @@ class HeldNoise:
         device = generator.device
         self._cdf = zeta_cdf(settings.exponent, settings.max_hold).to(device)
         self._noise_NA = torch.zeros(num_envs, action_size, device=device)
-        schedules = num_envs if settings.schedule == "per_env" else 1
+        self.per_env = settings.schedule == "per_env"
+        schedules = num_envs if self.per_env else 1
         self._left = torch.zeros(schedules, dtype=torch.int64, device=device)
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -72,6 +74,10 @@ class HeldNoise:
     def next(self) -> Tensor:
         """The noise of this step, (N, A)."""
         return self.hold(*self.draw())
+
+    def end_episodes(self, done: Tensor) -> None:
+        """Drop what is held where an episode ended, (N,) bool; only where ``per_env``."""
+        self._left.masked_fill_(done, 0)
 
     def forget_episodes(self) -> None:
         """Drop what is held: the next step draws afresh."""

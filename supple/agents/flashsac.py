@@ -307,13 +307,16 @@ class FlashSAC(Agent):
         return torch.tanh(mean_NA + log_std_NA.exp() * self.noise.hold(fresh_NA, uniform))
 
     def observe(self, step: Step) -> None:
-        """Update the reward statistics."""
+        """Update the reward statistics, and end what exploration holds with its episode."""
         self._observe_step(step["reward"], step["terminated"], step["truncated"], step["valid"])
 
     def _observe(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
-        self.reward_scaler.observe(reward, terminated | truncated, valid)
+        done = terminated | truncated
+        self.reward_scaler.observe(reward, done, valid)
+        if self.noise.per_env:
+            self.noise.end_episodes(done)
         return {}
 
     def forget_episodes(self) -> None:

@@ -136,6 +136,19 @@ def test_forgetting_episodes_draws_afresh(schedule):
     assert (noise.next() != before).all()
 
 
+@pytest.mark.parametrize("ended", ["terminated", "truncated"])
+@pytest.mark.parametrize("schedule", ["shared", "per_env"])
+def test_holds_of_their_own_end_with_the_episode_and_shared_ones_do_not(schedule, ended):
+    noise = NoiseSettings(schedule=schedule, exponent=0.0, max_hold=1000)
+    agent = small_agent(noise=noise)
+    before = agent.noise.next()
+    done, never = torch.tensor([False, True, False, True]), torch.zeros(4, dtype=torch.bool)
+    flags = {"terminated": never, "truncated": never, "valid": ~never}
+    agent.observe({"reward": torch.zeros(4)} | flags | {ended: done})
+    redrawn = (agent.noise.next() != before).any(1)
+    assert torch.equal(redrawn, done if schedule == "per_env" else never)
+
+
 def test_returned_noise_is_not_overwritten_later():
     noise = held(4, 2, max_hold=1)
     first = noise.next()
