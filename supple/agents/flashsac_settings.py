@@ -145,6 +145,7 @@ class FlashSACSettings:
             ("remedy.dormant_threshold", self.remedy.dormant_threshold >= 0, ">= 0"),
             ("noise.exponent", self.noise.exponent >= 0, ">= 0"),
             ("noise.max_hold", self.noise.max_hold >= 1, ">= 1"),
+            ("reward_scaler.peak_decay", 0 < self.reward_scaler.peak_decay <= 1, "in (0, 1]"),
         )
         require_values(self, "--agent.")
         require_rules(self, "--agent.", rules)

@@ -3,7 +3,7 @@
 Source: FlashSAC, arXiv:2604.04539; Holiday-Robot/FlashSAC@87edc90 (reward_normalization.py).
 Deviation: by default the running sum is reset *after* the terminal step, so that the last reward
 counts with its own episode and does not leak into the next; ``reset="before"`` reproduces the
-reference.
+reference. ``peak_decay`` below 1 lets the largest return fade, which there stays for ever.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class RewardScalerSettings:
     """False trains on raw rewards."""
     reset: Literal["after", "before"] = "after"
     """When the running return forgets an ended episode; "before" is the reference's off-by-one."""
+    peak_decay: float = 1.0
+    """Multiplies the largest return seen once per vector step, in (0, 1]; 1 never forgets it, as
+    published, 0.9999 half of it in 7,000 steps."""
 
 
 class RewardScaler:
@@ -79,7 +82,8 @@ class RewardScaler:
         keep = (~done).to(reward.dtype)
         carried = self._sum_N * keep if self.settings.reset == "before" else self._sum_N
         updated = torch.where(valid, self._gamma * carried + reward, self._sum_N)
-        self._peak.copy_(torch.maximum(self._peak, updated.abs().max()))
+        faded = self.settings.peak_decay * self._peak
+        self._peak.copy_(torch.maximum(faded, updated.abs().max()))
 
         # Parallel-variance merge over the valid rows. The pseudo-count of 1e-4 makes the initial
         # variance of 1 nearly weightless.

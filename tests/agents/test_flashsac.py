@@ -11,6 +11,7 @@ from supple.agents.flashsac import FlashSAC
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import project_
+from supple.agents.reward_scaling import RewardScalerSettings
 from supple.envs.base import Discrete
 from supple.errors import InputError
 from supple.replay import AgeBias, ReplaySettings
@@ -857,6 +858,13 @@ def test_a_run_that_ends_before_learning_begins_is_refused():
             "--agent.next-actions must divide --agent.flow.target-samples, got 3 and 8",
         ),
         ({"noise": NoiseSettings(max_hold=0)}, "--agent.noise.max-hold must be >= 1, got 0"),
+        *(
+            (
+                {"reward_scaler": RewardScalerSettings(peak_decay=decay)},
+                rf"--agent.reward-scaler.peak-decay must be in \(0, 1\], got {decay}",
+            )
+            for decay in (0.0, 1.1)
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_flag(changes, text):

@@ -184,12 +184,27 @@ def test_an_invalid_first_step_leaves_a_usable_denominator():
     assert ours.denominator().item() == pytest.approx(1.0)
 
 
-def test_peak_never_decays():
+def test_peak_never_decays_by_default():
     ours = scaler(1)
     ours.observe(torch.tensor([100.0]), torch.tensor([True]), torch.tensor([True]))
     for _ in range(2000):
         ours.observe(torch.zeros(1), torch.zeros(1).bool(), torch.ones(1).bool())
     assert ours.denominator().item() == pytest.approx(20.0)
+
+
+def test_a_peak_that_decays_is_forgotten_and_returns_still_fit():
+    """100, then 1 for ever: 100 * 0.9^k until the sum itself is larger."""
+    ours = scaler(1, peak_decay=0.9)
+    never, valid = torch.zeros(1).bool(), torch.ones(1).bool()
+    ours.observe(torch.tensor([100.0]), ~never, valid)
+    total = 0.0
+    for step in range(1, 60):
+        ours.observe(torch.ones(1), never, valid)
+        total = GAMMA * total + 1
+        peak = ours.state_dict()["peak"].item()
+        assert peak == pytest.approx(max(100 * 0.9**step, total), rel=1e-5)
+        assert total / ours.denominator().item() <= G_MAX + 1e-5
+    assert peak == pytest.approx(total, rel=1e-5)
 
 
 def test_switched_off_it_divides_by_one_but_keeps_counting():
