@@ -8,6 +8,7 @@ import torch
 import triton
 
 from benchmarks import kernel_tiles
+from supple.bench import kernels
 from supple.bench.kernels import Size
 from supple.bench.table import read
 from supple.cli import DONE, main
@@ -40,6 +41,22 @@ def test_every_way_to_integrate_is_timed(tmp_path, monkeypatch):
     assert rows.keys() == expected | {"eager loop float32"}
     assert float(rows["supple exact float32"]["max error"]) < 1e-6
     assert float(rows["eager loop float32"]["x eager loop"]) == 1
+
+
+def test_values_encoded_exactly_are_held_to_more_than_those_of_a_table():
+    critic, x_BD, start_BM = kernels.fitted(SMALL, CPU)
+    right = kernels.straightforward(critic, x_BD, start_BM, SMALL.K)
+    extent = critic.range.value_high - critic.range.value_low
+
+    def check(name, error):
+        variant = {name: lambda: right() + error * extent}
+        return kernels.check(variant, critic, x_BD, start_BM, SMALL.K)
+
+    with torch.no_grad():
+        check("supple exact float32", 0)
+        check("supple float32", 1e-5)
+        with pytest.raises(RuntimeError, match=r"supple exact float32: errors \(1.0\d*e-05"):
+            check("supple exact float32", 1e-5)
 
 
 def test_the_kernels_that_are_timed_are_right(interpreted):
