@@ -80,6 +80,10 @@ class Genesis(TorchSim):
         shown = mixed(ended, fresh, reached)
         return Outcome(shown, reward, terminated, truncated, final=reached)
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        self._task.age.copy_(self._random_counts(self._task.limit, seed))
+
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
 

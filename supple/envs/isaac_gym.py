@@ -68,7 +68,7 @@ class VecTask(TorchSim):
         device = torch.device(getattr(env, "rl_device", env.reset_buf.device))
         self._zeros = torch.zeros(env.num_envs, size, device=device)
         self._bridge = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
-        sample, self._next_step, self._time_up, first = self._measure(task_id)
+        sample, self._next_step, self._time_up, self._first = self._measure(task_id)
         self._capture: FinalCapture | None = None
         if not self._next_step and computes_without_side_effects(env):
             self._capture = FinalCapture(env, self._buffers)
@@ -78,7 +78,7 @@ class VecTask(TorchSim):
             task_id=task_id,
             num_envs=env.num_envs,
             device=device,
-            max_episode_steps=self._time_up - first,
+            max_episode_steps=self._time_up - self._first,
             has_final_obs=self._next_step or self._capture is not None,
         )
 
@@ -108,6 +108,11 @@ class VecTask(TorchSim):
             valid=valid,
             extras=extras,
         )
+
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        counts = self._random_counts(self.spec.max_episode_steps or 1, seed)
+        self._env.progress_buf.copy_(self._first + counts)
 
     def _step(self, action: Tensor) -> tuple[Mapping[str, Any], Tensor, Tensor, Any]:
         observation, reward, done, extras = self._env.step(action)

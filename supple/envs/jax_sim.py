@@ -114,6 +114,14 @@ class JaxSim(TorchSim):
             final=self._groups_of(seen["obs"]),
         )
 
+    def spread_ends(self, seed: int) -> None:
+        """Begin at random counts of steps."""
+        import jax
+
+        counts = self._random_counts(self.spec.max_episode_steps or 1, seed).int().cpu().numpy()
+        state, first, _ = self._carry
+        self._carry = (state, first, jax.device_put(counts, self._place))
+
     def _groups_of(self, obs: Any) -> dict[str, Tensor]:
         if isinstance(obs, Mapping):
             return {name: self._tensor(rows) for name, rows in obs.items()}

@@ -126,16 +126,19 @@ class TorchSim(Env):
         if COUNTER in progress:
             setattr(self._bare, COUNTER, progress[COUNTER])
 
-    def _spread(self, limit: int | Tensor, seed: int) -> Tensor:
-        """Set its counts of steps to random ones below the limit, (N,), as rsl_rl's runner does.
+    def _random_counts(self, limit: int | Tensor, seed: int) -> Tensor:
+        """Counts of steps to begin at, below the limit, (N,) int64, as rsl_rl's runner does.
 
         Source: leggedrobotics/rsl_rl, ``OnPolicyRunner.learn(init_at_random_ep_len=True)``.
         """
-        before: Tensor = self._env.episode_length_buf
         generator = torch.Generator().manual_seed(seed)
         share = torch.rand(self.spec.num_envs, generator=generator, dtype=torch.float64)
-        counts = (share.to(before.device) * limit).to(before.dtype)
-        self._env.episode_length_buf = counts
+        return (share.to(self.spec.device) * limit).long()
+
+    def _spread(self, limit: int | Tensor, seed: int) -> Tensor:
+        """Set its ``episode_length_buf`` to random counts below the limit, (N,)."""
+        counts = self._random_counts(limit, seed)
+        self._env.episode_length_buf = counts.to(self._env.episode_length_buf)
         return counts
 
     @property

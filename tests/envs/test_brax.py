@@ -48,6 +48,18 @@ def test_a_time_limit_that_brax_leaves_to_others_truncates(pendulum):
     assert pendulum._carry[2].tolist() == [0, 1]
 
 
+def test_episodes_begin_at_random_counts_of_steps_where_asked(pendulum):
+    pendulum.reset(0)
+    pendulum.spread_ends(1)
+    begun = pendulum._carry[2].tolist()
+    assert len(set(begun)) == 2
+    assert all(0 <= count < 1000 for count in begun)
+    pendulum.step(torch.zeros(2, 1))
+    assert pendulum._carry[2].tolist() == [count + 1 for count in begun]
+    pendulum.reset(0)
+    assert pendulum._carry[2].tolist() == [0, 0]
+
+
 def test_a_seed_fixes_the_starts_and_none_moves_on(pendulum):
     assert_seed_fixes_the_starts(pendulum)
 

@@ -64,6 +64,25 @@ def test_a_time_out_is_truncated_and_a_fall_in_the_same_step_wins():
     assert task.age.tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("name", genesis.TASKS)
+def test_episodes_begin_at_random_counts_of_steps_where_asked(monkeypatch, name):
+    kind = genesis.TASKS[name]
+    monkeypatch.setattr(kind, "limit", 6)
+    task = made(kind, num_envs=40)
+    env = Genesis(task, task_id=name)
+    begun = []
+    for seed in (1, 1, 2):
+        env.reset(0)
+        assert not task.age.any()
+        env.spread_ends(seed)
+        begun.append(task.age.clone())
+    assert begun[0].unique().tolist() == list(range(6))
+    assert torch.equal(begun[0], begun[1])
+    assert not torch.equal(begun[0], begun[2])
+    step = env.step(torch.zeros(40, env.spec.action.size))
+    assert torch.equal(step["truncated"], (begun[2] == 5) & ~step["terminated"])
+
+
 def test_an_action_is_carried_out_one_control_step_later():
     env: Any = Genesis(started(Go2WalkEasy), task_id="t")
     env.reset(0)
