@@ -125,8 +125,10 @@ def growth(updates: list[float], values: list[float], limit: float) -> Growth:
     """Fit and extrapolate (Wortsman et al., 2023).
 
     Raises:
-        InputError: fewer than 5 positive logs, or all at one update.
+        InputError: fewer than 5 positive logs, or all at one update, or a limit of 0.
     """
+    if limit <= 0:
+        raise InputError(f"a trend of positive logs never reaches a limit of {limit:g}")
     pairs = [(u, v) for u, v in zip(updates, values, strict=True) if u > 0 and v > 0]
     x = torch.tensor([u for u, _ in pairs], dtype=torch.float64).log10()
     y = torch.tensor([v for _, v in pairs], dtype=torch.float64).log10()

@@ -24,7 +24,6 @@ from supple.diagnostics.online_groups import TIER1, TIER2, Group
 from supple.diagnostics.reading import MEAN, WORST, Reading
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.diagnostics.subject import subject_of
-from supple.errors import InputError
 from supple.replay import Replay
 
 ANCHOR_AT = 0.05
@@ -152,6 +151,9 @@ class Online:
         """What groups keep from call to call."""
         self._alarms = Alarms()
         self._news: list[str] = []
+        self._said: set[str] = set()
+        self._skipped = 0
+        """Calls that an error ended."""
 
     def after_update(self, env_steps: int) -> None:
         """Measure what is due; call between updates.
@@ -169,11 +171,16 @@ class Online:
         if not tiers and not gathers:
             return
         began = self._clock()
-        with isolated(self._agent):
-            if gathers:
-                self._keep_anchor(env_steps)
-            if tiers:
-                self._measure(tiers)
+        try:
+            with isolated(self._agent):
+                if gathers:
+                    self._keep_anchor(env_steps)
+                if tiers:
+                    self._measure(tiers)
+        except Exception as error:  # whatever it is, training goes on
+            self._skipped += 1
+            self._row["diag/skipped"] = float(self._skipped)
+            self._say(f"diagnostics skipped a call: {_first_line(error)}")
         if tiers:
             self.governor.charge(self._clock() - began, tiers)
             for tier in tiers:
@@ -194,6 +201,12 @@ class Online:
         """Early warnings and what was switched off, since the last call, one line each."""
         found, self._news = self._news, []
         return found
+
+    def _say(self, text: str) -> None:
+        """Once in a run."""
+        if text not in self._said:
+            self._said.add(text)
+            self._news.append(text)
 
     # --- transitions ------------------------------------------------------------------------
 
@@ -248,10 +261,9 @@ class Online:
         facts: dict[str, Any] = {"metric": group.name, "network": "run"}
         try:
             found = attempt(lambda: group.measure(context, self.memory), **facts)
-        except RuntimeError as error:  # out of memory or no convergence: training goes on
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self._off[group.name] = reason
-            self._news.append(f"diagnostics {group.name} switched off: {reason}")
+        except Exception as error:  # out of memory, no convergence, a mistake: training goes on
+            self._off[group.name] = _first_line(error)
+            self._say(f"diagnostics {group.name} switched off: {self._off[group.name]}")
             return
         self._row |= {f"diag/{name}": value for name, value in _numbers(found)}
 
@@ -264,7 +276,8 @@ class Online:
         anchor = None if self._anchor is None else self._anchor.state_dict()
         try:
             recent = self.recent().state_dict()
-        except InputError:  # nothing valid is stored yet
+        except Exception as error:  # nothing valid is stored yet, say: the checkpoint goes without
+            self._say(f"a checkpoint has no transitions to diagnose: {_first_line(error)}")
             return {}
         pool = [part.state_dict() for part in self._pool]
         return {"anchor": anchor, "recent": recent, "pool": pool}
@@ -288,6 +301,10 @@ def stored_sets(state: Mapping[str, Any]) -> DataSets:
     parts = {name: state.get(name) for name in ("anchor", "recent")}
     found = {name: Transitions.from_state(part) for name, part in parts.items() if part}
     return DataSets(**found)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _numbers(found: list[Reading]) -> Iterator[tuple[str, float]]:

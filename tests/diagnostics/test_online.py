@@ -1,6 +1,7 @@
 """Diagnostics while training: they change nothing, keep to their time, and say what they see."""
 
 import contextlib
+import math
 from collections import Counter
 from itertools import pairwise
 
@@ -13,6 +14,8 @@ from supple.diagnostics.alarms import Alarms
 from supple.diagnostics.online import Governor, stored_sets
 from supple.diagnostics.online_groups import Group
 from supple.diagnostics.settings import DiagnosticsSettings
+from supple.envs.toy import Lqr
+from supple.envs.wrappers import Wrapper
 from supple.errors import InputError
 from supple.metrics import read_csv
 from tests.agents.small_agents import assert_same_bits
@@ -140,17 +143,44 @@ def test_a_checkpoint_holds_the_transitions_for_later_and_a_resume_keeps_the_anc
     assert_same_bits(later.state["diagnostics"]["anchor"], found.state["diagnostics"]["anchor"])
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, IndexError])
 def test_a_measurement_that_fails_is_switched_off_and_training_goes_on(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, kind
 ):
     def broken(context, memory):
-        raise RuntimeError("out of memory")
+        raise kind("out of memory")
 
     monkeypatch.setattr(online, "TIER1", (Group("drift", broken),))
     monkeypatch.setattr(online, "TIER2", ())
     run = run_whole(settings_of(tmp_path / "run", "categorical"))
     assert run.complete
     assert capsys.readouterr().out.count("diagnostics drift switched off: out of memory") == 1
+
+
+class Worthless(Wrapper):
+    """The regulator, of which all rewards of some steps are NaN."""
+
+    def __init__(self, num_envs, device):
+        env = Lqr(num_envs, device)
+        super().__init__(env, env.spec)
+        self.steps = 0
+
+    def step(self, action):
+        step = self.env.step(action)
+        self.steps += 1
+        if 20 < self.steps <= 26:
+            step["reward"] = torch.full_like(step["reward"], math.nan)
+        return step
+
+
+def test_rollouts_without_a_valid_row_do_not_end_training(tmp_path, capsys):
+    settings = settings_of(tmp_path / "run", "ppo", env_steps=400)
+    settings.task, settings.diagnostics.tier1_period = f"{__name__}:Worthless", 1
+    assert run_whole(settings).complete
+    said = "diagnostics skipped a call: the replay ring holds no valid transition"
+    assert capsys.readouterr().out.count(said) == 1
+    skipped = read_csv(tmp_path / "run" / "metrics.csv")["diag/skipped"]
+    assert max(value for value in skipped if value is not None) == 3
 
 
 def governed(limit, cost, gap, calls):
@@ -277,3 +307,9 @@ def test_features_that_grow_towards_ten_times_their_size_are_announced():
         said += alarms.watch(1000 * k, {"diag/critic/all/mean/feat_norm": float(k) ** 0.6})
     assert len(said) == 1
     assert "feat_norm grows as updates^0.6" in said[0]
+
+
+def test_growth_from_nothing_has_no_limit_to_reach():
+    alarms = Alarms()
+    for k in range(21):
+        assert alarms.watch(1000 * (k + 1), {"diag/critic/all/mean/feat_norm": float(k)}) == []
