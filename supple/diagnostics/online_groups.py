@@ -42,9 +42,10 @@ def unit_health(context: Context, memory: Memory) -> Iterator[Reading]:
     data = context.data.current()
     for view in context.subject.learning_views():
         found = context.run(view.role, data)
-        yield from attempt(
-            partial(_units, found, view, len(data)), metric="dormant", network=view.role
-        )
+        for metric, count in (("dormant", _units), ("grad_dormant", _deaf_units)):
+            yield from attempt(
+                partial(count, found, view, len(data)), metric=metric, network=view.role
+            )
         own = [view.split(name, part.detach()) for name, part in view.parameters()]
         slopes = [
             view.split(name, part)
@@ -68,8 +69,17 @@ def _units(found: Pass, view: View, rows: int) -> Iterator[Reading]:
     least = features.TANH_SPREAD if view.saturating else 0.0
     dead = [units.constant_fraction(each, least=least) for each in found.units.values()]
     yield from ensemble(100 * units.over_layers(dead, widths), metric="dead_var", **facts)
-    deaf = [units.gradient_dormant_fraction(g, 0.01) for g in found.unit_gradients.values()]
+
+
+def _deaf_units(found: Pass, view: View, rows: int) -> Iterator[Reading]:
+    require_rows("counting units without gradient", rows, features.UNIT_ROWS)
+    widths = [part.shape[-1] for part in found.unit_gradients.values()]
+    deaf = [
+        units.gradient_dormant_fraction(each, 0.01, loss=found.loss)
+        for each in found.unit_gradients.values()
+    ]
     share_E = 100 * units.over_layers(deaf, widths)
+    facts: dict[str, Any] = {"network": view.role, "unit": "%", "n": rows}
     yield from ensemble(share_E, metric="grad_dormant", params={"threshold": 0.01}, **facts)
 
 

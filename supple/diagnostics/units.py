@@ -39,22 +39,33 @@ def constant_fraction(activations: Tensor, share: float = 0.01, least: float = 0
     return constant.double().mean(-1)
 
 
-def gradient_dormant_fraction(gradients: Tensor, threshold: float = 0.01) -> Tensor:
+NOTHING = 1e-12
+"""A mean gradient, or a loss, below it is none."""
+
+
+def gradient_dormant_fraction(
+    gradients: Tensor, threshold: float = 0.01, *, loss: Tensor | float = 0.0
+) -> Tensor:
     """Share of units whose mean |d loss / d activation| is at most ``threshold`` of the layer's.
+
+    All of them where the layer receives none at all though there is a loss: the units above it are
+    dead.
 
     Args:
         gradients: of the sum of the rows' losses, (..., N, H).
         threshold: relative to the layer's mean.
+        loss: that the gradients are of.
 
     Raises:
-        InputError: no unit receives any gradient to speak of.
+        InputError: no unit receives any gradient to speak of, and there is no loss either.
 
     Source: after the idea of Liu et al., 2025; the score is our own.
     """
     mean = gradients.double().abs().mean(-2)
-    if bool((mean.mean(-1) < 1e-12).any()):
+    deaf = mean.mean(-1) < NOTHING
+    if bool(deaf.any()) and abs(float(loss)) < NOTHING:
         raise InputError("no unit of the layer receives a gradient: the loss is at its minimum")
-    return _low(mean, threshold)
+    return _low(mean, threshold).masked_fill(deaf, 1.0)
 
 
 def _finite(value: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ def test_without_any_gradient_the_question_is_undefined():
         gradient_dormant_fraction(torch.full((4, 3), 1e-14))
 
 
+def test_a_layer_without_any_gradient_is_deaf_as_a_whole_while_there_is_a_loss():
+    silent, heard = torch.full((4, 3), 1e-14), torch.ones(4, 3)
+    found = gradient_dormant_fraction(torch.stack((silent, heard)), loss=0.5)
+    assert found.tolist() == [1, 0]
+
+
 def test_a_network_counts_each_unit_once():
     shares = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])]
     assert over_layers(shares, [3, 1]).tolist() == [0.25, 1.0]

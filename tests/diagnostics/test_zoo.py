@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from supple.diagnostics import curvature, gradients, movement
+from supple.diagnostics import curvature, gradients, movement, online_groups
+from supple.diagnostics.context import Context
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.flows import recovery, straightness
 from supple.diagnostics.measure import measure
@@ -40,7 +41,13 @@ def test_all_hidden_units_dead():
     with torch.no_grad():
         for layer in hidden_layers(subject):
             layer.bias.fill_(-1e4)
-    assert read(subject, data, "unit_health", "value/all/mean/dormant_0_recent") == 100
+    # What the last layer's units would do to the value is still heard: half of them are deaf.
+    for metric, share in (("dormant_0", 100), ("grad_dormant_0.01", 50)):
+        assert read(subject, data, "unit_health", f"value/all/mean/{metric}_recent") == share
+    while_training = Context(subject=subject, data=data)
+    found = {each.name: each.value for each in online_groups.unit_health(while_training, {})}
+    for metric, share in (("dormant_0.1", 100), ("dead_var", 100), ("grad_dormant_0.01", 50)):
+        assert found[f"value/all/mean/{metric}"] == share
 
 
 def test_behind_batch_norm_dead_units_show_too_when_their_shift_kills_them():

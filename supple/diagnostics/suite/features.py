@@ -69,7 +69,7 @@ def _units(found: Pass, view: View, data: str, rows: int) -> Iterator[Reading]:
 
         def gradients(threshold: float = threshold) -> Iterator[Reading]:
             shares = {
-                n: units.gradient_dormant_fraction(g, threshold)
+                n: units.gradient_dormant_fraction(g, threshold, loss=found.loss)
                 for n, g in found.unit_gradients.items()
             }
             yield from report("grad_dormant", shares, threshold)
