@@ -54,6 +54,9 @@ GROUPS: tuple[Group, ...] = (
 WHOLE = ["fit_gap"]
 """Groups that the full suite measures at greater length than the smaller one they are part of."""
 
+UNREMARKED = ("value_", "w_", "eps_frac")
+"""Beginnings of metrics that do not depend on what a recurrent network remembers, or know it."""
+
 
 def measure(
     subject: Subject,
@@ -87,6 +90,7 @@ def measure(
                 twins = twins or _twins(subject, data, suite)
                 found = _with_reference(found, [_run(group, twin) for twin in twins])
             cost_s = time.perf_counter() - began
+            found = _remarked(found, subject)
             readings |= {each.name: replace(each, cost_s=cost_s) for each in found}
     return Measured(readings, context.arrays)
 
@@ -105,7 +109,7 @@ def compare(before: Subject, after: Subject, data: DataSets) -> Measured:
         for group in (pairs.drift, pairs.overwriting, pairs.noise_consistency):
             began = time.perf_counter()
             facts: dict[str, Any] = {"metric": group.__name__, "network": "run"}
-            found = attempt(partial(group, before, after, states), **facts)
+            found = _remarked(attempt(partial(group, before, after, states), **facts), after)
             cost_s = time.perf_counter() - began
             readings |= {each.name: replace(each, cost_s=cost_s) for each in found}
     return Measured(readings, {})
@@ -125,6 +129,18 @@ def _run(group: Group, context: Context) -> list[Reading]:
     except RuntimeError as error:  # out of memory, no convergence
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return [Reading(metric=group.name, network="run", status="failed", reason=reason)]
+
+
+def _remarked(found: list[Reading], subject: Subject) -> list[Reading]:
+    """With what the networks' views have to say of them."""
+
+    def remarked(each: Reading) -> Reading:
+        view = subject.views.get(each.network)
+        if view is None or not view.remark or each.metric.startswith(UNREMARKED):
+            return each
+        return replace(each, reason="; ".join(filter(None, (each.reason, view.remark))))
+
+    return [remarked(each) for each in found]
 
 
 def _twins(subject: Subject, data: DataSets, suite: Suite) -> list[Context]:

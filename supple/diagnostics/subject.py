@@ -158,6 +158,12 @@ class Subject(ABC):
     def next_values(self, data: Transitions) -> Tensor:
         """Of what follows, as the critic sees it, entropy bonus included, (N,)."""
 
+    def along(self, episodes: Transitions) -> tuple[Tensor, Tensor]:
+        """Values of whole episodes in order, of each member (E, N), and ``next_values`` (N,)."""
+        view = self.views[self.critic_role]
+        value_EN = view.outputs(view.module, self.inputs(view.role, episodes))[..., 0]
+        return value_EN, self.next_values(episodes)
+
     @abstractmethod
     def scale_reward(self, reward: Tensor) -> Tensor:
         """Rewards in the critic's units."""

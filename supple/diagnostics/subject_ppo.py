@@ -121,6 +121,24 @@ class PPOSubject(Subject):
         """Of the next states."""
         return self._values(self.next_inputs("value", data))
 
+    @torch.no_grad()
+    def along(self, episodes: Transitions) -> tuple[Tensor, Tensor]:
+        """With the memory that the critic has at each step, where it has one."""
+        critic, role = self.views["value"].module, "value"
+        if not critic.memory:
+            return super().along(episodes)
+        x_ND, next_ND = self.inputs(role, episodes), self.next_inputs(role, episodes)
+        number_N = episodes.episode.unique(return_inverse=True)[1]
+        memory_EH = x_ND.new_zeros(int(number_N.max()) + 1, critic.memory)
+        value_N, next_N = x_ND.new_zeros(2, len(x_ND))
+        for step in range(int(episodes.step.max()) + 1):
+            rows = (episodes.step == step).nonzero().flatten()
+            own = number_N[rows]
+            value, after_MH = critic.step(x_ND[rows], memory_EH[own])
+            value_N[rows], memory_EH[own] = value[:, 0], after_MH
+            next_N[rows] = critic.step(next_ND[rows], after_MH)[0][:, 0]
+        return value_N[None], next_N
+
     def scale_reward(self, reward: Tensor) -> Tensor:
         """Over the running denominator; 1 where rewards are not normalised."""
         return reward / self.agent.reward_scaler.denominator()

@@ -39,6 +39,10 @@ NONLINEARITIES = frozenset(
 """What ``tapped`` records."""
 
 
+EMPTY_MEMORY = "empty memory"
+"""Remark on a recurrent network: stored rows have lost what it remembered when it met them."""
+
+
 class Objective(NamedTuple):
     """A loss whose targets and random numbers are fixed: a function of the parameters alone."""
 
@@ -68,6 +72,8 @@ class View(ABC):
 
     saturating = False
     """Whether units are bounded on both sides, as tanh's are."""
+    remark = ""
+    """What readings of it have to say."""
 
     @property
     @abstractmethod
@@ -345,6 +351,7 @@ class PerceptronView(View):
     def __init__(self, role: str, module: Network) -> None:
         super().__init__(role, module, 1)
         self.saturating = any(isinstance(layer, nn.Tanh) for layer in module.layers)
+        self.remark = EMPTY_MEMORY if module.memory else ""
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -218,6 +218,22 @@ def test_values_are_judged_as_targets_join_the_members(kind, aggregate, joins):
     torch.testing.assert_close(found.arrays[f"{role}/all/joined/return"][last], expected[last])
 
 
+def test_readings_of_a_recurrent_network_say_that_its_memory_was_empty():
+    subject, data = subject_with_data("ppo", memory=8)
+    episodes = transitions("ppo", 160)
+    sets = DataSets(recent=data.recent, sampled=episodes)
+    groups = ["unit_health", "weights", "value_bias"]
+    found, arrays = measure(subject, sets, "standard", groups=groups)
+    for name, reason in (
+        ("value/all/mean/dormant_0.1_recent", "empty memory"),
+        ("actor/all/mean/grad_norm", "empty memory"),
+        ("actor/all/mean/w_rms", ""),
+        ("value/all/mean/value_bias_norm", ""),
+    ):
+        assert found[name].reason == reason, name
+    torch.testing.assert_close(arrays["value/all/joined/value"], subject.along(episodes)[0][0])
+
+
 def test_gradients_of_single_samples_are_measured_with_their_untrained_twins():
     subject, data = subject_with_data("scalar")
     found = measure(subject, data, "standard", groups=["per_sample"]).readings

@@ -86,6 +86,21 @@ def test_values_of_what_follows_are_those_that_targets_bootstrap_on(kind):
     torch.testing.assert_close(subject.targets(data.recent), expected)
 
 
+def test_a_recurrent_critic_remembers_its_episodes():
+    subject, data = subject_with_data("ppo", rows=48, memory=8)
+    critic, episodes = subject.agent.critic, data.recent  # three of 16 steps
+    obs = episodes.obs(("policy",))
+    with torch.no_grad():
+        whole = [critic.unroll(x, x.new_zeros(1, 8), torch.zeros(16))[:, 0] for x in obs.split(16)]
+    value_EN, next_N = subject.along(episodes)
+    torch.testing.assert_close(value_EN, torch.cat(whole)[None])
+    assert not torch.allclose(value_EN, subject._values(obs)[None])
+    chain = replace(episodes, next_observation={"policy": obs.roll(-1, 0)})
+    _, next_N = subject.along(chain)
+    inner = episodes.step < 15
+    torch.testing.assert_close(next_N[inner], value_EN[0].roll(-1)[inner])
+
+
 def test_twins_share_every_tensor_and_no_hook():
     agent = agent_of("categorical")
     subject = subject_of(agent, seed=0)

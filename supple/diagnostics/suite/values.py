@@ -41,14 +41,14 @@ def bias(context: Context) -> Iterator[Reading]:
 def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
     subject = context.subject
     view = subject.views[subject.critic_role]
-    value_ET = view.outputs(view.module, subject.inputs(view.role, data))[..., 0]
+    value_ET, tail_T = subject.along(data)
     found = values.soft_returns(
         subject.scale_reward(data.reward),
         subject.entropy_cost(data),
         data.episode,
         data.terminated,
         subject.gamma,
-        subject.next_values(data),
+        tail_T,
         n_step=subject.n_step,
         least_episodes=LEAST_EPISODES,
     )
