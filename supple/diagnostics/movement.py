@@ -14,7 +14,7 @@ from torch import Tensor
 from supple.errors import InputError
 
 SATURATED = 0.97
-"""|tanh| beyond which an action is at its limit."""
+"""|action| in half ranges beyond which it is at its limit."""
 FLIPPED = 0.05
 """Change of an action, relative to its range, that counts as another decision."""
 
@@ -74,9 +74,15 @@ def value_churn(before_EN: Tensor, after_EN: Tensor) -> Tensor:
     return (after_EN - before_EN).abs().mean(-1) / spread_E
 
 
-def saturated_share(mean_NA: Tensor) -> Tensor:
-    """Share of joint and state where |tanh(mean)| > 0.97, per joint, (A,)."""
-    return (torch.tanh(mean_NA.double()).abs() > SATURATED).double().mean(0)
+def saturated_share(action_NA: Tensor) -> Tensor:
+    """Share of states where an action, in half ranges, is at either limit, per joint, (A,)."""
+    return (action_NA.abs() > SATURATED).double().mean(0)
+
+
+def pinned_share(action_NA: Tensor) -> Tensor:
+    """The same of the limit at which it is more often: bang-bang control has half of it, (A,)."""
+    ends = [(sign * action_NA > SATURATED).double().mean(0) for sign in (1, -1)]
+    return torch.maximum(*ends)
 
 
 def edge_share(log_std_NA: Tensor, low: float, high: float) -> Tensor:

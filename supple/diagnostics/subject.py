@@ -75,6 +75,10 @@ class Subject(ABC):
     discrete: bool
     squashed: bool
     """Whether actions are tanh of what the actor says."""
+    bounded: bool
+    """Whether actions end at the limits of their range."""
+    joints: tuple[str, ...]
+    """Names of what actions move, or of choices."""
     log_std_range: tuple[float, float]
     """Of the actor's log standard deviations; of no meaning where actions are discrete."""
 

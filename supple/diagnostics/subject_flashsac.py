@@ -19,6 +19,7 @@ from supple.agents.critics import CategoricalCritic, HeadCritic
 from supple.agents.flashsac import FlashSAC
 from supple.agents.flow_critics import FlowCritic
 from supple.agents.nets import project_
+from supple.diagnostics.channels import actuators_of
 from supple.diagnostics.data import Transitions, generator_for
 from supple.diagnostics.subject import Moments, Subject
 from supple.diagnostics.views import ActorView, Objective, calibrate, critic_view
@@ -35,7 +36,7 @@ class FlashSACSubject(Subject):
     learning = ("actor", "critic")
     critic_role = "critic"
     discrete = False
-    squashed = True
+    squashed = bounded = True
     log_std_range = (LOG_STD_LOW, LOG_STD_HIGH)
 
     def __init__(self, agent: FlashSAC, **facts: Any) -> None:
@@ -48,6 +49,7 @@ class FlashSACSubject(Subject):
                     " Subject for it (diagnostics/subject.py)"
                 )
         self._use(agent.actor, agent.critic, agent.target_critic)
+        self.joints = actuators_of(agent.spec).names
         self.gamma = agent.settings.gamma
         self.joins = agent.critic.joins
         self.n_step = agent.settings.n_step

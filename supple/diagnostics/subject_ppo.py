@@ -21,6 +21,7 @@ from supple.agents.distributions import (
 )
 from supple.agents.mlp import Network
 from supple.agents.ppo import ACTOR_GAIN, CRITIC_GAIN, PPO
+from supple.diagnostics.channels import actuators_of
 from supple.diagnostics.data import Transitions, generator_for
 from supple.diagnostics.subject import Moments, Subject
 from supple.diagnostics.views import Objective, PerceptronView, twin
@@ -38,8 +39,11 @@ class PPOSubject(Subject):
 
     def __init__(self, agent: PPO, **facts: Any) -> None:
         super().__init__(agent, **facts)
-        self.discrete = not isinstance(agent.spec.action, Box)
+        action = agent.spec.action
+        self.discrete = not isinstance(action, Box)
         self.squashed = isinstance(agent.distribution, SquashedGaussian)
+        self.bounded = self.squashed or (isinstance(action, Box) and action.clip)
+        self.joints = actuators_of(agent.spec).names
         self.gamma = agent.settings.gamma
         self.n_step = 1
         rows = agent.horizon * agent.spec.num_envs

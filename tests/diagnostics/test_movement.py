@@ -16,6 +16,7 @@ from supple.diagnostics.movement import (
     largest_mean,
     logit_offset,
     logit_range,
+    pinned_share,
     saturated_share,
     value_churn,
 )
@@ -51,7 +52,10 @@ def test_value_churn_is_relative_to_the_values_spread():
 
 def test_saturation_counts_joints_and_states():
     means = torch.atanh(torch.tensor([[0.98], [0.5]], dtype=torch.float64))
-    assert saturated_share(means).tolist() == [0.5]
+    assert saturated_share(means.tanh()).tolist() == [0.5]
+    both = torch.tensor([[1.0, 1], [1, -1], [1, 1], [0, -1]])
+    assert saturated_share(both).tolist() == [0.75, 1]
+    assert pinned_share(both).tolist() == [0.75, 0.5]
     assert edge_share(torch.tensor([[-10.0, 0], [1.99, 2]]), -10, 2) == 0.75
 
 

@@ -132,6 +132,21 @@ def test_one_layer_of_which_most_units_are_inactive_is_named():
     )
 
 
+def joint(metric, value, name):
+    return number(metric, value, "actor", params={"joint": name})
+
+
+def test_one_joint_of_many_that_is_always_at_its_limit_is_named():
+    twelve = [joint("act_sat", 0.0, f"joint{k}") for k in range(11)]
+    twelve += [joint("act_sat", 0.98, "FL_hip"), number("act_sat", 0.98 / 12, "actor")]
+    assert judged(*twelve, joint("act_pinned", 0.5, "FL_hip")) == {}  # bang-bang control
+    verdict = judged(*twelve, joint("act_pinned", 0.97, "FL_hip"))["V14"]
+    assert verdict.level == "warn"
+    assert verdict.sentence.startswith("FL_hip is at its limits 98% of the time at step 9")
+    edge = number("std_edge", 0.5, "actor")
+    assert judged(*twelve, edge)["V14"].level == "bad"
+
+
 def test_self_excitation_must_last_and_values_grow():
     steps: list[Evidence] = []
     for count in range(5):

@@ -13,6 +13,7 @@ from supple.diagnostics.flows import recovery, straightness
 from supple.diagnostics.measure import measure
 from supple.diagnostics.run_level import drawdown, noise_floor
 from supple.diagnostics.step import next_step
+from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite.steps import changed_weights
 from supple.diagnostics.values import self_excitation, soft_returns, value_bias
 from tests.agents.small_agents import generator, random_batch, random_noise
@@ -158,12 +159,27 @@ def test_a_flow_of_constant_velocity():
 
 def test_means_five_units_beyond_tanh():
     mean = torch.randn(2000, 3, generator=generator(0))
-    assert movement.saturated_share(mean).mean() < 0.1
-    assert movement.saturated_share(mean + 5).mean() > 0.9
+    assert movement.saturated_share(mean.tanh()).mean() < 0.1
+    assert movement.saturated_share((mean + 5).tanh()).mean() > 0.9
     subject, data = subject_with_data("categorical")
     with torch.no_grad():
         subject.agent.actor.mean.bias.fill_(5)
     assert read(subject, data, "saturation", "actor/all/mean/act_sat") > 0.9
+
+
+def test_a_mean_beyond_the_bound_at_which_the_environment_clips():
+    subject, data = subject_with_data("ppo")
+    names = [f"actor/all/mean/{metric}_action[1]" for metric in ("act_sat", "act_pinned")]
+    for name in names:
+        assert read(subject, data, "saturation", name) < 0.1
+    with torch.no_grad():
+        subject.agent.actor.layers[-1].bias[1] = 5
+    for name in names:
+        assert read(subject, data, "saturation", name) > 0.9
+    action = dataclasses.replace(subject.agent.spec.action, clip=False)
+    subject.agent.spec = dataclasses.replace(subject.agent.spec, action=action)
+    found = measure(subject_of(subject.agent, seed=0), data, groups=["saturation"]).readings
+    assert not any("act_" in name for name in found)
 
 
 def test_a_critic_that_cannot_tell_a_state_from_the_next():

@@ -94,8 +94,13 @@ CARDS: Mapping[str, tuple[str, str]] = {
     ),
     "act_sat": (
         "Saturated commands",
-        "Share of commands at their limits. Saturation looks like robustness: a command that cannot"
-        " move cannot be disturbed.",
+        "Share of commands at their limits, tanh's or those at which the environment clips."
+        " Saturation looks like robustness: a command that cannot move cannot be disturbed.",
+    ),
+    "act_pinned": (
+        "Pinned commands",
+        "Share of the time at the limit where a joint is more often. Bang-bang control changes"
+        " between both; near 1 the joint might as well not be there.",
     ),
     "eps_frac": (
         "Adam's epsilon",

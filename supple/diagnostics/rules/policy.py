@@ -13,6 +13,8 @@ from supple.diagnostics.thresholds import THRESHOLDS
 
 NAMED = 3
 """Channels that a verdict names."""
+PINNED = 0.9
+"""Share of the time at one and the same limit that bang-bang control does not explain."""
 MARGIN = 0.05
 """Quantile of the distance to the decision boundary that must exceed the sensors' noise."""
 
@@ -144,25 +146,31 @@ def robustness_does_not_transfer(evidence: Evidence) -> Verdict | None:
 
 
 def saturated(evidence: Evidence) -> Verdict | None:
-    """V14: commands sit at their limits."""
-    main, edge = evidence.one("act_sat"), evidence.one("std_edge")
+    """V14: some joint's commands sit at their limits."""
+    # The mean over joints hides one of twelve that is at its limit all the time.
+    joints = [hit for hit in evidence.find("act_sat") if "joint" in hit.reading.params]
+    main = max(joints, key=lambda hit: hit.value, default=evidence.one("act_sat"))
     if main is None or main.value <= (THRESHOLDS["act_sat"].warn or 0.3):
         return None
-    growth = evidence.one("logit_pre")
-    supports = those(
+    edge, growth = evidence.one("std_edge"), evidence.one("logit_pre")
+    joint = main.reading.params.get("joint", "Some joint")
+    pinned = evidence.highest("act_pinned", joint=joint)
+    signs = those(
         (edge, edge is not None and edge.value > 0.3),
         (growth, growth is not None and growth.value > 10),
     )
+    supports = [*signs, *those((pinned, pinned is not None and pinned.value > PINNED))]
     if not supports:
         return None  # bang-bang control is the optimum of some tasks
     return Verdict(
         rule="V14",
-        level="bad" if main.value > 0.9 else "warn",
+        # Some tasks hold a joint against its limit.
+        level="bad" if main.value > 0.9 and signs else "warn",
         confidence=confidence(False, len(supports), 0),
         target=evidence.target,
         sentence=(
-            f"Commands at {evidence.label} are at their limits {main.value:.0%} of the time;"
-            " robustness figures for them mean little."
+            f"{joint} is at its limits {main.value:.0%} of the time at {evidence.label};"
+            " robustness figures for it mean little."
         ),
         evidence=[main.place, *places(*supports)],
         against=[],

@@ -30,11 +30,15 @@ def saturation(context: Context) -> Iterator[Reading]:
         logits = view.outputs(view.module, subject.inputs("actor", data))[0]
         yield reading(movement.logit_offset(logits), metric="logit_z", **facts)
         return
-    joints = movement.saturated_share(mean_NA)
-    if subject.squashed:
-        yield reading(joints.mean(), metric="act_sat", **facts)
-        for joint, share in enumerate(joints):
-            yield reading(share, metric="act_sat", params={"joint": str(joint)}, **facts)
+    if subject.bounded:
+        action_NA = subject.squash(mean_NA.double())
+        share_A, pinned_A = (
+            count(action_NA) for count in (movement.saturated_share, movement.pinned_share)
+        )
+        yield reading(share_A.mean(), metric="act_sat", **facts)
+        for joint, share, pinned in zip(subject.joints, share_A, pinned_A, strict=True):
+            yield reading(share, metric="act_sat", params={"joint": joint}, **facts)
+            yield reading(pinned, metric="act_pinned", params={"joint": joint}, **facts)
     edge = movement.edge_share(log_std_NA, *subject.log_std_range)
     yield reading(edge, metric="std_edge", **facts)
     yield from attempt(
@@ -42,8 +46,8 @@ def saturation(context: Context) -> Iterator[Reading]:
         metric="logit_pre",
         **facts,
     )
-    for joint, entropy in enumerate(movement.joint_entropy(log_std_NA)):
-        params = {"joint": str(joint)}
+    for joint, entropy in zip(subject.joints, movement.joint_entropy(log_std_NA), strict=True):
+        params = {"joint": joint}
         yield reading(entropy, metric="entropy", params=params, unit="nats", **facts)
     lowest = movement.joint_entropy(log_std_NA).min()
     yield reading(lowest, metric="entropy_min_joint", unit="nats", **facts)
