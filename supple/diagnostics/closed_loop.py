@@ -38,16 +38,18 @@ def plans(
     scale, layout = visited(policy, clean).cpu().obs.std(0), one.layout
     declared = layout.noise
     noise = 0.01 * scale if declared is None else declared
-    along = one.noise_along(one.worst)
-    size, worst = (along, WORST) if along else (0.1, "worst direction of 0.1 sd")
+    size, worst = one.noise_along(one.worst) or 0.1, "worst direction of 0.1 sd"
+    worst_D, unit_D = size * one.worst, one.scale
+    if one.noisy is not None:
+        worst, worst_D, unit_D = WORST, one.noisy.worst, noise
     families = {
         name: torch.tensor([own == name for own in layout.families])
         for name in dict.fromkeys(layout.families)
     }
     return {
         # A direction has no sign of its own.
-        worst: lambda: disturbances.along(one.worst, size, one.scale),
-        f"{worst}{REVERSED}": lambda: disturbances.along(-one.worst, size, one.scale),
+        worst: lambda: disturbances.along(worst_D, 1, unit_D),
+        f"{worst}{REVERSED}": lambda: disturbances.along(-worst_D, 1, unit_D),
         worst.replace("worst", "least"): lambda: disturbances.along(one.least, size, one.scale),
         **disturbances.shifts(families, scale, noise, generator),
     }

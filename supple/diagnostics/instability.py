@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from supple.diagnostics import directions as di
 from supple.diagnostics import sensitivity as se
 from supple.diagnostics.channels import Actuators, Gain, Layout, gain_table
-from supple.diagnostics.lenses import lens_of
+from supple.diagnostics.lenses import Lens, lens_of
 from supple.diagnostics.perturbation import Responses, respond_to
 from supple.diagnostics.policies import Policy
 from supple.diagnostics.reading import Reading, reading, undefined
@@ -34,6 +35,18 @@ QUANTILES = (0.01, 0.05, 0.5)
 """Of the distance to the decision boundary."""
 SHOWN_EPISODES = 3
 """Episodes whose course over time is kept."""
+
+
+class Noisy(NamedTuple):
+    """What the declared noise of all sensors does; steps are in its standard deviations."""
+
+    worst: Tensor
+    """The direction along which it moves the decision most, over all channels, (D,)."""
+    distance: Tensor
+    """To the decision boundary of each state, (N,)."""
+    changed: float
+    """Share of states where a deviation of noise, along their own direction, changes the decision:
+    finite steps."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +76,8 @@ class Instability:
     series: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Strength, and alignment with the worst direction, of the first episodes."""
     responses: Responses
+    noisy: Noisy | None = None
+    """None where no noise is declared, or none moves the decision."""
     gains: list[Gain] = field(default_factory=list)
 
     @property
@@ -93,7 +108,11 @@ class Instability:
 
     def quantile(self, share: float) -> float:
         """Of the distance to the decision boundary [standard deviations]."""
-        return float(self.distance.sort().values[int(share * (len(self.distance) - 1))])
+        return _quantile(self.distance, share)
+
+
+def _quantile(values_N: Tensor, share: float) -> float:
+    return float(values_N.sort().values[int(share * (len(values_N) - 1))])
 
 
 def analyse(
@@ -175,9 +194,31 @@ def analyse(
         course=_course(local, states),
         series=_series(local, states, found.worst),
         responses=responses,
+        noisy=_noisy(lens, raw_NRD, layout, some) if mode in ("action", "choice") else None,
         gains=[]
         if actuators is None or mode not in ("action", "choice")
         else gain_table(_slopes(policy, mode, states, raw_NRD), layout, actuators, obs_ND.std(0)),
+    )
+
+
+def _noisy(lens: Lens, raw_NRD: Tensor, layout: Layout, some: slice) -> Noisy | None:
+    """Also of channels that are not searched: what does not vary may yet be misread."""
+    if layout.noise is None:
+        return None
+    noise_D = layout.noise.to(raw_NRD)
+    factor = raw_NRD * noise_D
+    if not factor.any():
+        return None
+    local = di.local(factor)
+    obs_ND, held = lens.obs[some], [part[some] for part in lens.held]
+    step_ND = (noise_D * local.vector_ND[some]).to(obs_ND)
+    respond = lens.respond(obs_ND, *held)
+    with torch.no_grad():
+        far_2N = torch.stack([respond(obs_ND + sign * step_ND) for sign in (1, -1)])
+    return Noisy(
+        di.directions(factor).worst.float(),
+        lens.distance(lens.obs, noise_D, local.strength_N),
+        float((far_2N > lens.tolerance).any(0).double().mean()),
     )
 
 
@@ -255,6 +296,12 @@ def readings(one: Instability) -> Iterator[Reading]:
     for share in QUANTILES:
         at = params | {"quantile": f"{share:g}"}
         yield reading(one.quantile(share), metric="ranld_dist", params=at, unit="sd", **facts)
+    if one.noisy is not None:
+        for share in QUANTILES:
+            at = params | {"quantile": f"{share:g}"}
+            value = _quantile(one.noisy.distance, share)
+            yield reading(value, metric="ranld_noise_dist", params=at, unit="sd of noise", **facts)
+        yield number("noise_changed", one.noisy.changed)
     yield from _response_readings(one, params, facts)
 
 

@@ -70,12 +70,13 @@ def gains(first, rest=0.1):
 
 
 def verdicts(policy, *, noise=None, disturb=False):
-    """What the rules say of a policy, and its analysis."""
-    env = Noise(noise)
+    """What the rules say of a policy, and its analysis; noise of all channels or by name."""
+    by_name = noise if isinstance(noise, dict) else None
+    env = Noise(None if by_name else noise)
     clean = roll(policy, env, episodes=EPISODES, seed=0)
     random = torch.Generator().manual_seed(2)
     chance = roll(policy, env, episodes=EPISODES, seed=0, random=random)
-    layout = channels.layout_of(env.spec, ("policy",))
+    layout = channels.layout_of(env.spec, ("policy",), by_name)
     generator = torch.Generator().manual_seed(1)
     one = instability.analyse(
         policy,
@@ -106,6 +107,20 @@ def test_a_gain_of_fifty_on_one_noisy_channel_is_a_fragile_direction():
     assert found["V10"].level == "bad"
     assert "0.002 rad on joint0_pos alone" in found["V10"].sentence
     assert one.worst.square()[0] > 0.99
+
+
+def test_noise_beside_the_worst_direction_is_a_fragile_direction_of_its_own():
+    gain = gains(50.0)
+    gain[0, 1] = 10.0  # a fifth of what the clean sensor does, on one that is off by a third
+    policy = acting(lambda obs, *_: obs @ gain.T)
+    found, one = verdicts(policy, noise={"joint1_pos": 2e-2}, disturb=True)
+    assert one.worst.square()[0] > 0.9
+    assert one.noisy is not None
+    assert one.noisy.worst.square()[1] == pytest.approx(1)
+    assert one.noisy.changed == 1
+    assert found["V10"].level == "bad"
+    assert "mostly on joint1_pos" in found["V10"].sentence
+    assert verdicts(policy, noise={"joint1_pos": 2e-3})[0] == {}
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,16 @@ CARDS: Mapping[str, tuple[str, str]] = {
         "How far, to first order, the nearest other decision is: another choice, or a command"
         " moved by a tenth of its half range.",
     ),
+    "ranld_noise_dist": (
+        "Distance to the decision boundary in noise",
+        "The same in standard deviations of the declared sensor noise: below 1 the sensors' own"
+        " errors change the decision.",
+    ),
+    "ranld_noise_changed": (
+        "Decisions that noise changes",
+        "Share of states where a standard deviation of the declared noise, along the direction that"
+        " matters most there, changes the decision.",
+    ),
     "ranld_cv": (
         "Bursts",
         "Standard deviation over mean of the sensitivity along episodes.",

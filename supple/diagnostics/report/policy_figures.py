@@ -47,7 +47,7 @@ def space(source: Source) -> Iterator[Figure]:
                 " leading bars together, not the first alone."
             ),
         )
-        rows = leading_channels(one, 12)
+        rows = leading_channels(one, one.worst, 12)
         title = "Which inputs carry it"
         yield Figure(
             "Is it robust to its sensors?",

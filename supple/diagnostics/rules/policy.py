@@ -5,6 +5,8 @@ Nothing is said of a direction before finite steps have confirmed it.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from supple.diagnostics.closed_loop import REVERSED
 from supple.diagnostics.closed_loop import WORST as WORST_SHIFT
 from supple.diagnostics.evidence import Evidence, Rule, Verdict, confidence, places, those
@@ -16,7 +18,7 @@ NAMED = 3
 PINNED = 0.9
 """Share of the time at one and the same limit that bang-bang control does not explain."""
 MARGIN = 0.05
-"""Quantile of the distance to the decision boundary that must exceed the sensors' noise."""
+"""Share of states whose decision the sensors' noise may change."""
 
 
 def fragile_direction(evidence: Evidence) -> Verdict | None:
@@ -29,16 +31,15 @@ def fragile_direction(evidence: Evidence) -> Verdict | None:
 
 
 def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
-    noise = one.noise_along(one.worst)
-    if not noise:
-        return None  # nothing was declared here: no specification to fall short of
-    near = evidence.lowest("ranld_dist", mode=one.mode, quantile=f"{MARGIN:g}")
+    if one.noisy is None:
+        return None  # nothing was declared: no specification to fall short of
+    near = evidence.lowest("ranld_noise_dist", mode=one.mode, quantile=f"{MARGIN:g}")
     losses = [
         evidence.highest("ranld_drop", shift=shift)
         for shift in (WORST_SHIFT, f"{WORST_SHIFT}{REVERSED}")
     ]
     loss = max(filter(None, losses), key=lambda hit: hit.value, default=None)
-    close = near is not None and near.value < noise
+    close = near is not None and near.value < 1 and one.noisy.changed >= MARGIN
     costly = loss is not None and loss.value > 0.2
     if not (close or costly):
         return None
@@ -68,7 +69,8 @@ def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
 
 
 def _fragile_sentence(evidence: Evidence, one: Instability) -> str:
-    channels = ", ".join(name for name, _ in leading_channels(one, NAMED))
+    assert one.noisy is not None
+    channels = ", ".join(name for name, _ in leading_channels(one, one.noisy.worst, NAMED))
     if not one.gains:
         return (
             f"Sensor noise within its declared size on {channels} changes the decision at"
@@ -86,9 +88,9 @@ def _fragile_sentence(evidence: Evidence, one: Instability) -> str:
     )
 
 
-def leading_channels(one: Instability, most: int) -> list[tuple[str, float]]:
-    """The channels of the worst direction, with their share of its energy."""
-    square = one.worst.square()
+def leading_channels(one: Instability, direction_D: Tensor, most: int) -> list[tuple[str, float]]:
+    """The channels of a direction, with their share of its energy."""
+    square = direction_D.square()
     order = square.argsort(descending=True)[:most].tolist()
     return [(one.layout.names[index], float(square[index])) for index in order]
 
