@@ -180,7 +180,7 @@ class Online:
         except Exception as error:  # whatever it is, training goes on
             self._skipped += 1
             self._row["diag/skipped"] = float(self._skipped)
-            self._say(f"diagnostics skipped a call: {_first_line(error)}")
+            self._say("a call", f"diagnostics skipped a call: {_first_line(error)}")
         if tiers:
             self.governor.charge(self._clock() - began, tiers)
             for tier in tiers:
@@ -202,10 +202,10 @@ class Online:
         found, self._news = self._news, []
         return found
 
-    def _say(self, text: str) -> None:
-        """Once in a run."""
-        if text not in self._said:
-            self._said.add(text)
+    def _say(self, about: str, text: str) -> None:
+        """Once in a run of each thing."""
+        if about not in self._said:
+            self._said.add(about)
             self._news.append(text)
 
     # --- transitions ------------------------------------------------------------------------
@@ -263,8 +263,13 @@ class Online:
             found = attempt(lambda: group.measure(context, self.memory), **facts)
         except Exception as error:  # out of memory, no convergence, a mistake: training goes on
             self._off[group.name] = _first_line(error)
-            self._say(f"diagnostics {group.name} switched off: {self._off[group.name]}")
+            text = f"diagnostics {group.name} switched off: {self._off[group.name]}"
+            self._say(group.name, text)
             return
+        for each in found:
+            if each.status == "undefined":
+                text = f"diagnostics cannot measure {each.metric} of the {each.network}"
+                self._say(f"{each.network} {each.metric}", f"{text}: {each.reason}")
         self._row |= {f"diag/{name}": value for name, value in _numbers(found)}
 
     # --- saving -----------------------------------------------------------------------------
@@ -277,7 +282,8 @@ class Online:
         try:
             recent = self.recent().state_dict()
         except Exception as error:  # nothing valid is stored yet, say: the checkpoint goes without
-            self._say(f"a checkpoint has no transitions to diagnose: {_first_line(error)}")
+            text = f"a checkpoint has no transitions to diagnose: {_first_line(error)}"
+            self._say("a checkpoint", text)
             return {}
         pool = [part.state_dict() for part in self._pool]
         return {"anchor": anchor, "recent": recent, "pool": pool}

@@ -157,6 +157,17 @@ def test_a_measurement_that_fails_is_switched_off_and_training_goes_on(
     assert capsys.readouterr().out.count("diagnostics drift switched off: out of memory") == 1
 
 
+def test_a_short_rollout_is_enough_to_count_units_and_a_shorter_one_is_said_once(tmp_path, capsys):
+    for steps, counted in ((260, True), (250, False)):
+        settings = settings_of(tmp_path / str(steps), "ppo", period=1, env_steps=6 * steps)
+        settings.agent.rollout_steps = steps
+        run_whole(settings)
+        columns = read_csv(tmp_path / str(steps) / "metrics.csv")
+        assert ("diag/value/all/mean/dormant_0.1" in columns) == counted
+        said = "diagnostics cannot measure dormant of the value: counting inactive units needs 512"
+        assert capsys.readouterr().out.count(said) == (not counted)
+
+
 class Worthless(Wrapper):
     """The regulator, of which all rewards of some steps are NaN."""
 

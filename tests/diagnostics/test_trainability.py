@@ -237,3 +237,21 @@ def test_a_probe_needs_rows_episodes_and_something_to_explain():
     with pytest.raises(InputError, match=r"below 0\.2 nothing follows"):
         overwriting(0.1, 0.1, 0.1)
     assert math.isfinite(linear_r2(x, x[:, 0], episodes(80)))
+
+
+@pytest.mark.parametrize(("rows", "coarse"), [(2048, False), (2047, True)])
+def test_the_full_suite_probes_coarsely_where_rows_are_few_and_says_so(monkeypatch, rows, coarse):
+    sizes = {"functions": 2, "twins": 1, "steps": 100}
+    monkeypatch.setattr(learning, "COARSE", sizes)
+    monkeypatch.setattr(learning, "WHOLE", sizes | {"steps": 101})
+    subject, data = subject_with_data("ppo", lr=3e-3)
+    few = DataSets(recent=data.recent.rows(slice(rows)), anchor=data.anchor)
+    found = list(learning.fit_gap(Context(subject=subject, data=few, suite="full")))
+    smooth = [each for each in found if each.params["family"] == "smooth"]
+    assert len(smooth) == 2
+    assert (len(found) == 2) == coarse  # or hashed targets, too
+    for each in smooth:
+        assert each.value is not None
+        assert each.params["steps"] == ("100" if coarse else "101")
+        said = "coarse: the whole probe needs 4096 rows, got 4095"
+        assert each.reason == (said if coarse else "")

@@ -35,8 +35,8 @@ WHOLE = {"functions": 5, "twins": 3, "steps": 500}
 
 
 def fit_gap(context: Context) -> Iterator[Reading]:
-    """Error on new targets against untrained twins; coarse in the standard suite."""
-    coarse = context.suite != "full"
+    """Error on new targets against untrained twins; coarse in the standard suite or on few rows."""
+    coarse = context.suite != "full" or len(probe_inputs(context)) < PROBE_ROWS
     families = ("smooth",) if coarse else ("smooth", "hash")
     for view in context.subject.learning_views():
         for family in families:
@@ -99,6 +99,8 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
     verdicts = {str(member): verdict for member, verdict in enumerate(members)}
     verdicts |= {MEAN: whole, WORST: max(members, key=lambda verdict: verdict.gap)}
     reasons = ["coarse"] if coarse else []
+    if coarse and context.suite == "full":
+        reasons = [f"coarse: the whole probe needs {PROBE_ROWS} rows, got {len(data)}"]
     if shrunk < 1:
         reasons.append(f"targets shrunk to {shrunk:.2f} of their size to fit the value range")
     facts: dict[str, Any] = {"network": view.role, "n": len(data), "reason": "; ".join(reasons)}
