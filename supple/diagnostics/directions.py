@@ -145,6 +145,8 @@ class Split(NamedTuple):
     """|cos| between the worst directions of odd and even episodes."""
     subspace: float
     """Mean squared cosine between their leading subspaces."""
+    quotient: float
+    """Feature correlation quotient of one half with the other: what it comes to undisturbed."""
 
 
 def split_half(matrix_EDD: Tensor, states_E: Tensor) -> Split:
@@ -165,7 +167,8 @@ def split_half(matrix_EDD: Tensor, states_E: Tensor) -> Split:
     even, odd = halves
     width = min(even.subspace().shape[1], odd.subspace().shape[1])
     shared = squared_cosine(even.vector_DD[:, :width], odd.vector_DD[:, :width])
-    return Split(squared_cosine(even.worst, odd.worst) ** 0.5, shared)
+    cosine = squared_cosine(even.worst, odd.worst) ** 0.5
+    return Split(cosine, shared, compare_states(even, odd).quotient)
 
 
 def identified(cosine: float, gap: float) -> bool:

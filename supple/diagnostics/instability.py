@@ -283,6 +283,7 @@ def readings(one: Instability) -> Iterator[Reading]:
     else:
         yield number("split_cos", one.split.cosine, n=one.episodes)
         yield number("split_subspace", one.split.subspace, n=one.episodes)
+        yield number("split_fcq", one.split.quotient, n=one.episodes)
     for family, (direction, everything) in one.families.items():
         own = params | {"family": family}
         yield reading(direction, metric="ranld_group", params=own, **facts)

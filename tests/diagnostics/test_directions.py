@@ -64,7 +64,9 @@ def test_half_and_half():
     other = di.directions(factor[10:])
     assert di.compare_states(found, other) == pytest.approx((0.25, 0, 0))
     split = di.split_half(*di.episode_matrices(factor, episode))
-    assert split == pytest.approx((0, 0))
+    assert split == pytest.approx((0, 0, 0))
+    alike = di.split_half(*di.episode_matrices(factor, torch.arange(20) % 2))
+    assert (alike.cosine, alike.quotient) == pytest.approx((1, 1))
     assert not di.identified(split.cosine, found.gap)
 
 

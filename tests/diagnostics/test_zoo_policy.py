@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from supple.diagnostics import channels, closed_loop, instability, rules
+from supple.diagnostics import channels, closed_loop, directions, instability, rules
 from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import Evidence
 from supple.diagnostics.rollouts import roll
@@ -145,19 +145,27 @@ def test_a_gain_that_is_a_hundredfold_in_one_quarter_of_the_time_comes_in_bursts
     assert verdicts(acting(lambda obs, *_: obs @ gains(1.0, 0.01).T))[0] == {}
 
 
+def listening(beyond):
+    def command(obs, *_):
+        # The second channel is heard only beyond what it ever reports undisturbed.
+        other = torch.sigmoid((obs[:, 1:2] - beyond) / 1e-4)
+        return 0.1 * obs[:, :1] + other * torch.tanh(60 * obs[:, 2:3]) * 2
+
+    return acting(command)
+
+
 def test_a_policy_that_listens_to_another_sensor_where_a_bias_takes_it():
-    def listening(beyond):
-        def command(obs, *_):
-            # The second channel is heard only beyond what it ever reports undisturbed.
-            other = torch.sigmoid((obs[:, 1:2] - beyond) / 1e-4)
-            return 0.1 * obs[:, :1] + other * torch.tanh(60 * obs[:, 2:3]) * 2
-
-        return acting(command)
-
     found, _ = verdicts(listening(2.1e-2), disturb=True)
     assert set(found) == {"V12"}
     assert "biased by 1 sd" in found["V12"].sentence
     assert verdicts(listening(9.0), disturb=True)[0] == {}
+
+
+@pytest.mark.parametrize("halves", [{"quotient": 0.0}, {"cosine": 0.5}])
+def test_a_shift_is_not_blamed_where_undisturbed_episodes_agree_as_little(monkeypatch, halves):
+    whole = directions.split_half
+    monkeypatch.setattr(directions, "split_half", lambda *each: whole(*each)._replace(**halves))
+    assert verdicts(listening(2.1e-2), disturb=True)[0] == {}
 
 
 def test_noise_on_a_channel_that_was_constant_does_not_hide_the_comparison():

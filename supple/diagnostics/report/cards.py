@@ -168,6 +168,11 @@ CARDS: Mapping[str, tuple[str, str]] = {
         "How much of the nominal worst energy the direction found under a disturbance holds. Low:"
         " the policy is sensitive to other inputs there. Korkmaz 2024, fraction reconstructed.",
     ),
+    "ranld_split_fcq": (
+        "Quotient without a disturbance",
+        "Between odd and even undisturbed episodes: what the feature correlation quotient is read"
+        " against.",
+    ),
     "ranld_overlap": (
         "Shared directions",
         "Squared cosine between the worst directions of two policies on the same states.",

@@ -15,6 +15,8 @@ from supple.diagnostics.thresholds import THRESHOLDS
 
 NAMED = 3
 """Channels that a verdict names."""
+TRANSFERS = 0.6
+"""Share of the quotient of undisturbed episodes that one of disturbed ones has to fall below."""
 PINNED = 0.9
 """Share of the time at one and the same limit that bang-bang control does not explain."""
 MARGIN = 0.05
@@ -124,10 +126,15 @@ def bursts(evidence: Evidence) -> Verdict | None:
 
 def robustness_does_not_transfer(evidence: Evidence) -> Verdict | None:
     """V12: under a disturbance the policy is sensitive to other inputs, and earns less."""
+    one = evidence.analyses.get("action", evidence.analyses.get("choice"))
+    if one is None or one.split is None or not one.identified:
+        return None  # there is no one direction to compare with
+    nominal = evidence.one("ranld_split_fcq", mode=one.mode)
+    line = min(THRESHOLDS["ranld_fcq"].warn or 0.5, TRANSFERS * one.split.quotient)
     for quotient in evidence.find("ranld_fcq"):
         shift = quotient.reading.params.get("shift", "")
         loss = evidence.highest("ranld_drop", shift=shift)
-        if quotient.value >= 0.5 or loss is None or loss.value <= 0.2:
+        if quotient.value >= line or loss is None or loss.value <= 0.2:
             continue
         low = loss.reading.ci95[0] if loss.reading.ci95 is not None else 0.0
         return Verdict(
@@ -139,7 +146,7 @@ def robustness_does_not_transfer(evidence: Evidence) -> Verdict | None:
                 f"Under “{shift}” the policy at {evidence.label} is sensitive to other inputs than"
                 f" nominally and loses {loss.value:.0%} of what it earns."
             ),
-            evidence=[quotient.place, loss.place],
+            evidence=[quotient.place, loss.place, *places(nominal)],
             against=[],
             actions=evidence.advise("include shift", "noise"),
             reconsider="A disturbance larger than the robot will ever meet tells little.",
