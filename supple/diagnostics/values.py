@@ -125,10 +125,17 @@ class Bias(NamedTuple):
     """Spearman's correlation of predictions and returns."""
     slope: Tensor
     """Of returns on predictions: 1 where the critic's scale is right."""
+    by_deviation: bool
+    """Whether ``norm`` and ``spread`` are over the returns' deviation."""
 
 
-def value_bias(value_T: Tensor, return_T: Tensor) -> Bias:
+def value_bias(value_T: Tensor, return_T: Tensor, *, by_deviation: bool | None = None) -> Bias:
     """How predictions relate to returns.
+
+    Args:
+        value_T: predictions.
+        return_T: what really followed.
+        by_deviation: what errors are read against; None takes the mean unless that is near 0.
 
     Raises:
         InputError: fewer than two rows, or returns are all alike.
@@ -137,23 +144,20 @@ def value_bias(value_T: Tensor, return_T: Tensor) -> Bias:
     if len(return_T) < 2:
         raise InputError("value bias needs at least two steps with a complete return")
     error_T = value_T - return_T
-    scale = bias_scale(return_T)
+    mean, deviation = return_T.mean().abs(), return_T.std()
+    if by_deviation is None:
+        by_deviation = bool(mean < 0.1 * deviation)
+    scale = deviation if by_deviation else mean
+    if scale == 0:
+        raise InputError("value bias relative to returns that are all 0 is undefined")
     moved = value_T - value_T.mean()
     variance = moved.square().mean()
     covariance = (moved * (return_T - return_T.mean())).mean()
     slope = covariance / variance if variance > 0 else torch.full_like(variance, math.nan)
     varies = bool(value_T.std() > 0) and bool(return_T.std() > 0)
     rank = rank_correlation(value_T, return_T) if varies else torch.full_like(variance, math.nan)
-    return Bias(error_T.mean(), error_T.mean() / scale, error_T.std() / scale, rank, slope)
-
-
-def bias_scale(return_T: Tensor) -> Tensor:
-    """What errors are read against: |mean return|, or the deviation where the mean is near 0."""
-    mean, deviation = return_T.mean().abs(), return_T.std()
-    scale = deviation if mean < 0.1 * deviation else mean
-    if scale == 0:
-        raise InputError("value bias relative to returns that are all 0 is undefined")
-    return scale
+    bias = error_T.mean()
+    return Bias(bias, bias / scale, error_T.std() / scale, rank, slope, by_deviation)
 
 
 class Excitation(NamedTuple):

@@ -9,6 +9,7 @@ from supple.diagnostics.data import DataSets
 from supple.diagnostics.measure import GROUPS, compare, measure
 from supple.diagnostics.reading import Reading
 from supple.diagnostics.subject import subject_of
+from supple.diagnostics.suite.values import BY_DEVIATION
 from supple.envs.base import Channel
 from supple.errors import InputError
 from tests.agents.small_agents import OBSERVATIONS, assert_same_bits, snapshot
@@ -216,6 +217,18 @@ def test_values_are_judged_as_targets_join_the_members(kind, aggregate, joins):
     torch.testing.assert_close(found.arrays[f"{role}/all/joined/value"], joined)
     expected = subject.scale_reward(cut.reward) + subject.gamma * subject.next_values(cut)
     torch.testing.assert_close(found.arrays[f"{role}/all/joined/return"][last], expected[last])
+
+
+def test_bias_over_the_deviation_of_returns_says_so():
+    for reward, said in ((1.0, False), (0.0, True)):
+        subject, _ = subject_with_data("ppo")
+        episodes = transitions("ppo", 320)
+        own = episodes.reward - episodes.reward.mean() + reward
+        sets = DataSets(sampled=dataclasses.replace(episodes, reward=own))
+        found = measure(subject, sets, "standard", groups=["value_bias"]).readings
+        for metric in ("value_bias_norm", "value_spread_norm"):
+            assert (BY_DEVIATION in found[f"value/all/mean/{metric}"].reason) == said
+        assert found["value/all/mean/value_rank"].reason == ""
 
 
 def test_readings_of_a_recurrent_network_say_that_its_memory_was_empty():

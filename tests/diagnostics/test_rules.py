@@ -9,6 +9,7 @@ from supple.diagnostics import rules
 from supple.diagnostics.evidence import Evidence, Hit
 from supple.diagnostics.reading import reading
 from supple.diagnostics.remedies import advice
+from supple.diagnostics.suite.values import BY_DEVIATION
 
 FLASHSAC = default_settings("gym/HalfCheetah-v5", preset="laptop")
 
@@ -198,6 +199,15 @@ def test_returns_completed_by_the_critic_itself_warn_only():
     low = number("value_bias_norm", -1.3, ci95=(-2.0, -1.0), reason=reason)
     verdict = judged(low, number("value_rank", 0.3, reason=reason))["V4"]
     assert (verdict.level, verdict.confidence) == ("warn", "low")
+
+
+def test_bias_is_said_to_be_of_the_returns_mean_or_of_their_deviation():
+    for reason, said in (("", "of their mean."), (BY_DEVIATION, "of their standard deviation (")):
+        high = number("value_bias_norm", 0.5, ci95=(0.4, 0.6), reason=reason)
+        assert f"exceed achieved returns by 50% {said}" in judged(high)["V3"].sentence
+        low = number("value_bias_norm", -0.4, ci95=(-0.5, -0.3), reason=reason)
+        verdict = judged(low, number("value_rank", 0.1))["V4"]
+        assert f"values them too low by 40% {said}" in verdict.sentence
 
 
 def test_supports_make_a_verdict_surer():

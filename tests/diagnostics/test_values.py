@@ -88,7 +88,13 @@ def test_bias_of_half_on_returns_of_one():
 
 def test_returns_around_zero_are_compared_with_their_deviation():
     returns = tensor(-1, 1)
-    assert value_bias(returns + 0.5, returns).norm == pytest.approx(0.5 / math.sqrt(2))
+    found = value_bias(returns + 0.5, returns)
+    assert found.norm == pytest.approx(0.5 / math.sqrt(2))
+    assert found.by_deviation
+    assert not value_bias(returns + 0.5, returns + 1).by_deviation
+    # Episodes drawn again are read against the same: their mean may be anywhere.
+    drawn = value_bias(returns + 1.5, returns + 1, by_deviation=True)
+    assert drawn.norm == pytest.approx(0.5 / math.sqrt(2))
 
 
 @pytest.mark.parametrize(("gamma", "expected"), [(0.4, -0.2), (0.5, 0), (0.9, 0.8)])

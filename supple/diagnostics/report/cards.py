@@ -75,8 +75,8 @@ CARDS: Mapping[str, tuple[str, str]] = {
     ),
     "value_bias_norm": (
         "Value bias",
-        "Predicted minus achieved (soft) return, over the mean return. Clipped double critics are"
-        " meant to be a little low.",
+        "Predicted minus achieved (soft) return, over the mean return, or over the returns'"
+        " deviation where that is near 0. Clipped double critics are meant to be a little low.",
     ),
     "value_rank": (
         "Order of values",

@@ -11,10 +11,9 @@ from supple.diagnostics.evidence import (
     places,
     those,
 )
+from supple.diagnostics.suite.values import BOOTSTRAPPED, BY_DEVIATION
 from supple.diagnostics.thresholds import THRESHOLDS
 
-BOOTSTRAPPED = "bootstrapped tail"
-"""In the reason of readings whose returns are completed by the critic itself."""
 CLEAR = 0.1
 """V6's number where it was measured fewer times: a healthy Pendulum showed 0.004 and 0.016, a
 chain whose next feature is twice as large 1."""
@@ -47,7 +46,8 @@ def overestimation(evidence: Evidence) -> Verdict | None:
         confidence=confidence(interval is not None, len(supports), 0),
         target=evidence.target,
         sentence=(
-            f"Predicted values at {evidence.label} exceed achieved returns by {main.value:.0%}."
+            f"Predicted values at {evidence.label} exceed achieved returns by"
+            f" {main.value:.0%} {_of_what(main)}."
         ),
         evidence=[main.place, *places(*supports)],
         against=[],
@@ -81,13 +81,20 @@ def misordered(evidence: Evidence) -> Verdict | None:
         target=evidence.target,
         sentence=(
             f"The critic at {evidence.label} does not rank states in the order of their returns"
-            f" (rank correlation {order.value:.2f}) and values them {-bias.value:.0%} too low."
+            f" (rank correlation {order.value:.2f}) and values them too low by"
+            f" {-bias.value:.0%} {_of_what(bias)}."
         ),
         evidence=places(*supports),
         against=[],
         actions=evidence.advise("reward scale", "more steps", "larger critic"),
         reconsider="Episodes that all earn nearly the same cannot be ranked; check their spread.",
     )
+
+
+def _of_what(bias: Hit) -> str:
+    if BY_DEVIATION in bias.reading.reason:
+        return "of their standard deviation (their mean is near 0)"
+    return "of their mean"
 
 
 def saturated_support(evidence: Evidence) -> Verdict | None:

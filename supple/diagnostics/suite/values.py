@@ -18,6 +18,10 @@ from supple.errors import InputError
 LEAST_EPISODES = 10
 PAIRS = 256
 UNITS = {"value_bias": "scaled reward"}
+BOOTSTRAPPED = "bootstrapped tail: part of the bias is hidden"
+"""Reason of readings whose returns are completed by the critic itself."""
+BY_DEVIATION = "over the returns' deviation: their mean is near 0"
+"""Reason of readings that are over the returns' mean elsewhere."""
 
 
 def bias(context: Context) -> Iterator[Reading]:
@@ -58,7 +62,7 @@ def _bias(context: Context, data: Transitions) -> Iterator[Reading]:
     if view.members > 1:
         readers |= {str(member): value for member, value in enumerate(value_ET)}
     episode_T = data.episode[kept].unique(return_inverse=True)[1]
-    reason = "bootstrapped tail: part of the bias is hidden" if found.bootstrapped else ""
+    reason = BOOTSTRAPPED if found.bootstrapped else ""
     for member, value_T in readers.items():
         facts: dict[str, Any] = {"network": view.role, "member": member, "reason": reason}
         facts["n"] = int(episode_T.max()) + 1
@@ -77,8 +81,9 @@ def _of_reader(
 
     def of(drawn: Tensor, name: str) -> Tensor:
         rows = torch.cat([groups[int(e)] for e in drawn])
+        same = {"by_deviation": whole.by_deviation}
         try:
-            found: Tensor = getattr(values.value_bias(value_T[rows], return_T[rows]), name)
+            found: Tensor = getattr(values.value_bias(value_T[rows], return_T[rows], **same), name)
         except InputError:  # of these episodes none returned anything: no number to sort in
             return torch.tensor(torch.nan)
         return found
@@ -98,8 +103,10 @@ def _of_reader(
                 return of(drawn, name)
 
             interval = bootstrap_ci95(statistic, len(groups), generator=random, draws=200)
-        unit = UNITS.get(metric, "")
-        yield reading(getattr(whole, name), metric=metric, ci95=interval, unit=unit, **facts)
+        own = facts | {"unit": UNITS.get(metric, "")}
+        if whole.by_deviation and metric.endswith("_norm"):
+            own["reason"] = "; ".join(filter(None, (BY_DEVIATION, facts["reason"])))
+        yield reading(getattr(whole, name), metric=metric, ci95=interval, **own)
 
 
 def excitation(context: Context) -> Iterator[Reading]:
