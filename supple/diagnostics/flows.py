@@ -12,9 +12,12 @@ from torch import Tensor
 
 from supple.diagnostics.recovery import Velocity, injection_gain
 from supple.errors import InputError
+from supple.kernels.critic_integration import euler
 
 FINE = 64
 """Steps of a path whose shape is measured."""
+TIME_BINS = 8
+"""Of flow time, by which the loss is told apart."""
 
 
 @torch.no_grad()
@@ -66,6 +69,41 @@ def recovery(
         for sign in (1.0, -1.0)
     ]
     return torch.stack(both).mean((0, 2, 3))
+
+
+@torch.no_grad()
+def endpoint_error(velocity: Velocity, start_EBM: Tensor, end_BM: Tensor) -> Tensor:
+    """Root mean square of z_0 + v(0, z_0) - y, (E,): sigma_res.
+
+    At its start a field that fits points at the mean target: what is left is the targets' own
+    spread at a state and action, and the error of the fit.
+
+    Args:
+        velocity: the field.
+        start_EBM: noise z_0.
+        end_BM: targets y.
+    """
+    return (start_EBM + velocity(0.0, start_EBM) - end_BM).square().mean((1, 2)).sqrt()
+
+
+@torch.no_grad()
+def loss_by_time(
+    velocity: Velocity, start_EBM: Tensor, end_BM: Tensor, bins: int = TIME_BINS
+) -> Tensor:
+    """Mean (v - (y - z_0))^2 in the middle of each bin of flow time, (bins, E)."""
+    goal = end_BM - start_EBM
+    times = [(k + 0.5) / bins for k in range(bins)]
+    missed = [velocity(t, start_EBM + t * goal) - goal for t in times]
+    return torch.stack([each.square().mean((1, 2)) for each in missed])
+
+
+@torch.no_grad()
+def outside_share(
+    velocity: Velocity, start_EBM: Tensor, low: float, high: float, *, steps: int
+) -> Tensor:
+    """Share of the states z_1 ... z_K that lie outside [low, high], (E,)."""
+    state_KEBM = torch.stack(euler(lambda k, z: velocity(k / steps, z), start_EBM, steps)[1:])
+    return ((state_KEBM < low) | (state_KEBM > high)).double().mean((0, 2, 3))
 
 
 def noise_share(value_EBM: Tensor) -> Tensor:

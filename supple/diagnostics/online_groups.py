@@ -157,11 +157,16 @@ def limits(context: Context, memory: Memory) -> Iterator[Reading]:
 
 
 def flow_shape(context: Context, memory: Memory) -> Iterator[Reading]:
-    """Straightness and fineness of a flow critic."""
+    """Straightness, fineness and fit of a flow critic."""
     view = context.subject.views[context.subject.critic_role]
     if isinstance(view, FlowView):
         data = context.data.comparable()
-        yield from flow.measured(context, view, data, FLOW_ROWS, FLOW_SAMPLES)
+        for metric, measure in (
+            ("flow_straight", partial(flow.measured, samples=FLOW_SAMPLES)),
+            ("flow_sigma_res", flow.fitted),
+        ):
+            own = partial(measure, context, view, data, FLOW_ROWS)
+            yield from attempt(own, metric=metric, network="flow")
 
 
 def curvature_of_critic(context: Context, memory: Memory) -> Iterator[Reading]:

@@ -61,6 +61,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "flow_conv": Threshold(0.05, None),
     "flow_recovery": Threshold(1.0, 1.5),
     "flow_noise_share": Threshold(0.1, None),
+    "flow_sigma_ratio": Threshold(0.5, None, mark="R"),
     "ret_mdd_share": Threshold(0.3, 0.5),
     "ranld_cv": Threshold(1.5, None),
     "ranld_tail": Threshold(5.0, None),

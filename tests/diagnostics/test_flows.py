@@ -5,8 +5,11 @@ import torch
 
 from supple.diagnostics.flows import (
     coarseness,
+    endpoint_error,
+    loss_by_time,
     noise_consistency,
     noise_share,
+    outside_share,
     recovery,
     straightness,
 )
@@ -71,3 +74,28 @@ def test_the_same_response_to_noise_is_consistent_a_deaf_flow_undefined():
 def test_a_flow_that_does_not_move_has_no_straightness():
     with pytest.raises(InputError, match="does not move"):
         straightness(lambda t, z: 0 * z, START)
+
+
+def test_what_is_left_where_the_field_points_at_the_mean_is_the_spread_of_targets():
+    target = torch.tensor([[3.5, 2.5]]).repeat(3, 1).double()  # 3 give or take a half
+    start = START[..., :2]
+    assert endpoint_error(lambda t, z: (3 - z) / (1 - t), start, target).tolist() == [0.5]
+    off = endpoint_error(lambda t, z: 4 - z, start, target)  # (0.5^2 + 1.5^2) / 2
+    assert off.tolist() == pytest.approx([1.25**0.5])
+
+
+def test_the_loss_is_told_apart_by_flow_time():
+    target = torch.full((3, 1), 3.0, dtype=torch.float64)
+    exact = loss_by_time(lambda t, z: (3 - z) / (1 - t), START, target)
+    torch.testing.assert_close(exact, torch.zeros(8, 1).double())
+    # It points 2 t too high: 4 t^2 in the middle of each eighth.
+    late = loss_by_time(lambda t, z: (3 - z) / (1 - t) + 2 * t, START, target)
+    expected = [4 * ((k + 0.5) / 8) ** 2 for k in range(8)]
+    assert late[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_states_on_the_way_are_counted_outside_the_support():
+    # Four steps of a half from -1, -0.5, 0, 0.5 and 1: of the last two's states 1 and 2 exceed 2.
+    found = outside_share(constant, START, -1.0, 2.0, steps=4)
+    assert found.tolist() == pytest.approx([(0 + 0 + 0 + 1 + 2) / 20])
+    assert outside_share(constant, START, -9.0, 9.0, steps=4).tolist() == [0]

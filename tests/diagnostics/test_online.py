@@ -11,14 +11,16 @@ import torch
 from supple import checkpoint, launch
 from supple.diagnostics import online
 from supple.diagnostics.alarms import Alarms
+from supple.diagnostics.context import Context
 from supple.diagnostics.online import Governor, stored_sets
-from supple.diagnostics.online_groups import Group
+from supple.diagnostics.online_groups import Group, flow_shape
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.envs.toy import Lqr
 from supple.envs.wrappers import Wrapper
 from supple.errors import InputError
 from supple.metrics import read_csv
 from tests.agents.small_agents import assert_same_bits
+from tests.diagnostics.subjects import subject_with_data
 from tests.small_runs import (
     deterministic_rows,
     finish,
@@ -310,6 +312,24 @@ def test_a_run_plans_its_measurements_by_its_updates(tmp_path):
     columns = read_csv(tmp_path / "run" / "metrics.csv")
     found = columns["diag/critic/all/mean/hess_max"]
     assert len([value for value in found if value is not None]) > 5
+
+
+@pytest.mark.parametrize("backup", ["expected", "distributional"])
+@pytest.mark.parametrize("kind", ["flow", "flow_official"])
+def test_a_flow_critics_fit_is_measured_while_training(kind, backup):
+    subject, data = subject_with_data(kind)
+    for view in (subject.views["critic"], subject.views["target_critic"]):
+        view.module.settings.backup = backup
+    found = {e.name: e for e in flow_shape(Context(subject=subject, data=data), {})}
+    assert all(each.status == "ok" for each in found.values())
+    metrics = ["flow_straight", "flow_conv_4", "flow_sigma_res", "flow_outside"]
+    metrics += [f"flow_loss_{k / 8:g}" for k in range(8)]
+    assert {f"flow/all/mean/{metric}" for metric in metrics} <= found.keys()
+    spans = subject.views["critic"].module.range
+    sigma, ratio = (found[f"flow/all/mean/flow_sigma_{name}"].value for name in ("res", "ratio"))
+    assert sigma is not None
+    assert ratio is not None
+    assert sigma / ratio == pytest.approx((spans.noise_high - spans.noise_low) / 12**0.5)
 
 
 def test_features_that_grow_towards_ten_times_their_size_are_announced():

@@ -116,6 +116,24 @@ CARDS: Mapping[str, tuple[str, str]] = {
         "What is left at the end of an error made on the way: below 1 later steps damp it.",
     ),
     "flow_noise_share": ("Left-over noise", "Variance over noise against variance over states."),
+    "flow_sigma_res": (
+        "Spread of the targets around the field",
+        "Root mean square distance between targets and where the field points at its start: what"
+        " targets vary at a state and action, and what the fit misses.",
+    ),
+    "flow_sigma_ratio": (
+        "Spread of the targets over that of the noise",
+        "About the gain with which the flow carries its noise to the value: below 1 it contracts."
+        " Above a half give it more noise or average more targets.",
+    ),
+    "flow_loss": (
+        "Loss by flow time",
+        "Of the velocity, from this time of the flow to an eighth later.",
+    ),
+    "flow_outside": (
+        "States outside the support",
+        "Share of the states on the way that lie outside what the encoding of values tells apart.",
+    ),
     "ret_mdd": (
         "Deepest fall of the return",
         "Below the best so far. Even constant performance falls by luck: only what exceeds the"

@@ -19,6 +19,8 @@ ROWS, SAMPLES = 512, 64
 LEAST_ROWS, LEAST_SAMPLES = 256, 16
 SHIFT = 0.1
 """Injected error, in standard deviations of values."""
+FIT_SAMPLES = 8
+"""Noise samples of each row's fit."""
 FAN = 6
 """Rows whose paths are kept for a plot."""
 
@@ -32,6 +34,9 @@ def flow(context: Context) -> Iterator[Reading]:
             lambda: measured(context, view, data, ROWS, SAMPLES),
             metric="flow_straight",
             network="flow",
+        )
+        yield from attempt(
+            lambda: fitted(context, view, data, ROWS), metric="flow_sigma_res", network="flow"
         )
 
 
@@ -66,6 +71,31 @@ def measured(
             params = {"tau": done / steps}
             yield from ensemble(left_E, metric="flow_recovery", params=params, **facts)
     context.arrays["flow/all/mean/paths"] = _paths(context, view, x_ND[:FAN], start_BM[:FAN])
+
+
+@torch.no_grad()
+def fitted(context: Context, view: FlowView, data: Transitions, rows: int) -> Iterator[Reading]:
+    """How well the field fits its targets, over its noise and flow times, and where it leads."""
+    critic = view.module
+    data = data.spread(rows)
+    target = context.subject.target_distribution(data)
+    end_BM = target[:, None] if target.dim() == 1 else target[:, :FIT_SAMPLES]
+    samples = FIT_SAMPLES if target.dim() == 1 else end_BM.shape[1]
+    start_1BM = noise_for(context.subject, view, len(data), samples, "flow")[None]
+    velocity = critic.velocity_at(critic(context.subject.inputs(view.role, data), train=False))
+    facts: dict[str, Any] = {"network": "flow", "n": len(data)}
+
+    sigma_E = flows.endpoint_error(velocity, start_1BM, end_BM)
+    own = (critic.range.noise_high - critic.range.noise_low) / 12**0.5  # of uniform noise
+    yield from ensemble(sigma_E, metric="flow_sigma_res", unit="scaled reward", **facts)
+    yield from ensemble(sigma_E / own, metric="flow_sigma_ratio", **facts)
+    loss_TE = flows.loss_by_time(velocity, start_1BM, end_BM) / critic.velocity_scale**2
+    for place, loss_E in enumerate(loss_TE):
+        params = {"from": place / len(loss_TE)}
+        yield from ensemble(loss_E, metric="flow_loss", params=params, **facts)
+    ends, steps = (critic.range.value_low, critic.range.value_high), critic.settings.target_steps
+    outside_E = flows.outside_share(velocity, start_1BM, *ends, steps=steps)
+    yield from ensemble(outside_E, metric="flow_outside", **facts)
 
 
 def noise_for(subject: Subject, view: FlowView, rows: int, samples: int, name: str) -> Tensor:
