@@ -133,16 +133,23 @@ def movement_of_next_step(context: Context, memory: Memory) -> Iterator[Reading]
     """What one more update would change, and what all since the last call did."""
     data, elsewhere = context.data.current(), context.data.comparable()
     subject = context.subject
+    frozen = context.data.anchor is not None  # only the same states can be compared later
     for view in subject.learning_views():
         after = next_step(subject, view.role, data)
         rate = subject.moments(view.role).rate
         yield from steps.changed_weights(view, after, subject.projected(view.role), rate)
         x_ND = subject.inputs(view.role, elsewhere)
-        yield from attempt(
-            partial(steps.churn, context, view, after, x_ND, updates=1),
-            metric="churn",
-            network=view.role,
-        )
+        with torch.no_grad():
+            now, later = (view.outputs(each, x_ND) for each in (view.module, after))
+        changes = {"1": (now, later)}
+        if frozen:
+            key = f"outputs {view.role}"
+            if (before := memory.get(key)) is not None:
+                changes["period"] = (before, now)
+            memory[key] = now
+        for updates, pair in changes.items():
+            churn = partial(steps.churn, context, view, x_ND, *pair, updates=updates)
+            yield from attempt(churn, metric="churn", network=view.role)
         yield from attempt(
             partial(steps.epsilon, context, view), metric="eps_frac", network=view.role
         )

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from supple import checkpoint, launch
 from supple.diagnostics import online
 from supple.diagnostics.alarms import Alarms
 from supple.diagnostics.context import Context
+from supple.diagnostics.data import DataSets
 from supple.diagnostics.online import Governor, stored_sets
-from supple.diagnostics.online_groups import Group, flow_shape
+from supple.diagnostics.online_groups import Group, flow_shape, movement_of_next_step
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.envs.toy import Lqr
 from supple.envs.wrappers import Wrapper
@@ -330,6 +332,31 @@ def test_a_flow_critics_fit_is_measured_while_training(kind, backup):
     assert sigma is not None
     assert ratio is not None
     assert sigma / ratio == pytest.approx((spans.noise_high - spans.noise_low) / 12**0.5)
+
+
+def test_churn_over_a_period_is_what_changed_since_the_last_call_on_the_anchor():
+    subject, data = subject_with_data("ppo")
+    memory = dict[str, Any]()
+
+    def period():
+        found = movement_of_next_step(Context(subject=subject, data=data), memory)
+        return {each.metric: each.value for each in found if each.name.endswith("_period")}
+
+    assert period() == {}
+    assert period() == {"churn_flip": 0, "churn_kl": 0, "churn_mean": 0, "churn_q": 0}
+    with torch.no_grad():
+        for layer in (subject.agent.actor.layers[-1], subject.agent.critic.layers[-1]):
+            layer.weight.zero_()
+            layer.bias.fill_(0.1)
+    memory["outputs actor"] = memory["outputs actor"] * 0
+    found = period()
+    # Every joint from 0 to 0.1 of a range of 2: a twentieth, which is not above it.
+    assert found["churn_mean"] == pytest.approx(0.05)
+    assert found["churn_q"] > 0
+    data = DataSets(
+        recent=data.recent
+    )  # before there is an anchor other states are drawn each time
+    assert period() == {}
 
 
 def test_features_that_grow_towards_ten_times_their_size_are_announced():

@@ -80,7 +80,9 @@ def movement_of_next_step(context: Context) -> Iterator[Reading]:
             rate = subject.moments(view.role).rate
             yield from changed_weights(view, after, subject.projected(view.role), rate)
             x_ND = subject.inputs(view.role, elsewhere)
-            yield from churn(context, view, after, x_ND, updates=1)
+            with torch.no_grad():
+                outputs = [view.outputs(each, x_ND) for each in (view.module, after)]
+            yield from churn(context, view, x_ND, *outputs, updates="1")
 
         yield from attempt(measure, metric="update_ratio", network=view.role)
 
@@ -116,11 +118,19 @@ def changed_weights(
 
 @torch.no_grad()
 def churn(
-    context: Context, view: View, after: torch.nn.Module, x_ND: Tensor, *, updates: int
+    context: Context, view: View, x_ND: Tensor, before_ENW: Tensor, now_ENW: Tensor, *, updates: str
 ) -> Iterator[Reading]:
-    """Change of decisions or values on states that were not trained on."""
+    """Change of decisions or values on states that were not trained on.
+
+    Args:
+        context: whose.
+        view: of the network.
+        x_ND: the states, as it reads them.
+        before_ENW: its outputs there.
+        now_ENW: those after some updates.
+        updates: how many.
+    """
     facts: dict[str, Any] = {"network": view.role, "n": len(x_ND), "params": {"updates": updates}}
-    before_ENW, now_ENW = (view.outputs(each, x_ND) for each in (view.module, after))
     if view.role != "actor":
         found_E = movement.value_churn(before_ENW[..., 0], now_ENW[..., 0])
         yield from ensemble(found_E, metric="churn_q", unit="std", **facts)
