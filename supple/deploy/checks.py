@@ -260,6 +260,8 @@ def runtimes_agree(
         worst = max(worst, apart)
         if not apart <= TOLERANCE:
             faults.append(f"{other.file} differs from {reference.file} by {apart:.1e}")
+    if not others:
+        return Verdict(check, SKIPPED, f"{reference.name} alone: no second runtime here"), expected
     names = ", ".join(runtime.name for runtime in runtimes)
     return verdict(check, faults, f"{names} agree, worst {worst:.1e}"), expected
 

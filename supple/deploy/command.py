@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from supple.cli import DONE, FAILED, VERDICT, Parser, add_best, chosen, seed_number, train
 from supple.deploy.bundle import zip_path
+from supple.deploy.known import REQUIRABLE, sentence
 from supple.errors import InputError, require_rules
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(arguments: list[str]) -> int:
-    """``supple export DIR``; the bundle's folder is the last line."""
+    """``supple export DIR``; the bundle's folder is the last line of the standard output."""
     parser = Parser(
         prog="supple export",
         description="A trained policy as ONNX, torch and C99, with what a robot needs to know and a"
@@ -39,10 +40,13 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-zip", action="store_true", help="write no archive beside the folder")
     options = parser.parse_args(arguments)
+    from supple.deploy.bundle import read_bundle
     from supple.deploy.export import export as write
 
     run = chosen(options.folder, options)
     out = write(run, options.out, also=options.also, archive=not options.no_zip)
+    if line := sentence(read_bundle(out).manifest["unknown"]):
+        print(f"supple: {line}", file=sys.stderr)
     if not options.no_zip:
         print(zip_path(out))
     print(out)
@@ -50,7 +54,7 @@ def export(arguments: list[str]) -> int:
 
 
 def verify(arguments: list[str]) -> int:
-    """``supple verify BUNDLE``; status 4 where a verdict failed."""
+    """``supple verify BUNDLE``; status 4 where a verdict failed, or what is required lacks."""
     parser = Parser(
         prog="supple verify",
         description="Replays a bundle in every runtime that is here and checks what it says.",
@@ -62,6 +66,14 @@ def verify(arguments: list[str]) -> int:
         "--episodes", type=int, default=10, help="of the closed loop in the simulator; 0: none"
     )
     parser.add_argument("--no-latency", action="store_true", help="time nothing")
+    parser.add_argument(
+        "--require",
+        nargs="+",
+        default=[],
+        choices=REQUIRABLE,
+        metavar="WHAT",
+        help=f"of {' '.join(REQUIRABLE)}: status 4 also where one was not checked or is not known",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     options = parser.parse_args(arguments)
     if options.episodes < 0:
@@ -76,11 +88,13 @@ def verify(arguments: list[str]) -> int:
         episodes=options.episodes,
         latency=not options.no_latency,
     )
+    lacking = report.missing(options.require)
     if options.json:
-        print(json.dumps(report.to_json()))
+        print(json.dumps(report.to_json() | {"missing": lacking}))
     else:
         _print_report(report)
-    return VERDICT if report.failed else DONE
+        print("\n".join(lacking), end="\n" * bool(lacking))
+    return VERDICT if report.failed or lacking else DONE
 
 
 def _print_report(report: Report) -> None:
@@ -100,10 +114,11 @@ def _print_report(report: Report) -> None:
             for name, found in report.latency.items()
         ]
         Display.print_rows("latency", times)
-    failed = [found for found in report.verdicts if found.status == "FAILED"]
-    print(
-        f"{len(failed)} of {len(report.verdicts)} checks failed" if failed else "all checks passed"
-    )
+    passed, failed, skipped = map(report.count, ("passed", "FAILED", "skipped"))
+    if line := sentence(report.unknown):
+        print(line)
+    found = f"{failed} of {passed + failed} checks failed" if failed else f"{passed} checks passed"
+    print(f"{found}, {skipped} skipped" if skipped else found)
 
 
 def chain(arguments: list[str]) -> int:

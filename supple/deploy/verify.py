@@ -22,6 +22,7 @@ from supple.deploy.bundle import Bundle, read_bundle
 from supple.deploy.checks import FAILED, SKIPPED, Vectors, Verdict, verdict
 from supple.deploy.golden import Golden
 from supple.deploy.hostile import CannotRunError
+from supple.deploy.known import missing, not_known
 from supple.deploy.latency import Latency, measure
 from supple.deploy.manifest import differences
 from supple.deploy.runtimes import (
@@ -50,19 +51,33 @@ class Report:
     """What was found."""
 
     bundle: str
+    unknown: list[str]
+    """Fields of the manifest, as it lists them."""
     verdicts: list[Verdict] = field(default_factory=list)
     latency: dict[str, Latency] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
         """Whether any check failed."""
-        return any(found.status == FAILED for found in self.verdicts)
+        return self.count(FAILED) > 0
+
+    def count(self, status: str) -> int:
+        """How many verdicts have it."""
+        return sum(found.status == status for found in self.verdicts)
+
+    def missing(self, required: Sequence[str]) -> list[str]:
+        """What of ``--require`` is not known or was not checked, a line each."""
+        checked = {found.check for found in self.verdicts if found.status != SKIPPED}
+        return missing(required, self.unknown, checked)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "bundle": self.bundle,
             "failed": self.failed,
+            "skipped": self.count(SKIPPED),
+            "not_known": not_known(self.unknown),
+            "unknown": self.unknown,
             "verdicts": [dataclasses.asdict(found) for found in self.verdicts],
             "latency_us": {name: dataclasses.asdict(each) for name, each in self.latency.items()},
         }
@@ -83,7 +98,8 @@ def verify(
         InputError: no bundle, or a hostile one; or ``run`` is no run.
     """
     bundle = read_bundle(path)
-    report = Report(str(path))
+    listed = bundle.manifest.get("unknown")  # whether it fits is a check of its own
+    report = Report(str(path), list(map(str, listed)) if isinstance(listed, list) else [])
     add = report.verdicts.append
     damage = bundle.damage()
     add(verdict("files", damage, f"{len(bundle.files)} files as they were written"))

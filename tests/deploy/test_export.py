@@ -213,7 +213,9 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
         without.setattr("supple.launch.make", None)
         without.setattr("supple.evaluate.make", None)
         assert main(["export", str(run), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{out}.zip", str(out)]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"{out}.zip", str(out)]
+    assert "supple: not known: joint names, the robot's joint order" in said.err
     with zipfile.ZipFile(f"{out}.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == read_bundle(out).files
     source = read_bundle(out).manifest["evidence"]["golden"]["source"]

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import stat
 import struct
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from onnx import numpy_helper
 
 from supple.cli import main
-from supple.deploy import checks, manifest, simulator
+from supple.deploy import checks, known, manifest, simulator
 from supple.deploy.bundle import read_bundle
 from supple.deploy.bundle import zipped as zipped_files
 from supple.deploy.checks import FAILED, PASSED, SKIPPED
@@ -267,6 +269,52 @@ def test_status_4_and_the_fault_on_the_command_line(files, tmp_path, capsys):
     assert main(["verify", str(folder), "--no-latency", "--episodes", "0"]) == 4
     out = capsys.readouterr().out
     assert sentences[0] in out and "checks failed" in out
+
+
+@pytest.fixture
+def of_nobody(tmp_path):
+    """A bundle of a run that knows nothing of a robot."""
+    spec = plain_spec()
+    return write(tmp_path / "bundle", bundle_files(trained(ppo(spec), spec, tmp_path)))
+
+
+def test_what_is_not_known_is_said_at_the_end(of_nobody, capsys):
+    assert main(["verify", str(of_nobody), "--no-latency", "--episodes", "0"]) == 0
+    *_, unknown, last = capsys.readouterr().out.splitlines()
+    told = "not known: joint names, the robot's joint order, control mode, gains, default pose,"
+    assert unknown.startswith(told) and unknown.endswith(": unknown in manifest.json)")
+    assert re.fullmatch(r"\d+ checks passed, 2 skipped", last)
+    assert known.sentence([]) == ""
+    assert known.not_known(["contract.joints.position_limit.soft.low", "identity.licence"]) == []
+
+
+def test_what_is_required_gives_status_4_where_it_lacks(of_nobody, files, tmp_path, capsys):
+    small = ["--no-latency", "--episodes", "0", "--json"]
+    assert main(["verify", str(of_nobody), *small, "--require", "c", "joints", "timing"]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert not found["failed"] and found["skipped"] == 2
+    assert "gains" in found["not_known"]
+    assert "contract.gains.stiffness" in found["unknown"]
+    joints, timing = found["missing"]
+    assert joints.startswith("--require joints: contract.joints.policy_names is not known, ")
+    assert timing.endswith("contract.timing.control_dt is not known, 'latency' was not checked")
+    robot = write(tmp_path / "robot", files)
+    assert main(["verify", str(robot), *small, "--require", "c", "onnx", "joints", "gains"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == []
+    assert main(["verify", str(robot), *small, "--require", "simulator"]) == 4
+    assert main(["verify", str(robot), "--require", "wings"]) == 2
+
+
+def test_one_runtime_agrees_with_nobody(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv("PATH", "")  # no compiler
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    folder = str(write(tmp_path / "bundle", files))
+    assert main(["verify", folder, "--no-latency", "--episodes", "0", "--require", "c"]) == 4
+    out = capsys.readouterr().out
+    assert "torch alone: no second runtime here" in out
+    assert "5 skipped" in out and "all checks passed" not in out
+    assert "--require c: 'golden, C' was not checked" in out
 
 
 def test_latency_is_reported_for_every_runtime(files, tmp_path, capsys):
