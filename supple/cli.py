@@ -186,7 +186,7 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
     parser.add_argument("--env-steps", type=int, help="extend training to this many steps")
     parser.add_argument("--no-wandb", action="store_true", help="go on without Weights & Biases")
-    _add_device(parser)
+    add_device(parser)
     options = parser.parse_args(arguments)
     from supple import launch
 
@@ -312,7 +312,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes' starts")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    _add_device(parser)
+    add_device(parser)
     options, flags = _parse_env_flags(parser, arguments)
     from supple import launch
     from supple.display import Display
@@ -419,7 +419,7 @@ def play(arguments: list[str]) -> int:
         "--seconds", type=_seconds, default=math.inf, help="film no more than this of the episode"
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episode's start")
-    _add_device(parser)
+    add_device(parser)
     options, flags = _parse_env_flags(parser, arguments)
     from supple import launch
     from supple.evaluate import film
@@ -452,7 +452,7 @@ def diagnose(arguments: list[str]) -> int:
     from supple.diagnostics import command
 
     command.add_arguments(parser)
-    _add_device(parser)
+    add_device(parser)
     options = parser.parse_args(arguments)
     return VERDICT if command.run(options, arguments) else DONE
 
@@ -505,7 +505,8 @@ def _add_task(parser: Parser) -> None:
     parser.add_argument("--task", default="", help="act there; default: the run's own")
 
 
-def _add_device(parser: Parser) -> None:
+def add_device(parser: Parser) -> None:
+    """``--device``."""
     parser.add_argument(
         "--device", default="", help="default: the run's own, or cpu where that is missing"
     )

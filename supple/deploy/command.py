@@ -9,7 +9,17 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supple.cli import DONE, FAILED, VERDICT, Parser, add_best, chosen, seed_number, train
+from supple.cli import (
+    DONE,
+    FAILED,
+    VERDICT,
+    Parser,
+    add_best,
+    add_device,
+    chosen,
+    seed_number,
+    train,
+)
 from supple.deploy.bundle import zip_path
 from supple.deploy.known import REQUIRABLE, sentence
 from supple.errors import InputError, require_rules
@@ -65,6 +75,7 @@ def verify(arguments: list[str]) -> int:
     parser.add_argument(
         "--episodes", type=int, default=10, help="of the closed loop in the simulator; 0: none"
     )
+    add_device(parser)  # the simulator's
     parser.add_argument("--no-latency", action="store_true", help="time nothing")
     parser.add_argument(
         "--require",
@@ -87,6 +98,7 @@ def verify(arguments: list[str]) -> int:
         run=options.run and chosen(options.run, options),
         episodes=options.episodes,
         latency=not options.no_latency,
+        device=options.device,
     )
     lacking = report.missing(options.require)
     if options.json:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from supple.agents.base import concat
 from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
+from supple.deploy.hostile import CannotRunError, short
 from supple.deploy.runtimes import Runtime
 from supple.envs import EnvSettings, make
-from supple.envs.base import Groups
+from supple.envs.base import Env, Groups
 from supple.envs.config import FLAG
 from supple.envs.gym_packages import importing_packages, quiet_mujoco
 from supple.envs.registry import most_envs
@@ -52,6 +53,26 @@ def greedy(runtime: Runtime, groups: tuple[str, ...]) -> Callable[[], Callable[[
     return begin
 
 
+def _on_cpu(
+    begin: Callable[[], Callable[[Groups], Tensor]], env: Env
+) -> Callable[[], Callable[[Groups], Tensor]]:
+    """A policy on the CPU for a simulator on any device."""
+
+    def begun() -> Callable[[Groups], Tensor]:
+        act = begin()
+        return lambda obs: act({name: obs[name].cpu() for name in env.spec.observation}).to(
+            env.spec.device
+        )
+
+    return begun
+
+
+def _why(error: Exception) -> str:
+    """In one line: ours say it all, those of simulators need their kind."""
+    ours = isinstance(error, InputError | SimulatorError)
+    return str(error) if ours else f"{type(error).__name__}: {short(error)}"
+
+
 def closed_loop(
     contract: Mapping[str, Any],
     runtime: Runtime | None,
@@ -59,6 +80,7 @@ def closed_loop(
     episodes: int,
     recorded: Mapping[str, Any] | None,
     trained: Trained | None = None,
+    device: torch.device | str = "cpu",
 ) -> Verdict:
     """The exported policy's return equals the checkpoint's within both intervals.
 
@@ -67,7 +89,8 @@ def closed_loop(
         runtime: takes rows in batches; None where there is none.
         episodes: how many.
         recorded: the run's own evaluation.
-        trained: the checkpoint, where the run is at hand: its policy is evaluated anew.
+        trained: the checkpoint on the CPU, where the run is at hand: its policy is evaluated anew.
+        device: the simulator's.
     """
     check, task = "closed loop", contract["origin"]["task"]
     if runtime is None:
@@ -77,27 +100,37 @@ def closed_loop(
     groups = tuple(contract["observation"]["groups"])
     try:
         recorded_env = contract["origin"].get("env", {})
-        count = min(episodes, ENVS, most_envs(task, torch.device("cpu")))
+        count = min(episodes, ENVS, most_envs(task, torch.device(device)))
         settings = _env_settings(recorded_env, count, own=trained is not None)
-        with closing(make(task, settings)) as env:
-            if trained is None and env.progress():
-                known = "a curriculum, and only the run knows how far it was: name it with --run"
-                return Verdict(check, SKIPPED, f"{task} has {known}")
-            policies = [greedy(runtime, groups), *([trained.greedy] if trained else [])]
-            found = []
+        env = make(task, settings, device=device)
+    except Exception as error:  # simulators raise kinds of their own where something is missing
+        return Verdict(check, SKIPPED, f"no simulator: {_why(error)}")
+    with closing(env):
+        if trained is None and env.progress():
+            known = "a curriculum, and only the run knows how far it was: name it with --run"
+            return Verdict(check, SKIPPED, f"{task} has {known}")
+        absent = [name for name in groups if name not in env.spec.observation]
+        if absent:
+            return Verdict(check, FAILED, f"{task} has no observation group {absent[0]!r}")
+        policies = [greedy(runtime, groups), *([trained.greedy] if trained else [])]
+        found = []
+        try:
             for policy in policies:
                 if trained and trained.progress:
                     env.load_progress(trained.progress)  # the evaluation before counted on
                 seed = derive_seed(0, "verify")
-                found.append(evaluate(policy, env, episodes=episodes, seed=seed))
-            if trained:
-                recorded = {
-                    "return_mean": found[1].return_mean,
-                    "return_ci95": found[1].return_ci95,
-                    "episodes": episodes,
-                }
-    except (InputError, SimulatorError) as error:
-        return Verdict(check, SKIPPED, f"no simulator: {error}")
+                acting = _on_cpu(policy, env)
+                found.append(evaluate(acting, env, episodes=episodes, seed=seed))
+        except CannotRunError:
+            raise
+        except Exception as error:
+            return Verdict(check, SKIPPED, f"the simulator broke down: {_why(error)}")
+    if trained:
+        recorded = {
+            "return_mean": found[1].return_mean,
+            "return_ci95": found[1].return_ci95,
+            "episodes": episodes,
+        }
     return compare_returns(check, found[0], recorded)
 
 
@@ -152,12 +185,16 @@ def joints_move(contract: Mapping[str, Any]) -> Verdict:
         return Verdict(check, SKIPPED, f"{FLAG} changed it")
     if any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium")):
         return Verdict(check, SKIPPED, "MuJoCo is not installed")
-    name, limits = str(task).removeprefix("gym/"), contract["action"]["simulator"]
+    import gymnasium
+
+    name = str(task).removeprefix("gym/")
     try:
-        with importing_packages(str(task)):
-            loads = unit_loads(name, joints, limits)
-    except InputError as error:
-        return Verdict(check, SKIPPED, f"no simulator: {error}")
+        with importing_packages(str(task)), quiet_mujoco():
+            made = gymnasium.make(name)
+    except Exception as error:
+        return Verdict(check, SKIPPED, f"no simulator: {_why(error)}")
+    with closing(made) as robot:
+        loads = unit_loads(robot, name, joints, contract["action"]["simulator"])
     if isinstance(loads, str):
         return Verdict(check, FAILED, loads)
     steps = {step["step"]: step for step in contract["action"]["pipeline"]}
@@ -172,12 +209,13 @@ def joints_move(contract: Mapping[str, Any]) -> Verdict:
     return verdict(check, faults, f"unit action on each of {len(joints)} loads its own joint")
 
 
-def unit_loads(task: str, joints: list[str], simulator: Mapping[str, Any]) -> np.ndarray | str:
+def unit_loads(
+    env: Any, task: str, joints: list[str], simulator: Mapping[str, Any]
+) -> np.ndarray | str:
     """Joint forces per unit of each action, (A, A), from MuJoCo; or what is missing."""
-    import gymnasium
     import mujoco
 
-    with quiet_mujoco(), closing(gymnasium.make(task)) as env:
+    with quiet_mujoco():
         env.reset(seed=0)
         robot: Any = env.unwrapped
         model, data = robot.model, robot.data

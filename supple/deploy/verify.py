@@ -33,6 +33,7 @@ from supple.deploy.runtimes import (
     TorchRuntime,
 )
 from supple.errors import InputError
+from supple.machine import resolve_device
 
 if TYPE_CHECKING:
     from supple.launch import Trained
@@ -84,7 +85,12 @@ class Report:
 
 
 def verify(
-    path: Path, *, run: Path | None = None, episodes: int = EPISODES, latency: bool = True
+    path: Path,
+    *,
+    run: Path | None = None,
+    episodes: int = EPISODES,
+    latency: bool = True,
+    device: str = "",
 ) -> Report:
     """Check a bundle.
 
@@ -93,11 +99,12 @@ def verify(
         run: the run it was made from, if at hand: contract and actions are compared with it.
         episodes: of the closed loop; 0 leaves it out.
         latency: whether steps are timed.
+        device: of the simulator; by default the run's own, or the CPU where that is missing.
 
     Raises:
-        InputError: no bundle, or a hostile one; or ``run`` is no run.
+        InputError: no bundle, or a hostile one; ``run`` is no run; or there is no such device.
     """
-    bundle = read_bundle(path)
+    bundle, device = read_bundle(path), _simulator_device(run, device)
     listed = bundle.manifest.get("unknown")  # whether it fits is a check of its own
     report = Report(str(path), list(map(str, listed)) if isinstance(listed, list) else [])
     add = report.verdicts.append
@@ -113,12 +120,26 @@ def verify(
             runtimes = _start(bundle, golden, add)
             for runtime in runtimes:
                 stack.callback(runtime.close)
-            _check(bundle, Vectors.of(golden), runtimes, report, run=run, episodes=episodes)
+            _check(
+                *(bundle, Vectors.of(golden), runtimes, report),
+                run=run,
+                episodes=episodes,
+                device=device,
+            )
             if latency:
                 _time(bundle, golden, runtimes, report)
     finally:
         torch.set_num_threads(threads)
     return report
+
+
+def _simulator_device(run: Path | None, device: str) -> str:
+    from supple import launch
+    from supple.checkpoint import run_of
+
+    if run is None:
+        return str(resolve_device(device or "cpu"))
+    return launch.on_this_machine(launch.read_settings(run_of(run.resolve())), device).device
 
 
 def _golden(bundle: Bundle, add: Callable[[Verdict], None]) -> Golden | None:
@@ -162,6 +183,7 @@ def _check(
     *,
     run: Path | None,
     episodes: int,
+    device: str,
 ) -> None:
     contract = bundle.contract
     single = [runtime for runtime in runtimes if not isinstance(runtime, OnnxBatchRuntime)]
@@ -193,6 +215,7 @@ def _check(
             episodes=episodes,
             recorded=bundle.manifest["evidence"].get("evaluation"),
             trained=trained,
+            device=device,
         )
         report.verdicts.append(_guard("closed loop", check))
 

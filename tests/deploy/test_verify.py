@@ -587,6 +587,7 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
 
     class Env:
         count = 0
+        spec = SimpleNamespace(observation={"policy": 2}, device=torch.device("cpu"))
 
         def progress(self):
             return {"common_step_counter": self.count}
@@ -602,7 +603,7 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
         env.count += 5
         return evaluation(10.0, 1.0)
 
-    monkeypatch.setattr(simulator, "make", lambda task, settings: Env())
+    monkeypatch.setattr(simulator, "make", lambda task, settings, device: Env())
     monkeypatch.setattr(simulator, "evaluate", evaluate)
     contract = {"origin": {"task": "toy/lqr"}, "observation": {"groups": ["policy"]}}
     recorded = {"return_mean": 10.0, "return_ci95": 1.0, "episodes": 5}
@@ -615,6 +616,48 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
     assert alone.status == SKIPPED
     assert "curriculum" in alone.detail
     assert "--run" in alone.detail
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, AttributeError, SystemError])
+def test_a_simulator_that_cannot_be_made_or_breaks_down_is_skipped(
+    error, files, tmp_path, monkeypatch, capsys
+):
+    def broken(*_, **options):
+        raise error("no\n GPU here")
+
+    monkeypatch.setattr(simulator, "make", broken)
+    folder = str(write(tmp_path / "bundle", files))
+    assert main(["verify", folder, "--no-latency", "--json"]) == 0
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)["verdicts"]}
+    why = f"no simulator: {error.__name__}: no GPU here"
+    assert found["closed loop"] == {"check": "closed loop", "status": SKIPPED, "detail": why}
+    monkeypatch.undo()
+    monkeypatch.setattr(simulator, "evaluate", broken)
+    loop: Any = simulator.closed_loop
+    contract = {"origin": {"task": "toy/lqr"}, "observation": {"groups": ["policy"]}}
+    skipped = loop(contract, object(), episodes=2, recorded=None)
+    assert skipped.detail == f"the simulator broke down: {error.__name__}: no GPU here"
+    contract["observation"]["groups"] = ["eyes"]
+    assert loop(contract, object(), episodes=2, recorded=None).status == FAILED
+
+
+def test_the_simulator_runs_where_it_is_asked_to(files, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(simulator, "make", lambda *_, device: seen.append(device) or 1 / 0)
+    monkeypatch.setattr("supple.deploy.verify.resolve_device", lambda name: f"the {name}")
+    folder = write(tmp_path / "bundle", files)
+    verify(folder, latency=False, device="cuda")
+    verify(folder, latency=False)
+    assert seen == ["the cuda", "the cpu"]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--device"):
+        verify(folder, device="tpu")
+
+
+def test_a_robot_that_cannot_be_made_is_skipped(cheetah, monkeypatch):
+    monkeypatch.setattr("gymnasium.make", lambda name: 1 / 0)
+    found = joints_move(cheetah)
+    assert found.status == SKIPPED and found.detail.startswith("no simulator: ZeroDivisionError")
 
 
 def test_a_bundle_alone_configures_no_simulator(cheetah):
