@@ -364,13 +364,34 @@ def _safety(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
     if policy.choices:
         return record | {"command_low": False, "command_high": False}
     scale, offset = (np.array(values) for values in command_map(spec))
-    if policy.clip or policy.squash:
-        reach = abs(scale)
-        record |= {"command_low": (offset - reach).tolist()}
-        record |= {"command_high": (offset + reach).tolist()}
-    else:
-        record |= {"command_low": False, "command_high": False}
-    return record | {"safe_command": offset.tolist()}
+    reach = abs(scale) if policy.clip or policy.squash else np.full(len(scale), np.inf)
+    limits = _command_limits(robot, len(scale))
+    low, high = ((offset + side).clip(*limits) for side in (-reach, reach))
+    return record | {
+        "command_low": _bounds(low),
+        "command_high": _bounds(high),
+        "safe_command": offset.tolist(),
+    }
+
+
+def _command_limits(robot: Deployment, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The robot's own limits of what is commanded, (A,) each; infinite where none is known."""
+    most = {"velocity": robot.velocity_limit, "torque": robot.effort_limit}
+    pair: tuple[Any, Any] = (robot.position_limit_low, robot.position_limit_high)
+    if robot.control_mode != "position":
+        limit = most.get(robot.control_mode or "")
+        pair = (limit and [-value for value in limit], limit)
+    if None in pair:
+        return np.full(size, -np.inf), np.full(size, np.inf)
+    low, high = (np.array(values, float) for values in pair)
+    none = (low >= high) | (np.maximum(-low, high) >= NO_LIMIT)  # simulators' words for it
+    return np.where(none, -np.inf, low), np.where(none, np.inf, high)
+
+
+def _bounds(values: np.ndarray) -> list[float | None] | bool:
+    """None for a joint without a bound, False where no joint has one."""
+    found = [value if math.isfinite(value) else None for value in values.tolist()]
+    return found if any(value is not None for value in found) else False
 
 
 def _damping(robot: Deployment) -> dict[str, Any]:

@@ -88,8 +88,9 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     lie = layouts(contract, terms)
     _require_layout(bool(lie), "unitree")
     low, high = contract["safety"]["command_low"], contract["safety"]["command_high"]
+    bounds = [list(pair) for pair in zip(low, high, strict=True)] if low and high else [[None]]
     action = {
-        "clip": [list(pair) for pair in zip(low, high, strict=True)] if low else None,
+        "clip": None if any(None in pair for pair in bounds) else bounds,
         "joint_names": robot["joint_names"],
         "scale": robot["action_scale"],
         "offset": robot["action_offset"],

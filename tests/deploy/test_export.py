@@ -14,7 +14,7 @@ from supple.deploy.contract import action_names, unknown
 from supple.deploy.export import bundle_files
 from supple.deploy.golden import Golden, history_pairs
 from supple.envs import EnvSettings, make
-from supple.envs.base import Channel, Discrete
+from supple.envs.base import Box, Channel, Discrete
 from supple.errors import InputError
 from supple.signed_json import sha256
 from tests.deploy.small_bundles import (
@@ -128,6 +128,28 @@ def test_a_robot_is_braked_by_gains_that_brake():
     assert found["damping"] == {"gains": [1.0, 2.0, 3.0], "source": "effort limit at 10.0 rad/s"}
     found = contract_of(described(damping=(0.0, 1.0, 1.0), effort_limit=None))["safety"]
     assert found["damping"]["gains"] is None
+
+
+def test_commands_stay_within_the_robots_own_limits():
+    low, high = (-0.1, 0.0, -1e9), (0.3, 2.0, 1e9)
+    position = {"position_limit_low": low, "position_limit_high": high}
+    free = Box(low=(-1.0,) * 3, high=(1.0,) * 3, clip=False)
+
+    def bounds(action=free, **changes):
+        spec = dataclasses.replace(described(**changes), action=action)
+        safety = contract_of(spec)["safety"]
+        return safety["command_low"], safety["command_high"]
+
+    assert bounds() == (False, False)
+    assert bounds(**position) == ([-0.1, 0.0, None], [0.3, 2.0, None])
+    # Clipped actions reach offset ± scale: 0.1 ± 0.25, 0.7 ± 0.5, -0.3 ± 0.33.
+    found = bounds(action=robot_spec().action, **position)
+    assert found == (pytest.approx([-0.1, 0.2, -0.63]), pytest.approx([0.3, 1.2, 0.03]))
+    effort = {"effort_limit": (10.0, 0.0, 30.0), "velocity_limit": (1.0, 2.0, 3.0)}
+    found = bounds(control_mode="torque", **position, **effort)
+    assert found == ([-10.0, None, -30.0], [10.0, None, 30.0])
+    assert bounds(control_mode="velocity", **effort)[0] == [-1.0, -2.0, -3.0]
+    assert bounds(control_mode="delta", **position, **effort) == (False, False)
 
 
 def test_half_of_an_action_map_is_refused():

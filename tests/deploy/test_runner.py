@@ -103,6 +103,7 @@ def test_it_refuses_what_it_does_not_know(small):
         ([str(small[1])], "--port is missing"),
         (["nowhere", "--port", "9"], "no manifest.json in nowhere"),
         ([str(small[1]), "--pace", "9"], "unknown option --pace"),
+        ([str(small[1]), "--port", "9", "--unbounded", "9"], "unknown option --unbounded 9"),
         ([str(small[1]), "--port", "here"], "--port expects a number above 0, at most 65535"),
         ([str(small[1]), "--port", "65536"], "at most 65535, got '65536'"),
         ([str(small[1]), "--port", "9", "--seconds", "nan"], "got 'nan'"),
@@ -151,6 +152,24 @@ ODD_MANIFESTS = {
     "limits of other joints": (
         lambda bundle: signed(bundle, lambda found: found["safety"]["command_low"].pop()),
         "the manifest's command limits are not one for each joint",
+    ),
+    "no limits": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"].update(command_low=False, command_high=False)
+        ),
+        "the manifest does not bound the commands of hip: tell its limits",
+    ),
+    "a joint without a limit": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"]["command_high"].__setitem__(1, None)
+        ),
+        "the manifest does not bound the commands of knee",
+    ),
+    "a limit that is a word": (
+        lambda bundle: signed(
+            bundle, lambda found: found["safety"]["command_high"].__setitem__(1, "inf")
+        ),
+        "a command limit in the manifest is no number",
     ),
     "limits the wrong way round": (
         lambda bundle: signed(
@@ -240,6 +259,20 @@ def test_commands_are_the_policys_in_the_robots_order(small, robot):
     assert first.kind is Kind.COMMAND
     assert first.numbers.tolist() == pytest.approx([ankle, hip, knee], abs=1e-5)
     assert robot.packets[-1][1].kind is Kind.DAMP  # its last word
+
+
+def test_commands_end_at_the_manifests_limits_and_only_where_asked_without(small, robot, tmp_path):
+    def limit(found):
+        found["safety"]["command_low"] = [-9.0, -9.0, None]
+        found["safety"]["command_high"] = [-8.0, 9.0, None]
+
+    (tmp_path / "manifest.json").write_bytes(signed(small[1], limit))
+    command = [str(small[0]), str(tmp_path), "--port", str(robot.port), "--seconds", "0.3"]
+    command += ["--unbounded", "allow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    ankle, hip, _ = robot.packets[0][1].numbers.tolist()
+    assert hip == -8.0 and -0.63 <= ankle <= 0.03
 
 
 @pytest.mark.skipif(not ONNXRUNTIME, reason="SUPPLE_ONNXRUNTIME names no onnxruntime for C++")

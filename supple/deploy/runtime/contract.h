@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -25,7 +26,7 @@ struct Contract {
   double control_dt = 0;   // [s]
   double stale_after = 0;  // [s]
   std::vector<double> damping;              // per policy joint, command per joint speed
-  std::vector<double> command_low, command_high;  // empty: not bounded
+  std::vector<double> command_low, command_high;  // per policy joint; infinite: not bounded
   std::string onnx_digest;                         // SHA-256 of policy.onnx
 };
 
@@ -67,6 +68,28 @@ inline void require_signed(std::string text, const std::string& digest) {
   const std::size_t at = text.find(digest);
   if (digest.size() != 64 || at == std::string::npos || sha256(text.replace(at, 64, 64, '0')) != digest)
     throw std::runtime_error("manifest.json was edited after export: export again");
+}
+
+// Limits of commands: false where no joint has one, null where this one has none.
+inline std::vector<double> bounds(const Json& listed, std::size_t joints, double none) {
+  if (listed.kind != Json::kList) return std::vector<double>(joints, none);
+  if (listed.list.size() != joints)
+    throw std::runtime_error("the manifest's command limits are not one for each joint");
+  std::vector<double> found;
+  for (const Json& item : listed.list) {
+    if (item.known() && item.kind != Json::kNumber)
+      throw std::runtime_error("a command limit in the manifest is no number");
+    found.push_back(item.known() ? item.number : none);
+  }
+  return found;
+}
+
+inline void require_bounds(const Contract& contract) {
+  for (std::size_t i = 0; i < contract.joints.size(); ++i)
+    if (!std::isfinite(contract.command_low[i]) || !std::isfinite(contract.command_high[i]))
+      throw std::runtime_error("the manifest does not bound the commands of " + contract.joints[i] +
+                               ": tell its limits in EnvSpec.deployment and export again, or allow"
+                               " it with --unbounded allow");
 }
 
 inline Contract read_contract(const std::string& bundle) {
@@ -111,17 +134,12 @@ inline Contract read_contract(const std::string& bundle) {
   for (const double gain : found.damping)
     if (!(gain > 0))
       throw std::runtime_error("a damping gain in the manifest is not above 0: it would not brake");
-  if (safety.at("command_low").kind == Json::kList) {
-    found.command_low = safety.at("command_low").numbers();
-    found.command_high = safety.at("command_high").numbers();
-    if (found.command_low.size() != found.joints.size() ||
-        found.command_high.size() != found.joints.size())
-      throw std::runtime_error("the manifest's command limits are not one for each joint");
-    for (std::size_t i = 0; i < found.joints.size(); ++i)
-      if (found.command_low[i] > found.command_high[i])
-        throw std::runtime_error("the manifest's command limits of " + found.joints[i] +
-                                 " are the wrong way round");
-  }
+  found.command_low = bounds(safety.at("command_low"), found.joints.size(), -INFINITY);
+  found.command_high = bounds(safety.at("command_high"), found.joints.size(), INFINITY);
+  for (std::size_t i = 0; i < found.joints.size(); ++i)
+    if (found.command_low[i] > found.command_high[i])
+      throw std::runtime_error("the manifest's command limits of " + found.joints[i] +
+                               " are the wrong way round");
   found.onnx_digest = manifest.at("files").at("policy.onnx").at("sha256").text;
 
   // The names that the policy itself was generated with.

@@ -3,6 +3,7 @@
 // The log has a line per tick. A state's age counts from the robot's own clock when it sent it.
 //
 //   supple_runner BUNDLE --port P [--host 127.0.0.1] [--seconds 20] [--policy c|onnx] [--log FILE]
+//                 [--unbounded allow]
 //
 // Exit status: 0 the time is over or it was stopped, 1 the robot was lost or its state stayed bad, 2 refused.
 
@@ -63,6 +64,7 @@ struct Options {
   std::string bundle, host = "127.0.0.1", policy = "c", log;
   int port = 0;
   double seconds = 20;
+  bool unbounded = false;
 };
 
 double number(const std::string& name, const std::string& text, double most) {
@@ -80,7 +82,7 @@ Options parse(int argc, char** argv) {
   for (int i = 2; i + 1 < argc; i += 2) given[argv[i]] = argv[i + 1];
   if (argc < 2 || argc % 2 != 0)
     throw std::runtime_error("usage: supple_runner BUNDLE --port P [--host H] [--seconds S]"
-                             " [--policy c|onnx] [--log FILE]");
+                             " [--policy c|onnx] [--log FILE] [--unbounded allow]");
   options.bundle = argv[1];
   for (const auto& [name, value] : given) {
     if (name == "--port") options.port = static_cast<int>(number(name, value, 65535));
@@ -88,7 +90,8 @@ Options parse(int argc, char** argv) {
     else if (name == "--seconds") options.seconds = number(name, value, 1e9);
     else if (name == "--policy") options.policy = value;
     else if (name == "--log") options.log = value;
-    else throw std::runtime_error("unknown option " + name);
+    else if (name == "--unbounded" && value == "allow") options.unbounded = true;
+    else throw std::runtime_error("unknown option " + name + " " + value);
   }
   if (options.port <= 0) throw std::runtime_error("--port is missing");
   return options;
@@ -172,6 +175,7 @@ struct Statistics {
 
 int run(const Options& options) {
   const Contract contract = supple::read_contract(options.bundle);
+  if (!options.unbounded) supple::require_bounds(contract);
   supple::Link link(options.host, options.port);
   const std::vector<std::string> channels = shake_hands(link, contract);
   Observer observer(contract, channels);
@@ -245,11 +249,9 @@ int run(const Options& options) {
     } else {
       fine = woke;
       for (std::size_t i = 0; i < count; ++i) {
-        float value = command[i];
-        if (!contract.command_low.empty())
-          value = std::clamp(value, static_cast<float>(contract.command_low[i]),
-                             static_cast<float>(contract.command_high[i]));
-        sent[contract.to_robot[i]] = value;
+        sent[contract.to_robot[i]] =
+            std::clamp(command[i], static_cast<float>(contract.command_low[i]),
+                       static_cast<float>(contract.command_high[i]));
       }
       link.send(Kind::kCommand, static_cast<std::uint32_t>(found.ticks), woke, sent);
     }
