@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -352,6 +353,33 @@ def test_states_that_come_steadily_but_late_are_damped(small, robot):
     assert [p.kind for moment, p in robot.packets if moment > damped[0]] == [Kind.DAMP] * (
         len(damped) - 1
     )
+
+
+def test_a_control_rate_that_is_not_held_is_given_up(small, robot, tmp_path):
+    # No machine answers a million times a second.
+    fast = signed(small[1], lambda found: found["timing"].update(control_dt=1e-6))
+    (tmp_path / "manifest.json").write_bytes(fast)
+    command = [str(small[0]), str(tmp_path), "--port", str(robot.port), "--seconds", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert re.search(r"gave up: \d+ of the last \d+ ticks took longer than", done.stderr)
+    found = json.loads(done.stdout)
+    assert 1 < found["seconds"] < 5 and found["overran"] > found["ticks"] / 5
+    assert robot.packets[-1][1].kind is Kind.DAMP
+
+
+def test_a_single_pause_of_the_machine_stops_nothing(small, robot):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        robot.sending.wait(10)
+        time.sleep(1.3)
+        runner.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        runner.send_signal(signal.SIGCONT)
+        out, error = runner.communicate(timeout=20)
+    assert runner.returncode == 0, error
+    found = json.loads(out)
+    assert found["overran"] >= 1 and found["late_us_p50"] < 2e4
 
 
 def test_a_counter_that_wraps_is_no_step_back(small, robot):

@@ -5,7 +5,8 @@
 //   supple_runner BUNDLE --port P [--host 127.0.0.1] [--seconds 20] [--policy c|onnx] [--log FILE]
 //                 [--unbounded allow]
 //
-// Exit status: 0 the time is over or it was stopped, 1 the robot was lost or its state stayed bad, 2 refused.
+// Exit status: 0 the time is over or it was stopped, 1 the robot was lost, its state stayed bad or the
+// control rate was not held, 2 refused.
 
 #include <csignal>
 #include <time.h>
@@ -19,6 +20,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "contract.h"
@@ -32,6 +34,8 @@ using supple::Kind;
 
 constexpr double kHelloEvery = 0.05, kHelloFor = 10.0;  // [s]
 constexpr double kGiveUpAfter = 1.0;                    // of damping without a break [s]
+constexpr double kRecent = 1.0;                         // over which overruns count [s]
+constexpr std::size_t kLeastTicks = 10;                 // that they count over, at low rates
 constexpr double kDrift = 1e-4;  // two clocks part by less than this [s/s]
 
 volatile std::sig_atomic_t stopped = 0;
@@ -156,6 +160,27 @@ class RobotClock {
   double ahead_ = std::numeric_limits<double>::infinity(), last_ = 0;
 };
 
+// How many of the ticks of the last seconds, and of so many at least, were marked.
+class Recent {
+ public:
+  Recent(double seconds, std::size_t least) : seconds_(seconds), least_(least) {}
+  void add(double moment, bool mark) {
+    ticks_.emplace_back(moment, mark);
+    marked_ += mark;
+    while (ticks_.size() > least_ && ticks_.front().first < moment - seconds_) {
+      marked_ -= ticks_.front().second;
+      ticks_.pop_front();
+    }
+  }
+  std::size_t size() const { return ticks_.size(); }
+  std::size_t marked() const { return marked_; }
+
+ private:
+  double seconds_;
+  std::size_t least_, marked_ = 0;
+  std::deque<std::pair<double, bool>> ticks_;
+};
+
 // Brakes the robot whatever ends the run; some of these packets may get lost.
 struct Brake {
   supple::Link& link;
@@ -168,7 +193,7 @@ struct Brake {
 };
 
 struct Statistics {
-  int ticks = 0, damped = 0, stale = 0, not_finite = 0;
+  int ticks = 0, damped = 0, stale = 0, not_finite = 0, overran = 0;
   std::uint32_t lost = 0;
   std::vector<double> late, step;  // [s]
 };
@@ -195,7 +220,9 @@ int run(const Options& options) {
   const Brake brake{link, gains, found.ticks};
   RobotClock clock;
   supple::Packet packet;
-  bool seen = false, was_damped = false, lost = false;
+  Recent overruns(kRecent, kLeastTicks);
+  std::string lost;  // why it gave up
+  bool seen = false, was_damped = false;
   std::size_t odd_size = 0;
   std::uint32_t newest = 0;
   const double started = now();
@@ -248,11 +275,10 @@ int run(const Options& options) {
       link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), woke, gains);
     } else {
       fine = woke;
-      for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t i = 0; i < count; ++i)
         sent[contract.to_robot[i]] =
             std::clamp(command[i], static_cast<float>(contract.command_low[i]),
                        static_cast<float>(contract.command_high[i]));
-      }
       link.send(Kind::kCommand, static_cast<std::uint32_t>(found.ticks), woke, sent);
     }
     was_damped = damp;
@@ -264,21 +290,30 @@ int run(const Options& options) {
     if (log)
       std::fprintf(log, "%d,%.6f,%.1f,%u,%.3f,%s,%.2f\n", found.ticks - 1, woke - begin,
                    1e6 * (woke - due), newest, 1e3 * age, damp ? "damp" : "policy", 1e6 * taken);
-    lost = woke - fine > kGiveUpAfter;
-    if (lost) break;
+    // Done when the next tick was due already. Single ones happen, and the first second warms up.
+    const double done = now();
+    const bool overran = done - due > contract.control_dt;
+    overruns.add(done, overran);
+    found.overran += overran;
+    if (woke - fine > kGiveUpAfter)
+      lost = "damped for a second";
+    else if (woke - begin > kRecent && 5 * overruns.marked() > overruns.size())
+      lost = std::to_string(overruns.marked()) + " of the last " + std::to_string(overruns.size()) +
+             " ticks took longer than the control period: close what else runs, or give it a core";
+    if (!lost.empty()) break;
     // After a long pause, go on from here instead of catching up in a burst.
-    if (now() - due > 2 * contract.control_dt) due = now();
+    if (done - due > 2 * contract.control_dt) due = now();
   }
   if (log) std::fclose(log);
   std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"damped\": %d, \"stale\":"
-              " %d, \"not_finite\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
+              " %d, \"not_finite\": %d, \"overran\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
               " \"late_us_p99\": %.1f, \"step_us_p50\": %.2f, \"step_us_p99\": %.2f}\n",
               found.ticks, now() - begin, contract.control_dt, found.damped, found.stale,
-              found.not_finite, found.lost, 1e6 * percentile(found.late, 0.5),
+              found.not_finite, found.overran, found.lost, 1e6 * percentile(found.late, 0.5),
               1e6 * percentile(found.late, 0.99), 1e6 * percentile(found.step, 0.5),
               1e6 * percentile(found.step, 0.99));
-  if (lost) std::fprintf(stderr, "supple_runner: damped for %.1f s: gave up\n", kGiveUpAfter);
-  return lost ? 1 : 0;
+  if (!lost.empty()) std::fprintf(stderr, "supple_runner: gave up: %s\n", lost.c_str());
+  return lost.empty() ? 0 : 1;
 }
 
 }  // namespace
