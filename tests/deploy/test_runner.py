@@ -355,6 +355,21 @@ def test_states_that_come_steadily_but_late_are_damped(small, robot):
     )
 
 
+def test_states_that_are_fine_now_and_then_do_not_go_on_for_ever(small, robot):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "15"]
+    fine, begin = robot.state, time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        robot.sending.wait(10)
+        while runner.poll() is None and time.monotonic() - begin < 20:
+            for state, seconds in ((fine * np.nan, 0.3), (fine, 0.1)):
+                robot.state = state
+                time.sleep(seconds)
+        out, error = runner.communicate(timeout=20)
+    assert runner.returncode == 1 and b"damped for more than one of the last two" in error
+    assert 1 < json.loads(out)["seconds"] < 8
+    assert {packet.kind for _, packet in robot.packets} == {Kind.COMMAND, Kind.DAMP}
+
+
 def test_a_control_rate_that_is_not_held_is_given_up(small, robot, tmp_path):
     # No machine answers a million times a second.
     fast = signed(small[1], lambda found: found["timing"].update(control_dt=1e-6))

@@ -33,7 +33,7 @@ using supple::Contract;
 using supple::Kind;
 
 constexpr double kHelloEvery = 0.05, kHelloFor = 10.0;  // [s]
-constexpr double kGiveUpAfter = 1.0;                    // of damping without a break [s]
+constexpr double kGiveUpAfter = 1.0;                    // of damping, in twice that time [s]
 constexpr double kRecent = 1.0;                         // over which overruns count [s]
 constexpr std::size_t kLeastTicks = 10;                 // that they count over, at low rates
 constexpr double kDrift = 1e-4;  // two clocks part by less than this [s/s]
@@ -220,13 +220,13 @@ int run(const Options& options) {
   const Brake brake{link, gains, found.ticks};
   RobotClock clock;
   supple::Packet packet;
-  Recent overruns(kRecent, kLeastTicks);
+  Recent overruns(kRecent, kLeastTicks), damps(2 * kGiveUpAfter, 0);
   std::string lost;  // why it gave up
   bool seen = false, was_damped = false;
   std::size_t odd_size = 0;
   std::uint32_t newest = 0;
   const double started = now();
-  double sent_at = 0, begin = started, fine = started;
+  double sent_at = 0, begin = started;
   // Of what came during the hand-shake only the newest state counts.
   for (double due = started; !stopped; due += contract.control_dt) {
     sleep_until(due);
@@ -243,7 +243,7 @@ int run(const Options& options) {
       newest = packet.head.sequence;
       state = packet.numbers;
       sent_at = clock.ours(packet.head.time, woke);
-      if (!seen) begin = fine = woke;
+      if (!seen) begin = woke;
       seen = true;
     }
     if (!seen) {
@@ -274,7 +274,6 @@ int run(const Options& options) {
     if (damp) {
       link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), woke, gains);
     } else {
-      fine = woke;
       for (std::size_t i = 0; i < count; ++i)
         sent[contract.to_robot[i]] =
             std::clamp(command[i], static_cast<float>(contract.command_low[i]),
@@ -295,8 +294,10 @@ int run(const Options& options) {
     const bool overran = done - due > contract.control_dt;
     overruns.add(done, overran);
     found.overran += overran;
-    if (woke - fine > kGiveUpAfter)
-      lost = "damped for a second";
+    // A state that is fine now and then moves no robot: damping counts whether or not it is broken.
+    damps.add(woke, damp);
+    if (static_cast<double>(damps.marked()) * contract.control_dt > kGiveUpAfter)
+      lost = "damped for more than one of the last two seconds";
     else if (woke - begin > kRecent && 5 * overruns.marked() > overruns.size())
       lost = std::to_string(overruns.marked()) + " of the last " + std::to_string(overruns.size()) +
              " ticks took longer than the control period: close what else runs, or give it a core";
