@@ -99,6 +99,15 @@ def test_it_refuses_a_bundle_it_was_not_built_for(cheetah, small):
     assert "refused: this runner was built for another bundle" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["policy.c", "policy.h"])
+def test_a_policy_that_is_not_the_manifests_is_not_built(name, small, tmp_path):
+    files = dict(read_bundle(small[1]).files)
+    bundle = write(tmp_path / "bundle", {**files, name: files[name] + b"\n"})
+    text = f"does not build: .* {name} is not the one that manifest.json lists"
+    with pytest.raises(InputError, match=text):
+        build_runner(bundle, tmp_path / "build")
+
+
 def test_it_refuses_what_it_does_not_know(small):
     for arguments, text in (
         ([str(small[1])], "--port is missing"),
