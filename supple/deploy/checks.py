@@ -17,6 +17,7 @@ from supple.deploy.contract import UNKNOWN_IN, unknown
 from supple.deploy.explain import command_unit, explain, relative_error, worst_error
 from supple.deploy.golden import SPREAD, TOLERANCE, Golden, history_pairs
 from supple.deploy.hostile import CannotRunError
+from supple.deploy.onnx_file import FINITE
 from supple.deploy.runtimes import Outputs, Runtime
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
@@ -345,6 +346,9 @@ def non_finite_is_safe(runtime: Runtime, contract: Mapping[str, Any], vectors: V
     names = _terms(contract)
     try:
         found = runtime.rows(obs, memory)
+        said = runtime.finite(
+            np.vstack((vectors.observation[:1], obs)), memory[[0, *range(len(obs))]]
+        )
     except CannotRunError as error:
         return Verdict(check, FAILED, f"{runtime.file}: {error}")
     faults = [
@@ -356,6 +360,8 @@ def non_finite_is_safe(runtime: Runtime, contract: Mapping[str, Any], vectors: V
         wanted = np.array(contract["safety"]["safe_command"], np.float32)
         if not np.allclose(found.command, wanted, rtol=1e-6, atol=1e-6):
             faults.append(f"{runtime.file} does not command the declared safe command")
+    if said is not None and not (said[0] and not said[1:].any()):
+        faults.append(f"{runtime.file} does not tell by its output {FINITE!r} what was finite")
     if not np.array_equal(found.memory, memory):
         faults.append(f"{runtime.file} lets a number that is not finite into its memory")
     return verdict(check, faults, f"safe action in all {len(obs)} cases")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from supple.deploy.onnx_file import OPSET
+from supple.deploy.onnx_file import FINITE, OPSET
 from supple.deploy.plain import PlainPolicy, command_map
 from supple.deploy.terms import check_terms
 from supple.envs.base import Box, Channel, Deployment, EnvSpec
@@ -343,6 +343,7 @@ def _graph(policy: PlainPolicy) -> dict[str, Any]:
     if policy.memory_width:
         inputs.append({"name": "memory_in", **memory})
         outputs.append({"name": "memory_out", **memory})
+    outputs.append({"name": FINITE, "shape": [1, 1], "dtype": "bool"})
     return {
         "inputs": inputs,
         "outputs": outputs,

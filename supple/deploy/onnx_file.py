@@ -20,6 +20,8 @@ IR_VERSION = 8
 """What onnxruntime 1.14 and later read."""
 MEAN, DENOMINATOR = "normaliser.mean", "normaliser.denominator"
 CONTRACT_KEY = "supple_contract"
+FINITE = "finite"
+"""The output by which the runner brakes: false where the action is the safe one."""
 OPERATORS = frozenset(
     (
         *("Add", "ArgMax", "Cast", "Clip", "Concat", "Div", "Elu", "Gemm", "Identity", "IsInf"),
@@ -74,6 +76,7 @@ def onnx_bytes(policy: PlainPolicy, *, batch: int | None, metadata: Mapping[str,
         )
         for name, width in outputs.items()
     ]
+    made.append(helper.make_tensor_value_info(FINITE, kinds.BOOL, [rows, 1]))
     model = helper.make_model(
         helper.make_graph(graph.nodes, "policy", inputs, made, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -150,7 +153,7 @@ class _Graph:
 
 
 def _policy(policy: PlainPolicy, graph: _Graph) -> dict[str, int | None]:
-    """Adds everything; returns the outputs and their widths (None: one integer)."""
+    """Adds everything; returns the outputs but ``FINITE`` and their widths (None: one integer)."""
     graph.constant("axis_1", np.array([1], np.int64))
     graph.constant("half", 0.5)
     graph.constant("zero", 0.0)
@@ -162,6 +165,7 @@ def _policy(policy: PlainPolicy, graph: _Graph) -> dict[str, int | None]:
         x = _memory(policy, graph, x)
     head = graph.layers("body", policy.body, x)
     fine = graph.finite(graph("Concat", "observation", head, axis=1))
+    graph("Identity", fine, output=FINITE)
     head = graph("Where", fine, head, "zero")
     outputs: dict[str, int | None]
     if policy.choices:

@@ -95,6 +95,10 @@ class Runtime(ABC):
             rows.append((found[0].reshape(1, -1), found[1], after))
         return Outputs(*(np.concatenate(each) for each in zip(*rows, strict=True)))
 
+    def finite(self, observation: np.ndarray, memory: np.ndarray) -> np.ndarray | None:
+        """Whether a row was finite by the file's own word, (T,); None where it does not say."""
+        return None
+
     def latency(self, observation: np.ndarray, repeats: int) -> np.ndarray:
         """Microseconds of one step, (repeats, T); the first pass warms up and is left out."""
         memory = np.zeros((1, self.memory), np.float32)
@@ -176,6 +180,7 @@ class OnnxRuntime(Runtime):
             raise CannotRunError(f"onnxruntime cannot load it: {short(error)}") from error
         self._outputs = ["action", "scores" if _has_output(model, "scores") else "command"]
         self._outputs += ["memory_out"] * bool(memory)
+        self._says_finite = _has_output(model, onnx_file.FINITE)
         known = {prop.key: prop.value for prop in model.metadata_props}
         self.contract = _record(known.get(onnx_file.CONTRACT_KEY, ""))
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -188,11 +193,24 @@ class OnnxRuntime(Runtime):
 
     def one(self, obs: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, ...]:
         """One step."""
+        return self._run(self._outputs, obs, memory)
+
+    def finite(self, observation: np.ndarray, memory: np.ndarray) -> np.ndarray | None:
+        """By the output of that name, which bundles of before have not."""
+        if not self._says_finite:
+            return None
+        pairs = zip(observation, memory, strict=True)
+        found = [self._run([onnx_file.FINITE], obs[None], before[None])[0] for obs, before in pairs]
+        return np.concatenate(found)[:, 0]
+
+    def _run(
+        self, outputs: list[str], obs: np.ndarray, memory: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         inputs = {"observation": obs}
         if self.memory:
             inputs["memory_in"] = memory
         try:
-            return tuple(self._session.run(self._outputs, inputs))
+            return tuple(self._session.run(outputs, inputs))
         except Exception as error:  # onnxruntime raises kinds of its own
             raise CannotRunError(f"onnxruntime cannot run it: {short(error)}") from error
 

@@ -322,6 +322,21 @@ def test_c_whose_status_would_not_brake_is_refused(status, where):
     runtime.close()
 
 
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_graph_tells_what_was_not_finite(batch):
+    agent, spec = AGENTS["ppo recurrent"]
+    policy = plain_policy(agent, spec)
+    kind = OnnxRuntime if batch else OnnxBatchRuntime
+    data = onnx_file.onnx_bytes(policy, batch=batch, metadata={})
+    obs, memory = np.ones((4, 5), np.float32), np.zeros((4, 6), np.float32)
+    obs[1, 2], obs[2], memory[3, 0] = np.nan, 3e38, np.inf
+    said = kind(data, 6).finite(obs, memory)
+    assert said is not None and said.tolist() == [True, False, False, False]
+    model = onnx.load_model_from_string(data)  # of before there was such an output
+    model.graph.output.pop()
+    assert kind(model.SerializeToString(), 6).finite(obs, memory) is None
+
+
 def test_outputs_are_taken_by_their_names():
     spec = plain_spec()
     policy = plain_policy(ppo(spec), spec)

@@ -307,6 +307,25 @@ def test_onnxruntime_in_the_runner_gives_the_commands_of_the_generated_c(tmp_pat
     assert np.allclose(answers["c"], answers["onnx"], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["c", "onnx"])
+def test_a_result_that_overflows_brakes(kind, robot, tmp_path, small):
+    runner, bundle = small
+    if kind == "onnx":
+        if not ONNXRUNTIME:
+            pytest.skip("SUPPLE_ONNXRUNTIME names no onnxruntime for C++")
+        option = f"-DSUPPLE_ONNXRUNTIME={ONNXRUNTIME}"
+        runner, bundle = built(tmp_path, flashsac(robot_spec()), robot_spec(), options=[option])
+    robot.state = np.full(len(TERMS), 3e38, np.float32)  # finite, unlike what it becomes
+    command = [str(runner), str(bundle), "--port", str(robot.port), "--policy", kind]
+    done = subprocess.run(
+        [*command, "--seconds", "0.3"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["damped"] == found["ticks"] > 3 and found["not_finite"] == 0
+    assert {packet.kind for _, packet in robot.packets} == {Kind.DAMP}
+
+
 REFUSED = {
     "another order": (
         {"joints": ("hip", "ankle", "knee")},

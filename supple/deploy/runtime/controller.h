@@ -54,6 +54,8 @@ class OnnxController : public Controller {
     options.SetIntraOpNumThreads(1);
     options.SetInterOpNumThreads(1);
     session_ = std::make_unique<Ort::Session>(env_, graph.data(), graph.size(), options);
+    if (!gives("finite"))
+      throw std::runtime_error("policy.onnx does not tell what was not finite: export again");
   }
   void reset() override { memory_.assign(memory_.size(), 0.0f); }
   bool step(const std::vector<float>& observation, std::vector<float>& command) override {
@@ -62,22 +64,28 @@ class OnnxController : public Controller {
     inputs.push_back(tensor(row));
     if (!memory_.empty()) inputs.push_back(tensor(memory_));
     const char* input_names[] = {"observation", "memory_in"};
-    const char* output_names[] = {"command", "memory_out"};
+    const char* output_names[] = {"command", "finite", "memory_out"};
     const std::size_t count = inputs.size();
-    std::vector<Ort::Value> outputs = session_->Run(Ort::RunOptions{nullptr}, input_names,
-                                                    inputs.data(), count, output_names, count);
+    std::vector<Ort::Value> outputs = session_->Run(
+        Ort::RunOptions{nullptr}, input_names, inputs.data(), count, output_names, count + 1);
     if (outputs[0].GetTensorTypeAndShapeInfo().GetElementCount() != command.size())
       throw std::runtime_error("policy.onnx gives another number of commands");
     const float* found = outputs[0].GetTensorData<float>();
     command.assign(found, found + command.size());
     if (count == 2) {
-      const float* after = outputs[1].GetTensorData<float>();
+      const float* after = outputs[2].GetTensorData<float>();
       memory_.assign(after, after + memory_.size());
     }
-    return true;  // the runner itself looks at observations; the graph gives the safe action
+    return *outputs[1].GetTensorData<bool>();
   }
 
  private:
+  bool gives(const std::string& name) const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (std::size_t i = 0; i < session_->GetOutputCount(); ++i)
+      if (session_->GetOutputNameAllocated(i, allocator).get() == name) return true;
+    return false;
+  }
   static Ort::Value tensor(std::vector<float>& values) {
     const std::int64_t shape[] = {1, static_cast<std::int64_t>(values.size())};
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
