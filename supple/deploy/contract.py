@@ -119,6 +119,14 @@ def observation_names(spec: EnvSpec, groups: Sequence[str]) -> list[str]:
     return [f"{group}[{i}]" for group in groups for i in range(spec.observation[group])]
 
 
+def observation_terms(spec: EnvSpec, groups: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The contract's terms, as an environment describes them itself; None where it does not."""
+    if _channels(spec, groups) is None:
+        return None
+    found: list[dict[str, Any]] = _plain(_observation(spec, groups)["terms"])
+    return found
+
+
 def _channels(spec: EnvSpec, groups: Sequence[str]) -> list[Channel] | None:
     """The channels that enter the policy, if all of them are described."""
     if spec.channels is None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from supple.agents.base import concat
 from supple.deploy.checks import FAILED, PASSED, SKIPPED, Verdict, verdict
+from supple.deploy.contract import observation_terms
 from supple.deploy.hostile import CannotRunError, short
 from supple.deploy.runtimes import Runtime
 from supple.envs import EnvSettings, make
-from supple.envs.base import Env, Groups
+from supple.envs.base import Env, EnvSpec, Groups
 from supple.envs.config import FLAG
 from supple.envs.gym_packages import importing_packages, quiet_mujoco
 from supple.envs.registry import most_envs
@@ -79,6 +80,7 @@ def closed_loop(
     *,
     episodes: int,
     recorded: Mapping[str, Any] | None,
+    add: Callable[[Verdict], None],
     trained: Trained | None = None,
     device: torch.device | str = "cpu",
 ) -> Verdict:
@@ -89,6 +91,7 @@ def closed_loop(
         runtime: takes rows in batches; None where there is none.
         episodes: how many.
         recorded: the run's own evaluation.
+        add: takes the verdict on the observation's terms, which the simulator describes itself.
         trained: the checkpoint on the CPU, where the run is at hand: its policy is evaluated anew.
         device: the simulator's.
     """
@@ -106,12 +109,13 @@ def closed_loop(
     except Exception as error:  # simulators raise kinds of their own where something is missing
         return Verdict(check, SKIPPED, f"no simulator: {_why(error)}")
     with closing(env):
-        if trained is None and env.progress():
-            known = "a curriculum, and only the run knows how far it was: name it with --run"
-            return Verdict(check, SKIPPED, f"{task} has {known}")
         absent = [name for name in groups if name not in env.spec.observation]
         if absent:
             return Verdict(check, FAILED, f"{task} has no observation group {absent[0]!r}")
+        add(terms_agree(contract, env.spec))
+        if trained is None and env.progress():
+            known = "a curriculum, and only the run knows how far it was: name it with --run"
+            return Verdict(check, SKIPPED, f"{task} has {known}")
         policies = [greedy(runtime, groups), *([trained.greedy] if trained else [])]
         found = []
         try:
@@ -132,6 +136,25 @@ def closed_loop(
             "episodes": episodes,
         }
     return compare_returns(check, found[0], recorded)
+
+
+def terms_agree(contract: Mapping[str, Any], spec: EnvSpec) -> Verdict:
+    """Name, unit, history, scale and clip of every entry are what the simulator says of it."""
+    check, listed = "observation terms", contract["observation"]["terms"]
+    terms = observation_terms(spec, contract["observation"]["groups"])
+    if terms is None:
+        return Verdict(check, SKIPPED, f"{spec.task_id} does not describe its observation")
+    faults = []
+    for index, (term, own) in enumerate(zip(listed, terms, strict=False)):
+        # What the simulator does not tell may have been said by hand.
+        for key in ("name", "unit", "history", "scale", "clip"):
+            if own[key] is not None and term[key] != own[key]:
+                what = f"observation {index}" if key == "name" else f"{key} of {own['name']}"
+                faults.append(f"{what} is {term[key]!r}, in the simulator {own[key]!r}")
+                break
+    if len(listed) != len(terms):
+        faults.append(f"the bundle lists {len(listed)} entries, the simulator {len(terms)}")
+    return verdict(check, faults, f"{len(terms)} entries as {spec.task_id} describes them")
 
 
 def _env_settings(recorded: Mapping[str, Any], num_envs: int, *, own: bool) -> EnvSettings:

@@ -214,6 +214,7 @@ def _check(
             batch[-1] if batch else None,
             episodes=episodes,
             recorded=bundle.manifest["evidence"].get("evaluation"),
+            add=report.verdicts.append,
             trained=trained,
             device=device,
         )

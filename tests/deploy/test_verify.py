@@ -7,6 +7,7 @@ import stat
 import struct
 import sys
 import zipfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,14 +30,18 @@ from supple.deploy.export import bundle_files
 from supple.deploy.runtimes import Outputs
 from supple.deploy.simulator import compare_returns, joints_move
 from supple.deploy.verify import verify
+from supple.envs import EnvSettings, make
 from supple.envs.base import Deployment
 from supple.errors import InputError
 from supple.evaluate import Evaluation
 from tests.deploy.small_bundles import (
     TERMS,
+    contract_of,
+    flashsac,
     plain_spec,
     ppo,
     robot_files,
+    robot_spec,
     signed_again,
     trained,
     write,
@@ -603,7 +608,7 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
 
     class Env:
         count = 0
-        spec = SimpleNamespace(observation={"policy": 2}, device=torch.device("cpu"))
+        spec = plain_spec()
 
         def progress(self):
             return {"common_step_counter": self.count}
@@ -621,10 +626,11 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
 
     monkeypatch.setattr(simulator, "make", lambda task, settings, device: Env())
     monkeypatch.setattr(simulator, "evaluate", evaluate)
-    contract = {"origin": {"task": "toy/lqr"}, "observation": {"groups": ["policy"]}}
+    observation = {"groups": ["policy"], "terms": []}
+    contract = {"origin": {"task": "toy/lqr"}, "observation": observation}
     recorded = {"return_mean": 10.0, "return_ci95": 1.0, "episodes": 5}
     checked: Any = simulator.closed_loop
-    loop = partial(checked, contract, object(), episodes=5, recorded=recorded)
+    loop = partial(checked, contract, object(), episodes=5, recorded=recorded, add=print)
     run = SimpleNamespace(progress=progress, greedy=None)
     assert loop(trained=run).status == PASSED
     assert seen == [7, 7]
@@ -650,11 +656,61 @@ def test_a_simulator_that_cannot_be_made_or_breaks_down_is_skipped(
     monkeypatch.undo()
     monkeypatch.setattr(simulator, "evaluate", broken)
     loop: Any = simulator.closed_loop
-    contract = {"origin": {"task": "toy/lqr"}, "observation": {"groups": ["policy"]}}
-    skipped = loop(contract, object(), episodes=2, recorded=None)
+    observation = {"groups": ["policy"], "terms": []}
+    contract = {"origin": {"task": "toy/lqr"}, "observation": observation}
+    loop = partial(loop, episodes=2, recorded=None, add=print)
+    skipped = loop(contract, object())
     assert skipped.detail == f"the simulator broke down: {error.__name__}: no GPU here"
     contract["observation"]["groups"] = ["eyes"]
-    assert loop(contract, object(), episodes=2, recorded=None).status == FAILED
+    assert loop(contract, object()).status == FAILED
+
+
+def test_observation_terms_are_those_of_the_simulator():
+    spec = robot_spec()
+    assert spec.channels is not None
+    found = simulator.terms_agree(contract_of(spec), spec)
+    assert (found.status, found.detail) == (PASSED, "8 entries as test/robot describes them")
+
+    def told(*channels):
+        return simulator.terms_agree(
+            contract_of(spec), dataclasses.replace(spec, channels=channels)
+        )
+
+    hip, knee, *rest = spec.channels
+    swapped = told(knee, hip, *rest)
+    assert swapped.status == FAILED
+    assert (
+        "observation 0 is 'hip_pos', in the simulator 'knee_pos'; observation 1" in swapped.detail
+    )
+    for change, text in (
+        ({"scale": 0.5}, "scale of hip_pos is 1.0, in the simulator 0.5"),
+        ({"clip": (-1.0, 1.0)}, "clip of hip_pos is False, in the simulator [-1.0, 1.0]"),
+        ({"unit": "m"}, "unit of hip_pos is 'rad', in the simulator 'm'"),
+    ):
+        assert told(dataclasses.replace(hip, **change), knee, *rest).detail == text
+    # What only the run's spec.json tells is nobody's to deny.
+    assert told(dataclasses.replace(hip, scale=None, clip=None), knee, *rest).status == PASSED
+    assert told(hip, knee).status == SKIPPED
+    fewer = contract_of(spec)
+    fewer["observation"]["terms"].pop()
+    assert "lists 7 entries, the simulator 8" in simulator.terms_agree(fewer, spec).detail
+
+
+def test_swapped_channels_fail_in_the_simulator(tmp_path):
+    task = "gym/InvertedPendulum-v5"
+    with closing(make(task, EnvSettings())) as env:
+        spec = env.spec
+    made = trained(flashsac(spec), spec, tmp_path)
+    made.settings.task = task
+    first, second, *rest = spec.channels
+    other = dataclasses.replace(
+        made, spec=dataclasses.replace(spec, channels=(second, first, *rest))
+    )
+    for each, status in ((made, PASSED), (other, FAILED)):
+        folder = write(tmp_path / status, bundle_files(each))
+        report = verify(folder, episodes=1, latency=False)
+        found = {verdict.check: verdict.status for verdict in report.verdicts}
+        assert found["observation terms"] == status
 
 
 def test_the_simulator_runs_where_it_is_asked_to(files, tmp_path, monkeypatch):
