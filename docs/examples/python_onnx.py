@@ -9,7 +9,7 @@ obs = np.array([[1.0, 0.0, 0.5]], np.float32)  # one row
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # by default a thread per core, which a policy's step waits for
 session = onnxruntime.InferenceSession("bundle/policy.onnx", options)
-action, command = session.run(None, {"observation": obs})
+action, command, finite = session.run(None, {"observation": obs})
 print("onnxruntime", command)
 
 policy = torch.export.load("bundle/policy.pt2").module()

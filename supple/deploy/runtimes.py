@@ -199,9 +199,10 @@ class OnnxRuntime(Runtime):
         """By the output of that name, which bundles of before have not."""
         if not self._says_finite:
             return None
-        pairs = zip(observation, memory, strict=True)
-        found = [self._run([onnx_file.FINITE], obs[None], before[None])[0] for obs, before in pairs]
-        return np.concatenate(found)[:, 0]
+        pairs, output = zip(observation, memory, strict=True), [onnx_file.FINITE]
+        return np.array(
+            [np.all(self._run(output, obs[None], before[None])) for obs, before in pairs]
+        )
 
     def _run(
         self, outputs: list[str], obs: np.ndarray, memory: np.ndarray
