@@ -661,7 +661,7 @@ def test_a_simulator_that_cannot_be_made_or_breaks_down_is_skipped(
     loop = partial(loop, episodes=2, recorded=None, add=print)
     skipped = loop(contract, object())
     assert skipped.detail == f"the simulator broke down: {error.__name__}: no GPU here"
-    contract["observation"]["groups"] = ["eyes"]
+    contract["observation"] = {"groups": ["eyes"]}
     assert loop(contract, object()).status == FAILED
 
 
@@ -702,7 +702,7 @@ def test_swapped_channels_fail_in_the_simulator(tmp_path):
         spec = env.spec
     made = trained(flashsac(spec), spec, tmp_path)
     made.settings.task = task
-    first, second, *rest = spec.channels
+    first, second, *rest = spec.channels or ()
     other = dataclasses.replace(
         made, spec=dataclasses.replace(spec, channels=(second, first, *rest))
     )
@@ -715,7 +715,12 @@ def test_swapped_channels_fail_in_the_simulator(tmp_path):
 
 def test_the_simulator_runs_where_it_is_asked_to(files, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(simulator, "make", lambda *_, device: seen.append(device) or 1 / 0)
+
+    def make(*_, device):
+        seen.append(device)
+        raise OSError
+
+    monkeypatch.setattr(simulator, "make", make)
     monkeypatch.setattr("supple.deploy.verify.resolve_device", lambda name: f"the {name}")
     folder = write(tmp_path / "bundle", files)
     verify(folder, latency=False, device="cuda")
