@@ -43,10 +43,11 @@ def pack(kind: Kind, sequence: int, time: float, numbers: Sequence[float] | np.n
     return _HEAD.pack(_MAGIC, _VERSION, kind, sequence, len(values), time) + values.tobytes()
 
 
-def pack_description(record: Mapping[str, Any]) -> bytes:
-    """What a robot says of itself."""
+def pack_description(record: Mapping[str, Any], hello: bytes = b"") -> bytes:
+    """What a robot says of itself, with the number of the hello it answers: the way is timed."""
     text = json.dumps(record).encode()
-    return _HEAD.pack(_MAGIC, _VERSION, Kind.DESCRIPTION, 0, len(text), 0.0) + text
+    sequence = _HEAD.unpack_from(hello)[3] if hello else 0
+    return _HEAD.pack(_MAGIC, _VERSION, Kind.DESCRIPTION, sequence, len(text), 0.0) + text
 
 
 def unpack(data: bytes) -> Packet | None:

@@ -240,7 +240,7 @@ def live(
         now = time.monotonic()
         for data in channel.receive():
             if orders.take(data, len(body.joints), now):
-                channel.reply(pack_description(body.describe()))
+                channel.reply(pack_description(body.describe(), data))
         if began is None and orders.sequence >= 0:
             began = due = now
         if began is None and now - born > WAIT_S:

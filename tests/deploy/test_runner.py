@@ -214,6 +214,7 @@ class FakeRobot:
         self.state = np.zeros(len(channels), np.float32)
         self.first = 0  # sequence number
         self.lag = 0.0  # [s], of states that come steadily all the same
+        self.pause = 0.0  # before a hello is answered [s]
         self.mute = False
         self.packets = []
         self.sending = threading.Event()
@@ -232,7 +233,8 @@ class FakeRobot:
                 packet = unpack(data)
                 assert packet is not None
                 if packet.kind is Kind.HELLO:
-                    self.socket.sendto(pack_description(self.description), peer)
+                    time.sleep(self.pause)
+                    self.socket.sendto(pack_description(self.description, data), peer)
                     self.sending.set()
                 else:
                     self.packets.append((time.monotonic(), packet))
@@ -423,6 +425,30 @@ def test_a_single_pause_of_the_machine_stops_nothing(small, robot):
     assert runner.returncode == 0, error
     found = json.loads(out)
     assert found["overran"] >= 1 and found["late_us_p50"] < 2e4
+
+
+def test_a_robot_that_was_far_away_from_the_start_is_refused(small, robot, tmp_path):
+    near = signed(small[1], lambda found: found["timing"].update(allowed_latency=0.02))
+    (tmp_path / "manifest.json").write_bytes(near)
+    for bundle, pause, text in ((small[1], 0.15, "at most 60 ms"), (tmp_path, 0.06, "20 ms:")):
+        robot.pause = pause
+        command = [str(small[0]), str(bundle), "--port", str(robot.port), "--seconds", "1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 2 and robot.packets == []
+        assert re.search(r"refused: a packet takes \d+ ms to the robot, expected at", done.stderr)
+        assert text in done.stderr
+
+
+def test_half_of_a_round_trip_is_added_to_a_states_age(small, robot, tmp_path):
+    robot.pause, log = 0.04, tmp_path / "log.csv"
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "0.5"]
+    done = subprocess.run(
+        [*command, "--log", str(log)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 20 <= json.loads(done.stdout)["delay_ms"] < 60
+    ages = [float(line.split(",")[4]) for line in log.read_text().splitlines()[1:]]
+    assert min(ages) >= 20
 
 
 def test_a_counter_that_wraps_is_no_step_back(small, robot):

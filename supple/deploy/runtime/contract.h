@@ -25,6 +25,7 @@ struct Contract {
   std::string control_mode;
   double control_dt = 0;   // [s]
   double stale_after = 0;  // [s]
+  double most_delay = 0;   // of a state on its way [s]
   std::vector<double> damping;              // per policy joint, command per joint speed
   std::vector<double> command_low, command_high;  // per policy joint; infinite: not bounded
   std::string onnx_digest;                         // SHA-256 of policy.onnx
@@ -128,6 +129,8 @@ inline Contract read_contract(const std::string& bundle) {
   found.control_dt = contract.at("timing").at("control_dt").number;
   if (!(found.control_dt > 0)) throw std::runtime_error("the manifest knows no control_dt");
   found.stale_after = safety.at("stale_after").number;
+  const Json& allowed = contract.at("timing").at("allowed_latency");
+  found.most_delay = allowed.known() ? std::min(allowed.number, found.stale_after) : found.stale_after;
   found.damping = safety.at("damping").at("gains").numbers();
   if (found.damping.size() != found.joints.size())
     throw std::runtime_error("the manifest knows no damping gains: the robot could not be braked");

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,7 +18,7 @@ namespace supple {
 
 enum class Kind : std::uint16_t {
   kHello = 1,        // runner: who are you?
-  kDescription = 2,  // robot: JSON with its joints and channels
+  kDescription = 2,  // robot: JSON with its joints and channels, the hello's sequence, at once
   kState = 3,        // robot: one number per channel, as `feed` in manifest.json says
   kCommand = 4,      // runner: one command per joint, in the robot's order
   kDamp = 5,         // runner: brake; one gain per joint, in the robot's order
@@ -69,6 +70,12 @@ class Link {
     // A packet the kernel refuses is a lost packet; the robot's watchdog knows what to do.
     const ssize_t sent = ::send(socket_, bytes.data(), bytes.size(), 0);
     (void)sent;
+  }
+
+  // Until a packet is there, at most so long [s].
+  void wait(double seconds) {
+    pollfd there{socket_, POLLIN, 0};
+    ::poll(&there, 1, 1 + static_cast<int>(1e3 * seconds));
   }
 
   // The next whole packet; false where none is waiting.

@@ -1,6 +1,7 @@
 // Runs a bundle's policy on a robot over UDP: holds the control rate, damps when in doubt, logs.
 //
-// The log has a line per tick. A state's age counts from the robot's own clock when it sent it.
+// The log has a line per tick. A state's age counts from the robot's own clock when it sent it, and
+// half of the time that a hello and its answer took at best is added.
 //
 //   supple_runner BUNDLE --port P [--host 127.0.0.1] [--seconds 20] [--policy c|onnx] [--log FILE]
 //                 [--unbounded allow]
@@ -33,6 +34,7 @@ using supple::Contract;
 using supple::Kind;
 
 constexpr double kHelloEvery = 0.05, kHelloFor = 10.0;  // [s]
+constexpr int kHellos = 5;                              // from the first answer on
 constexpr double kGiveUpAfter = 1.0;                    // of damping, in twice that time [s]
 constexpr double kRecent = 1.0;                         // over which overruns count [s]
 constexpr std::size_t kLeastTicks = 10;                 // that they count over, at low rates
@@ -62,6 +64,10 @@ double percentile(std::vector<double> values, double share) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
   return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
+}
+
+std::string milliseconds(double seconds) {
+  return std::to_string(std::lround(1e3 * seconds)) + " ms";
 }
 
 struct Options {
@@ -101,26 +107,47 @@ Options parse(int argc, char** argv) {
   return options;
 }
 
-// Asks until the robot describes itself, and refuses one that is not the manifest's.
-std::vector<std::string> shake_hands(supple::Link& link, const Contract& contract) {
+struct Robot {
+  std::vector<std::string> channels;
+  double delay = std::numeric_limits<double>::infinity();  // of a packet, one way [s]
+};
+
+// Asks until the robot describes itself, and refuses one that is not the manifest's or too far away.
+Robot shake_hands(supple::Link& link, const Contract& contract) {
   supple::Packet packet;
+  Robot found;
+  std::vector<double> asked;
   const double begin = now();
-  std::uint32_t sequence = 0;
-  while (now() - begin < kHelloFor && !stopped) {
-    link.send(Kind::kHello, sequence++, now(), {});
-    sleep_until(now() + kHelloEvery);
-    while (link.receive(packet)) {
-      if (packet.head.kind != static_cast<std::uint16_t>(Kind::kDescription)) continue;
-      const supple::Json robot = supple::JsonReader::read(packet.text, "the robot's description");
-      supple::require_equal(contract.robot_joints, robot.at("joints").strings(), "joint",
-                            "on the robot");
-      if (robot.at("control_mode").text != contract.control_mode)
-        throw std::runtime_error("the robot takes " + robot.at("control_mode").text +
-                                 " commands, the policy gives " + contract.control_mode);
-      return robot.at("channels").strings();
+  for (int left = kHellos; left > 0 && now() - begin < kHelloFor && !stopped;) {
+    asked.push_back(now());
+    link.send(Kind::kHello, static_cast<std::uint32_t>(asked.size() - 1), asked.back(), {});
+    for (bool newest = false; !newest && !stopped && now() - asked.back() < kHelloEvery;) {
+      link.wait(kHelloEvery);
+      while (link.receive(packet)) {
+        if (packet.head.kind != static_cast<std::uint16_t>(Kind::kDescription) ||
+            packet.head.sequence >= asked.size())
+          continue;
+        const double way = (now() - asked[packet.head.sequence]) / 2;
+        const supple::Json robot = supple::JsonReader::read(packet.text, "the robot's description");
+        supple::require_equal(contract.robot_joints, robot.at("joints").strings(), "joint",
+                              "on the robot");
+        if (robot.at("control_mode").text != contract.control_mode)
+          throw std::runtime_error("the robot takes " + robot.at("control_mode").text +
+                                   " commands, the policy gives " + contract.control_mode);
+        found.channels = robot.at("channels").strings();
+        found.delay = std::min(found.delay, way);
+        newest = packet.head.sequence + 1 == asked.size();
+      }
     }
+    if (std::isfinite(found.delay)) --left;
   }
-  throw std::runtime_error(stopped ? "stopped before a robot answered" : "no robot answers");
+  if (!std::isfinite(found.delay))
+    throw std::runtime_error(stopped ? "stopped before a robot answered" : "no robot answers");
+  if (found.delay > contract.most_delay)
+    throw std::runtime_error("a packet takes " + milliseconds(found.delay) + " to the robot, expected" +
+                             " at most " + milliseconds(contract.most_delay) +
+                             ": shorten the way, or let the robot answer each hello by its sequence");
+  return found;
 }
 
 // Puts the robot's channels into the policy's order, older frames from memory.
@@ -146,18 +173,19 @@ class Observer {
   std::deque<std::vector<float>> history_;
 };
 
-// The robot's clock in our own: the quickest packet so far is taken to have come at once. What is
-// late by more than others is old, however steadily it comes.
+// The robot's clock in our own: the quickest packet so far is taken to have come within `delay`.
+// What is late by more than others is old, however steadily it comes.
 class RobotClock {
  public:
+  explicit RobotClock(double delay) : delay_(delay) {}
   double ours(double sent, double arrived) {
     ahead_ = std::min(ahead_ + kDrift * (arrived - last_), arrived - sent);
     last_ = arrived;
-    return sent + ahead_;
+    return sent + ahead_ - delay_;
   }
 
  private:
-  double ahead_ = std::numeric_limits<double>::infinity(), last_ = 0;
+  double delay_, ahead_ = std::numeric_limits<double>::infinity(), last_ = 0;
 };
 
 // How many of the ticks of the last seconds, and of so many at least, were marked.
@@ -202,8 +230,8 @@ int run(const Options& options) {
   const Contract contract = supple::read_contract(options.bundle);
   if (!options.unbounded) supple::require_bounds(contract);
   supple::Link link(options.host, options.port);
-  const std::vector<std::string> channels = shake_hands(link, contract);
-  Observer observer(contract, channels);
+  const Robot robot = shake_hands(link, contract);
+  Observer observer(contract, robot.channels);
   const auto controller =
       supple::make_controller(options.policy, options.bundle, contract.onnx_digest);
   std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
@@ -211,14 +239,14 @@ int run(const Options& options) {
   if (log) std::fprintf(log, "tick,time_s,late_us,state,state_age_ms,mode,step_us\n");
 
   const std::size_t count = contract.joints.size();
-  std::vector<float> state(channels.size()), observation(contract.observations.size());
+  std::vector<float> state(robot.channels.size()), observation(contract.observations.size());
   std::vector<float> command(count), sent(count), gains(count);
   for (std::size_t i = 0; i < count; ++i)
     gains[contract.to_robot[i]] = static_cast<float>(contract.damping[i]);
 
   Statistics found;
   const Brake brake{link, gains, found.ticks};
-  RobotClock clock;
+  RobotClock clock(robot.delay);
   supple::Packet packet;
   Recent overruns(kRecent, kLeastTicks), damps(2 * kGiveUpAfter, 0);
   std::string lost;  // why it gave up
@@ -306,10 +334,10 @@ int run(const Options& options) {
     if (done - due > 2 * contract.control_dt) due = now();
   }
   if (log) std::fclose(log);
-  std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"damped\": %d, \"stale\":"
+  std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"delay_ms\": %.3f, \"damped\": %d, \"stale\":"
               " %d, \"not_finite\": %d, \"overran\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
               " \"late_us_p99\": %.1f, \"step_us_p50\": %.2f, \"step_us_p99\": %.2f}\n",
-              found.ticks, now() - begin, contract.control_dt, found.damped, found.stale,
+              found.ticks, now() - begin, contract.control_dt, 1e3 * robot.delay, found.damped, found.stale,
               found.not_finite, found.overran, found.lost, 1e6 * percentile(found.late, 0.5),
               1e6 * percentile(found.late, 0.99), 1e6 * percentile(found.step, 0.5),
               1e6 * percentile(found.step, 0.99));
