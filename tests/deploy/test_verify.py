@@ -721,11 +721,11 @@ def test_the_simulator_runs_where_it_is_asked_to(files, tmp_path, monkeypatch):
         raise OSError
 
     monkeypatch.setattr(simulator, "make", make)
-    monkeypatch.setattr("supple.deploy.verify.resolve_device", lambda name: f"the {name}")
+    monkeypatch.setattr("supple.deploy.verify.resolve_device", torch.device)  # none is here
     folder = write(tmp_path / "bundle", files)
     verify(folder, latency=False, device="cuda")
     verify(folder, latency=False)
-    assert seen == ["the cuda", "the cpu"]
+    assert seen == ["cuda", "cpu"]
     monkeypatch.undo()
     with pytest.raises(InputError, match="--device"):
         verify(folder, device="tpu")
