@@ -254,14 +254,16 @@ def _share_apart(
     """
     apart = total = 0.0
     for (value, _), (same, before) in zip(found, expected, strict=True):
+        if not same.numel():
+            continue
         if not same.is_floating_point():
-            share = float((value != same).any())
+            share = float((value != same).double().mean())
         elif not torch.equal(value.isfinite(), same.isfinite()):
             share = 1.0
         else:
             wide, true, start = (x.double().nan_to_num(0.0) for x in (value, same, before))
             moved = (true - start).norm() + NOTHING * true.numel() ** 0.5
-            share = min(float((wide - true).norm() / moved), 1.0) if true.numel() else 0.0
+            share = min(float((wide - true).norm() / moved), 1.0)
         apart, total = apart + share * same.numel(), total + same.numel()
     return apart / max(total, 1.0)
 
