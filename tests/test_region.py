@@ -82,8 +82,8 @@ def spoilt(spoil):
 
 
 def two_weights(*, compute):
-    """A region that moves one weight by its input; a second that gets a gradient of rounding."""
-    weights = torch.ones(64), torch.ones(16)
+    """A region that moves one weight by its input, and a second by rounding; a third is large."""
+    weights = torch.ones(64), torch.ones(16), torch.ones(10_000)
 
     def move(step):
         weights[0].sub_(step)
@@ -96,7 +96,7 @@ def two_weights(*, compute):
 def test_a_compiled_step_that_is_wrong_is_left_for_the_eager_one(monkeypatch):
     """Which is what users would else find after a day, in a flat curve."""
     step = torch.linspace(0, 1e-3, 64)
-    region, (weight, _) = two_weights(compute=Compute(compile=True))
+    region, (weight, *_) = two_weights(compute=Compute(compile=True))
     monkeypatch.setattr("supple.region.compile_graph", spoilt(lambda: weight.add_(step, alpha=0.5)))
     said = r"eager: \d\d\.\d% of what the compiled step gives is not what the eager one does"
     with pytest.warns(UserWarning, match=said) as caught:
@@ -109,17 +109,43 @@ def test_a_compiled_step_that_is_wrong_is_left_for_the_eager_one(monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_compiled_step_may_round_otherwise(monkeypatch, precision):
     step = torch.linspace(0, 1e-3, 64)
-    region, (weight, other) = two_weights(compute=Compute(compile=True, precision=precision))
+    compute = Compute(compile=True, precision=precision)
+    region, (weight, other, _) = two_weights(compute=compute)
     share = {"float32": 1e-3, "bfloat16": 0.2}[precision]
 
     def rounding():
         weight.add_(step, alpha=share)
-        other.sub_(1e-9)
+        other.add_(2e-7)
 
     monkeypatch.setattr("supple.region.compile_graph", spoilt(rounding))
     region(step)
     assert region._compute.compile
     assert torch.equal(weight, 1 - step + share * step)
+
+
+def test_a_small_output_counts_beside_a_large_state(monkeypatch):
+    """As an action does beside the networks."""
+    state = torch.ones(10_000)
+    region = Region(
+        lambda obs: obs + state.add_(0.1)[:3], state=lambda: [state], compute=Compute(compile=True)
+    )
+
+    def compiled(step, inputs):
+        return lambda obs: step(obs) * 3
+
+    monkeypatch.setattr("supple.region.compile_graph", compiled)
+    with pytest.warns(UserWarning, match=r"100\.0% of what the compiled step gives"):
+        region(torch.ones(3))
+
+
+def test_a_step_that_fits_the_memory_only_when_compiled_is_trusted(monkeypatch):
+    def eager(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    region = Region(eager, state=list, compute=Compute(compile=True))
+    monkeypatch.setattr("supple.region.compile_graph", lambda *_: lambda x: 2 * x)
+    assert region(torch.ones(())).item() == 2
+    assert region._compute.compile
 
 
 def test_a_compiled_step_that_draws_another_row_or_no_number_is_wrong(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -74,5 +75,6 @@ def missing(words: Sequence[str], unknown: Sequence[str], checked: Collection[st
 
 
 def _lacks(unknown: Sequence[str], field: str) -> bool:
-    """Whether a field, or a part of it, is unknown."""
-    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for path in unknown)
+    """Whether a field, or a part of it, is unknown; of one term as of all."""
+    paths = [re.sub(r"terms\[\d+\]", "terms[*]", path) for path in unknown]
+    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for path in paths)

@@ -148,7 +148,7 @@ def terms_agree(contract: Mapping[str, Any], spec: EnvSpec) -> Verdict:
     for index, (term, own) in enumerate(zip(listed, terms, strict=False)):
         # What the simulator does not tell may have been said by hand.
         for key in ("name", "unit", "history", "scale", "clip"):
-            if own[key] is not None and term[key] != own[key]:
+            if None not in (own[key], term[key]) and term[key] != own[key]:
                 what = f"observation {index}" if key == "name" else f"{key} of {own['name']}"
                 faults.append(f"{what} is {term[key]!r}, in the simulator {own[key]!r}")
                 break

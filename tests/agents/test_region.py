@@ -173,7 +173,8 @@ def test_state_that_preparing_forgot_would_be_noticed(untraced, monkeypatch, nam
     monkeypatch.setattr(FlashSAC, "_tensors", without)
     long_holds = NoiseSettings(exponent=0.0)
     # Some are noticed by the comparison with the eager step, which warns.
-    with pytest.raises((AssertionError, UserWarning)):
+    either = r"compiled step gives|^(?!compilation)"
+    with pytest.raises((AssertionError, UserWarning), match=either):
         ours, theirs = (
             lived(agent_with(compute, noise=long_holds), steps=1)
             for compute in (Compute(compile=True), Compute())

@@ -1,6 +1,8 @@
 """The C++ runner against a robot that behaves, one that does not, and one that is another."""
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -413,18 +415,47 @@ def test_a_control_rate_that_is_not_held_is_given_up(small, robot, tmp_path):
     assert robot.packets[-1][1].kind is Kind.DAMP
 
 
-def test_a_single_pause_of_the_machine_stops_nothing(small, robot):
-    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", "3"]
+@contextlib.contextmanager
+def running(small, robot, seconds):
+    """A runner that has its first state."""
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
         robot.sending.wait(10)
-        time.sleep(1.3)
-        runner.send_signal(signal.SIGSTOP)
-        time.sleep(0.5)
-        runner.send_signal(signal.SIGCONT)
+        yield runner
+
+
+def pause(runner, seconds):
+    runner.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    runner.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("after", [0.1, 1.3])
+def test_a_single_pause_of_the_machine_stops_nothing(small, robot, after):
+    with running(small, robot, 3) as runner:
+        time.sleep(after)
+        pause(runner, 1.2)
         out, error = runner.communicate(timeout=20)
     assert runner.returncode == 0, error
     found = json.loads(out)
     assert found["overran"] >= 1 and found["late_us_p50"] < 2e4
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [(0.0, b"held up again and again"), (math.nan, b"damped for more than one")]
+)
+def test_a_machine_that_pauses_again_and_again_is_given_up(small, robot, state, said):
+    """Few ticks are late or damped, the robot is left alone most of the time."""
+    robot.state = np.full(len(robot.state), state, np.float32)
+    with running(small, robot, 12) as runner:
+        for _ in range(20):
+            if runner.poll() is not None:
+                break
+            pause(runner, 0.35)
+            time.sleep(0.14)
+        out, error = runner.communicate(timeout=20)
+    assert runner.returncode == 1 and said in error
+    assert json.loads(out)["seconds"] < 8
 
 
 def test_a_robot_that_was_far_away_from_the_start_is_refused(small, robot, tmp_path):

@@ -307,6 +307,9 @@ def test_what_is_not_known_is_said_at_the_end(of_nobody, capsys):
     assert re.fullmatch(r"\d+ checks passed, 2 skipped", last)
     assert known.sentence([]) == ""
     assert known.not_known(["contract.joints.position_limit.soft.low", "identity.licence"]) == []
+    assert known.not_known(["contract.observation.terms[3].scale"]) == [
+        "observation scales and clips"
+    ]
 
 
 def test_what_is_required_gives_status_4_where_it_lacks(of_nobody, files, tmp_path, capsys):
@@ -691,6 +694,10 @@ def test_observation_terms_are_those_of_the_simulator():
     # What only the run's spec.json tells is nobody's to deny.
     assert told(dataclasses.replace(hip, scale=None, clip=None), knee, *rest).status == PASSED
     assert told(hip, knee).status == SKIPPED
+    # Nor what an older bundle did not know.
+    older = contract_of(spec)
+    older["observation"]["terms"][0]["scale"] = None
+    assert simulator.terms_agree(older, spec).status == PASSED
     fewer = contract_of(spec)
     fewer["observation"]["terms"].pop()
     assert "lists 7 entries, the simulator 8" in simulator.terms_agree(fewer, spec).detail

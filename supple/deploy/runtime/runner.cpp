@@ -38,6 +38,8 @@ constexpr int kHellos = 5;                              // from the first answer
 constexpr double kGiveUpAfter = 1.0;                    // of damping, in twice that time [s]
 constexpr double kRecent = 1.0;                         // over which overruns count [s]
 constexpr std::size_t kLeastTicks = 10;                 // that they count over, at low rates
+constexpr double kMostMissed = 0.2;                     // of ticks that overrun, of time without any
+constexpr const char* kRemedy = "close what else runs, or give it a core";
 constexpr double kDrift = 1e-4;  // two clocks part by less than this [s/s]
 
 volatile std::sig_atomic_t stopped = 0;
@@ -188,25 +190,30 @@ class RobotClock {
   double delay_, ahead_ = std::numeric_limits<double>::infinity(), last_ = 0;
 };
 
-// How many of the ticks of the last seconds, and of so many at least, were marked.
+// Amounts at moments of the last seconds, and at so many moments at least.
 class Recent {
  public:
   Recent(double seconds, std::size_t least) : seconds_(seconds), least_(least) {}
-  void add(double moment, bool mark) {
-    ticks_.emplace_back(moment, mark);
-    marked_ += mark;
-    while (ticks_.size() > least_ && ticks_.front().first < moment - seconds_) {
-      marked_ -= ticks_.front().second;
-      ticks_.pop_front();
-    }
+  void add(double moment, double amount) {
+    found_.emplace_back(moment, amount);
+    while (found_.size() > least_ && found_.front().first < moment - seconds_) found_.pop_front();
   }
-  std::size_t size() const { return ticks_.size(); }
-  std::size_t marked() const { return marked_; }
+  std::size_t size() const { return found_.size(); }
+  double total() const {
+    double sum = 0;
+    for (const auto& each : found_) sum += each.second;
+    return sum;
+  }
+  double largest() const {
+    double most = 0;
+    for (const auto& each : found_) most = std::max(most, each.second);
+    return most;
+  }
 
  private:
   double seconds_;
-  std::size_t least_, marked_ = 0;
-  std::deque<std::pair<double, bool>> ticks_;
+  std::size_t least_;
+  std::deque<std::pair<double, double>> found_;
 };
 
 // Brakes the robot whatever ends the run; some of these packets may get lost.
@@ -248,13 +255,14 @@ int run(const Options& options) {
   const Brake brake{link, gains, found.ticks};
   RobotClock clock(robot.delay);
   supple::Packet packet;
-  Recent overruns(kRecent, kLeastTicks), damps(2 * kGiveUpAfter, 0);
+  // Whether a tick overran, how long nothing ran [s], how long the robot was braked [s].
+  Recent overruns(kRecent, kLeastTicks), pauses(2 * kRecent, 0), braked(2 * kGiveUpAfter, 0);
   std::string lost;  // why it gave up
   bool seen = false, was_damped = false;
   std::size_t odd_size = 0;
   std::uint32_t newest = 0;
   const double started = now();
-  double sent_at = 0, begin = started;
+  double sent_at = 0, begin = started, last = started;
   // Of what came during the hand-shake only the newest state counts.
   for (double due = started; !stopped; due += contract.control_dt) {
     sleep_until(due);
@@ -284,8 +292,12 @@ int run(const Options& options) {
     }
     if (woke - begin >= options.seconds) break;
 
+    // By time, not ticks: few of them say that the robot stands braked where ticks are held up.
+    if (was_damped) braked.add(woke, woke - last);
+    last = woke;
     const double age = woke - sent_at;
-    const bool stale = !(age <= contract.stale_after), bad = !all_finite(state);
+    const bool bad = !all_finite(state);
+    bool stale = !(age <= contract.stale_after);
     bool damp = stale || bad;
     double taken = 0;
     if (!damp) {
@@ -298,6 +310,8 @@ int run(const Options& options) {
       damp = !controller->step(observation, command) || !all_finite(command);
       taken = now() - before;
       found.step.push_back(taken);
+      stale = !(age + taken <= contract.stale_after);  // it may have been held up
+      damp = damp || stale;
     }
     if (damp) {
       link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), woke, gains);
@@ -317,28 +331,34 @@ int run(const Options& options) {
     if (log)
       std::fprintf(log, "%d,%.6f,%.1f,%u,%.3f,%s,%.2f\n", found.ticks - 1, woke - begin,
                    1e6 * (woke - due), newest, 1e3 * age, damp ? "damp" : "policy", 1e6 * taken);
-    // Done when the next tick was due already. Single ones happen, and the first second warms up.
-    const double done = now();
-    const bool overran = done - due > contract.control_dt;
-    overruns.add(done, overran);
-    found.overran += overran;
-    // A state that is fine now and then moves no robot: damping counts whether or not it is broken.
-    damps.add(woke, damp);
-    if (static_cast<double>(damps.marked()) * contract.control_dt > kGiveUpAfter)
+    // Done when the next tick was due already. One pause happens, and the first second warms up.
+    const double done = now(), behind = done - due - contract.control_dt;
+    const bool skips = behind > contract.control_dt;
+    found.overran += behind > 0;
+    if (woke - begin > kRecent) {
+      overruns.add(done, behind > 0);
+      if (skips) pauses.add(done, behind);
+    }
+    // A state that is fine now and then moves no robot: braking counts whether or not it is broken.
+    if (braked.total() > kGiveUpAfter)
       lost = "damped for more than one of the last two seconds";
-    else if (woke - begin > kRecent && 5 * overruns.marked() > overruns.size())
-      lost = std::to_string(overruns.marked()) + " of the last " + std::to_string(overruns.size()) +
-             " ticks took longer than the control period: close what else runs, or give it a core";
+    else if (overruns.size() >= kLeastTicks &&
+             overruns.total() > kMostMissed * static_cast<double>(overruns.size()))
+      lost = std::to_string(static_cast<int>(overruns.total())) + " of the last " +
+             std::to_string(overruns.size()) + " ticks took longer than the control period: " +
+             kRemedy;
+    else if (pauses.total() - pauses.largest() > kMostMissed * 2 * kRecent)
+      lost = "held up again and again, " + milliseconds(pauses.total()) +
+             " of the last two seconds: " + kRemedy;
     if (!lost.empty()) break;
-    // After a long pause, go on from here instead of catching up in a burst.
-    if (done - due > 2 * contract.control_dt) due = now();
+    if (skips) due = now();  // go on from here instead of catching up in a burst
   }
   if (log) std::fclose(log);
-  std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"delay_ms\": %.3f, \"damped\": %d, \"stale\":"
-              " %d, \"not_finite\": %d, \"overran\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
+  std::printf("{\"ticks\": %d, \"seconds\": %.3f, \"control_dt\": %.9g, \"delay_ms\": %.3f,"
+              " \"damped\": %d, \"stale\": %d, \"not_finite\": %d, \"overran\": %d, \"lost_states\": %u, \"late_us_p50\": %.1f,"
               " \"late_us_p99\": %.1f, \"step_us_p50\": %.2f, \"step_us_p99\": %.2f}\n",
-              found.ticks, now() - begin, contract.control_dt, 1e3 * robot.delay, found.damped, found.stale,
-              found.not_finite, found.overran, found.lost, 1e6 * percentile(found.late, 0.5),
+              found.ticks, now() - begin, contract.control_dt, 1e3 * robot.delay, found.damped,
+              found.stale, found.not_finite, found.overran, found.lost, 1e6 * percentile(found.late, 0.5),
               1e6 * percentile(found.late, 0.99), 1e6 * percentile(found.step, 0.5),
               1e6 * percentile(found.step, 0.99));
   if (!lost.empty()) std::fprintf(stderr, "supple_runner: gave up: %s\n", lost.c_str());
