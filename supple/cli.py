@@ -279,6 +279,10 @@ def parsed_settings(arguments: list[str]) -> Settings:
     first.add_argument("--agent.critic", dest="critic", default="")
     first.add_argument("--env-steps", "--env_steps", type=int)
     options, rest = first.parse_known_args(arguments)
+    if options.critic == "flow_official":  # its next actions go by it
+        spellings = ("--agent.flow.target-samples", "--agent.flow.target_samples")
+        first.add_argument(*spellings, dest="target_samples", type=int)
+        options, rest = first.parse_known_args(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if arguments and arguments[0].startswith("-") and not wants_help:
         raise InputError(f"TASK comes first: supple train TASK [flags], got {arguments[0]} first")
@@ -295,6 +299,7 @@ def parsed_settings(arguments: list[str]) -> Settings:
         preset=options.preset,
         critic=options.critic,
         env_steps=options.env_steps,
+        target_samples=getattr(options, "target_samples", None),
     )
     return parse_flags(default, rest)
 

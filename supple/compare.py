@@ -291,7 +291,8 @@ def _check_same(job: Job, settings: Settings) -> None:
         if name not in ("run_dir", "threads") and before[name] != now[name]:
             raise InputError(
                 f"{job.folder} was made with other settings ({name}: {before[name]}, now"
-                f" {now[name]}): choose another --out"
+                f" {now[name]}): choose another --out, or give --{name.replace('_', '-')}"
+                f" {before[name]} after --"
             )
 
 

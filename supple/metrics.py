@@ -394,8 +394,12 @@ class WandbSink:
     def close(self) -> None:
         """Send the rest."""
         run, self._run = self._run, None
-        if run is not None and not self._lost:
+        if run is None or self._lost:
+            return
+        try:
             run.finish()
+        except Exception as error:  # what was trained is on the disk
+            say_once(f"W&B may lack the last rows: {first_line(error)}")
 
 
 # --- reading and writing text ----------------------------------------------------------------

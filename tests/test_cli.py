@@ -438,7 +438,9 @@ def test_settings_of_an_idle_critic_that_a_run_recorded_are_read(tmp_path):
         ("--preset gpu", 8),
         ("--preset laptop", 4),
         ("--preset laptop --agent.next-actions 1", 1),
-        ("--preset laptop --agent.flow.target-samples 8", 4),
+        ("--preset laptop --agent.flow.target-samples 8", 8),
+        ("--preset laptop --agent.flow.target-samples 1", 1),
+        ("--preset cpu --agent.flow.target_samples 4 --agent.next-actions 2", 2),
     ],
 )
 def test_the_published_flow_takes_an_action_for_each_target_sample(flags, next_actions):

@@ -15,6 +15,7 @@ from supple.configs.base import AGENT_SETTINGS, Settings
 from supple.configs.recipes import apply_recipe
 from supple.envs.registry import ON_GPU, runs_on_gpu
 from supple.errors import InputError
+from supple.world import from_environment
 
 PRESETS = {"flashsac": flashsac.PRESETS, "ppo": ppo.PRESETS}
 """Of each agent, by name."""
@@ -35,6 +36,7 @@ def default_settings(
     preset: str = "",
     critic: str = "",
     env_steps: int | None = None,
+    target_samples: int | None = None,
 ) -> Settings:
     """The settings of a task before any flag: the critic's own, the preset, then its recipe.
 
@@ -44,6 +46,7 @@ def default_settings(
         preset: one of the agent's ``PRESETS``; empty goes by ``PRESET_RULE``.
         critic: of FlashSAC, one of ``CRITICS``; empty is ``categorical``.
         env_steps: of the run, by which its ring is made, too; None is the preset's.
+        target_samples: of a flow critic; the published one takes as many next actions.
 
     Raises:
         InputError: unknown agent, preset or critic; or no such callable, where no preset is named.
@@ -64,13 +67,16 @@ def default_settings(
         raise InputError(f"--agent.critic is FlashSAC's, --agent is {agent}: drop one of the two")
     PRESETS[base][preset](settings)
     apply_recipe(settings)
+    if isinstance(own, FlashSACSettings) and target_samples is not None:
+        own.flow.target_samples = target_samples
     if critic == "flow_official":
         assert isinstance(own, FlashSACSettings)
         own.next_actions = own.flow.target_samples  # as published, one for each
     if env_steps is not None:
         settings.env_steps = env_steps
+        own_steps = -(-env_steps // from_environment().size)  # each process has a ring
         replay = settings.replay
-        replay.capacity = max(replay.capacity, min(env_steps, LONG_RUN_ROWS))
+        replay.capacity = max(replay.capacity, min(own_steps, LONG_RUN_ROWS))
     return settings
 
 

@@ -80,7 +80,8 @@ def _refuse_unread(default: Settings, settings: Settings) -> None:
         if value != before[name] and critic not in READ_BY.get(group, CRITICS):
             raise InputError(
                 f"--{name.replace('_', '-')} means nothing to --agent.critic {critic}: drop the"
-                f" flag, or take --agent.critic {' or '.join(READ_BY[group])}"
+                f" flag, or take --agent.critic {' or '.join(READ_BY[group])}; of supple compare"
+                " the variants that read it can have it"
             )
 
 

@@ -86,7 +86,8 @@ def arguments(
     """
     if not config:
         return {}
-    found, takes_more = parameters(factory)
+    found, takes_any = parameters(factory)
+    takes_more = takes_any and not isinstance(factory, type)
     found |= defaults or {}
     known = {name: default for name, default in found.items() if name not in fixed}
     for key in pairs(config):
@@ -115,7 +116,7 @@ def parameters(factory: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
         found = named | found
         if not any(each.kind is each.VAR_KEYWORD for each in taken):
             return found, False
-    return found, not isinstance(factory, type)
+    return found, True
 
 
 def nearest(name: str, choices: Sequence[str], prefix: str = "") -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import gymnasium
@@ -19,6 +20,7 @@ from supple.envs import EnvSettings, check_task, known_tasks, make
 from supple.envs.check import check_env
 from supple.envs.gym import GymVector, wrap_factory
 from supple.envs.gym_state import ManagedEnv
+from supple.envs.toy import make_toy
 from supple.errors import InputError, SimulatorError
 
 CPU = torch.device("cpu")
@@ -429,3 +431,37 @@ def test_the_camera_follows_a_robot_that_runs_away():
         red, _, blue = np.moveaxis(env.render().astype(int), -1, 0)
         assert (red - blue > 40).sum() > 1000, "no orange robot in the picture"
     env.close()
+
+
+def any_number_of_toys(**options):
+    return make_toy("lqr", options.get("num_envs", 2), torch.device("cpu"))
+
+
+def test_a_callable_that_was_not_told_how_many_may_not_build_another_number(monkeypatch):
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: any_number_of_toys)
+    with closing(make("own:toys", EnvSettings(num_envs=2))) as env:
+        assert env.spec.num_envs == 2
+    with pytest.raises(InputError, match="it is told how many if it names num_envs"):
+        make("own:toys", EnvSettings(num_envs=64))
+
+
+class Drawn(gymnasium.Env[Any, Any]):
+    action_space, observation_space = Plain.action_space, Plain.observation_space
+
+    def __init__(self, **options):
+        self.render_mode = options.get("render_mode")
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+def test_a_class_that_takes_anything_is_told_how_to_draw(monkeypatch):
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: Drawn)
+    with closing(make("own:drawn", EnvSettings(), render=True)) as env:
+        assert np.asarray(env.render()).ndim == 3
