@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from supple.errors import InputError
+from supple.errors import InputError, first_line
 from supple.watch import Watch
 from supple.world import World, attempt, from_environment
 
@@ -84,9 +84,9 @@ def join(device: torch.device) -> World:
         )
         _watch = Watch(found.rank, found.size, os.environ["MASTER_ADDR"], store)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"process {found.rank} of {found.size} did not meet the others at {address}: {reason};"
+            f"process {found.rank} of {found.size} did not meet the others at {address}:"
+            f" {first_line(error)};"
             " check that all are started, and MASTER_ADDR and MASTER_PORT"
         ) from error
     _world = found

@@ -18,6 +18,7 @@ from supple.diagnostics.isolation import isolated
 from supple.diagnostics.reading import Measured, Reading
 from supple.diagnostics.subject import Subject
 from supple.diagnostics.suite import features, flow, learning, outputs, pairs, steps, values
+from supple.errors import first_line
 
 TWINS = 3
 """Untrained networks that a reading is compared with."""
@@ -127,7 +128,7 @@ def _run(group: Group, context: Context) -> list[Reading]:
     try:
         return attempt(lambda: group.measure(context), **facts)
     except RuntimeError as error:  # out of memory, no convergence
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         return [Reading(metric=group.name, network="run", status="failed", reason=reason)]
 
 

@@ -24,6 +24,7 @@ from supple.diagnostics.online_groups import TIER1, TIER2, Group
 from supple.diagnostics.reading import MEAN, WORST, Reading
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.diagnostics.subject import subject_of
+from supple.errors import first_line
 from supple.replay import Replay
 
 ANCHOR_AT = 0.05
@@ -180,7 +181,7 @@ class Online:
         except Exception as error:  # whatever it is, training goes on
             self._skipped += 1
             self._row["diag/skipped"] = float(self._skipped)
-            self._say("a call", f"diagnostics skipped a call: {_first_line(error)}")
+            self._say("a call", f"diagnostics skipped a call: {first_line(error)}")
         if tiers:
             self.governor.charge(self._clock() - began, tiers)
             for tier in tiers:
@@ -262,7 +263,7 @@ class Online:
         try:
             found = attempt(lambda: group.measure(context, self.memory), **facts)
         except Exception as error:  # out of memory, no convergence, a mistake: training goes on
-            self._off[group.name] = _first_line(error)
+            self._off[group.name] = first_line(error)
             text = f"diagnostics {group.name} switched off: {self._off[group.name]}"
             self._say(group.name, text)
             return
@@ -279,14 +280,15 @@ class Online:
         if not self._settings.enabled or not self._agent.updates:
             return {}
         anchor = None if self._anchor is None else self._anchor.state_dict()
+        recent = None
         try:
             recent = self.recent().state_dict()
         except Exception as error:  # nothing valid is stored yet, say: the checkpoint goes without
-            text = f"a checkpoint has no transitions to diagnose: {_first_line(error)}"
+            text = f"a checkpoint has no newest transitions to diagnose: {first_line(error)}"
             self._say("a checkpoint", text)
-            return {}
         pool = [part.state_dict() for part in self._pool]
-        return {"anchor": anchor, "recent": recent, "pool": pool}
+        told = {"skipped": self._skipped, "said": sorted(self._said)}
+        return {"anchor": anchor, "recent": recent, "pool": pool, **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``'s value; checkpoints without one begin anew."""
@@ -296,8 +298,10 @@ class Online:
         self._anchor = None if anchor is None else Transitions.from_state(anchor)
         device = self._replay.device
         self._pool.extend(Transitions.from_state(part).to(device) for part in state["pool"])
+        self._skipped = state.get("skipped", 0)
+        self._said.update(state.get("said", ()))
         updates = self._agent.updates
-        if not self._replay.size:
+        if not self._replay.size and state["recent"]:
             self._restored = updates, Transitions.from_state(state["recent"])
         self._due = [updates + period for period in self._periods]
 
@@ -307,10 +311,6 @@ def stored_sets(state: Mapping[str, Any]) -> DataSets:
     parts = {name: state.get(name) for name in ("anchor", "recent")}
     found = {name: Transitions.from_state(part) for name, part in parts.items() if part}
     return DataSets(**found)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _numbers(found: list[Reading]) -> Iterator[tuple[str, float]]:

@@ -196,6 +196,11 @@ def test_rollouts_without_a_valid_row_do_not_end_training(tmp_path, capsys):
     assert capsys.readouterr().out.count(said) == 1
     skipped = read_csv(tmp_path / "run" / "metrics.csv")["diag/skipped"]
     assert max(value for value in skipped if value is not None) == 3
+    with launch.resumed_run(tmp_path / "run", 500) as run:  # counts on, and says it no second time
+        run.start()
+        told = run._online.state_dict()
+    assert told["skipped"] == 3
+    assert "a call" in told["said"]
 
 
 def governed(limit, cost, gap, calls):
