@@ -14,8 +14,8 @@ def laptop(settings: Settings) -> None:
     One environment: at the same number of updates, more environments learned slower here. Eight
     steps, then eight gradient steps: each first one after the other kind finds the processor's
     caches cold. One thread: its products are too small to share, 128-158 updates/s against 95-122
-    with two. float32: for its small networks bfloat16 saves a tenth of the time, and cost about as
-    much return (benchmarks/results/precision_curves.csv).
+    with two. float32: for its small networks bfloat16 saves a tenth of the time, and returns are
+    not clearly the same (benchmarks/results/precision_curves.csv).
     """
     settings.env_steps = 36_000
     settings.threads = 1
