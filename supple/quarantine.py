@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from torch import Tensor
 from supple.envs.base import Box, EnvSpec, Step
 from supple.errors import SimulatorError
 from supple.region import Compute, Region
+from supple.replay.plan import OBS_DTYPES
+
+if TYPE_CHECKING:
+    from supple.configs.base import Settings
 
 FARTHEST = 1e15
 """Largest size of a number that counts as one; the squares of larger ones leave float32."""
@@ -96,6 +100,17 @@ class Quarantine:
         self._reported = (0, 0)
         self._usual: float | None = None
         self._told = 0
+
+    @classmethod
+    def of(cls, spec: EnvSpec, settings: Settings, compute: Compute) -> Quarantine:
+        """As a run's settings ask for."""
+        return cls(
+            spec,
+            on_bad=settings.env.on_bad,
+            reward_limit=settings.env.reward_limit,
+            obs_dtype=OBS_DTYPES[settings.replay.obs_dtype],
+            compute=compute,
+        )
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         spec, envs = self._spec, self._spec.num_envs

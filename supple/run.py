@@ -41,7 +41,6 @@ from supple.metrics import MetricSinks
 from supple.quarantine import Quarantine
 from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
-from supple.replay.plan import OBS_DTYPES
 from supple.rng import derive_seed
 from supple.signals import on_signals
 from supple.stillness import StillWatch
@@ -132,13 +131,7 @@ class Run:
             folder, wandb_project=settings.log.wandb, settings=to_json(settings), writes=first
         )
         self._episodes = EpisodeStatistics(env.spec.num_envs, env.spec.device)
-        self._quarantine = Quarantine(
-            env.spec,
-            on_bad=settings.env.on_bad,
-            reward_limit=settings.env.reward_limit,
-            obs_dtype=OBS_DTYPES[settings.replay.obs_dtype],
-            compute=agent.compute,
-        )
+        self._quarantine = Quarantine.of(env.spec, settings, agent.compute)
         self._still = StillWatch()
         self._obs: Groups = {}
         self._vector_steps = 0

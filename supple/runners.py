@@ -35,7 +35,6 @@ from supple.envs.torch_sim import unbounded
 from supple.errors import InputError
 from supple.quarantine import Quarantine
 from supple.replay import Replay
-from supple.replay.plan import OBS_DTYPES
 
 
 class FlashSAC:
@@ -109,13 +108,7 @@ class FlashSAC:
         replay = Replay(
             spec, agent.ring(settings.replay), device=spec.device, compute=agent.compute
         )
-        quarantine = Quarantine(
-            spec,
-            on_bad=settings.env.on_bad,
-            reward_limit=settings.env.reward_limit,
-            obs_dtype=OBS_DTYPES[settings.replay.obs_dtype],
-            compute=agent.compute,
-        )
+        quarantine = Quarantine.of(spec, settings, agent.compute)
         return cls(agent, replay, quarantine, groups, settings.env.action_bound)
 
     def act(self, obs: TensorDict) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 
 from supple import checkpoint, launch
 from supple.configs import default_settings
+from supple.envs.toy import Lqr
+from supple.envs.wrappers import Wrapper
 from supple.metrics import read_csv
 from supple.train import train
 
@@ -26,6 +28,25 @@ AGENT_FLAGS = {
         *("--agent.epochs", "1", "--agent.actor-hidden", "8", "--agent.critic-hidden", "8"),
     ],
 }
+
+
+class Spoilt(Wrapper):
+    """The regulator, of whose steps something is spoilt."""
+
+    def __init__(self, num_envs, device):
+        env = Lqr(num_envs, device)
+        super().__init__(env, env.spec)
+        self.steps = 0
+
+    def step(self, action):
+        step = self.env.step(action)
+        self.steps += 1
+        self.spoil(step)
+        return step
+
+    def spoil(self, step):
+        """Change the step in place; ``steps`` counts it already."""
+        raise NotImplementedError
 
 
 def flags(agent="flashsac"):

@@ -12,35 +12,25 @@ from supple import checkpoint
 from supple.cli import DONE, FAILED, main
 from supple.envs import EnvSettings, make
 from supple.envs.base import Box, EnvSpec, step_result
-from supple.envs.toy import Lqr
-from supple.envs.wrappers import Wrapper
 from supple.errors import SimulatorError
 from supple.quarantine import Quarantine
 from supple.region import Compute
 from supple.replay import Replay, ReplaySettings
 from supple.stillness import StillWatch
-from tests.small_runs import flags, run_whole, small_settings
+from tests.small_runs import Spoilt, flags, run_whole, small_settings
 
 NAN, INF = math.nan, math.inf
 PLAN: dict[int, dict[str, tuple[int, float]]] = {}
 """Vector step to what goes wrong there: field to environment and number."""
 
 
-class Planted(Wrapper):
+class Planted(Spoilt):
     """The regulator, with faults where the plan has them."""
 
-    def __init__(self, num_envs, device):
-        env = Lqr(num_envs, device)
-        super().__init__(env, env.spec)
-        self.steps = 0
-
-    def step(self, action):
-        step = self.env.step(action)
-        self.steps += 1
+    def spoil(self, step):
         for field, (env, value) in PLAN.get(self.steps, {}).items():
             if env < self.spec.num_envs:  # an evaluation has fewer
                 step[tuple(field.split("/")) if "/" in field else field][env] = value
-        return step
 
 
 @pytest.fixture

@@ -279,12 +279,11 @@ class FlashSAC(Agent):
         """Refuse a run that ends before learning would begin."""
         wanted, there = self.settings.min_replay, prefilled * world().size
         if env_steps + there < wanted:
+            recorded = f" after {there} recorded ones" if there else ""
             raise InputError(
                 f"learning begins at --agent.min-replay {wanted} transitions, the run ends at"
-                f" --env-steps {env_steps}"
-                + (f" after {there} recorded ones" if there else "")
-                + ":"
-                " raise --env-steps, or lower --agent.min-replay"
+                f" --env-steps {env_steps}{recorded}: raise --env-steps, or lower"
+                " --agent.min-replay"
             )
 
     # --- acting -----------------------------------------------------------------------------

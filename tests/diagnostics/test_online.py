@@ -17,13 +17,12 @@ from supple.diagnostics.data import DataSets
 from supple.diagnostics.online import Governor, stored_sets
 from supple.diagnostics.online_groups import Group, flow_shape, movement_of_next_step
 from supple.diagnostics.settings import DiagnosticsSettings
-from supple.envs.toy import Lqr
-from supple.envs.wrappers import Wrapper
 from supple.errors import InputError
 from supple.metrics import read_csv
 from tests.agents.small_agents import assert_same_bits
 from tests.diagnostics.subjects import subject_with_data
 from tests.small_runs import (
+    Spoilt,
     deterministic_rows,
     finish,
     newest_state,
@@ -172,20 +171,12 @@ def test_a_short_rollout_is_enough_to_count_units_and_a_shorter_one_is_said_once
         assert capsys.readouterr().out.count(said) == (not counted)
 
 
-class Worthless(Wrapper):
+class Worthless(Spoilt):
     """The regulator, of which all rewards of some steps are NaN."""
 
-    def __init__(self, num_envs, device):
-        env = Lqr(num_envs, device)
-        super().__init__(env, env.spec)
-        self.steps = 0
-
-    def step(self, action):
-        step = self.env.step(action)
-        self.steps += 1
+    def spoil(self, step):
         if 20 < self.steps <= 26:
             step["reward"] = torch.full_like(step["reward"], math.nan)
-        return step
 
 
 def test_rollouts_without_a_valid_row_do_not_end_training(tmp_path, capsys):
