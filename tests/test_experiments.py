@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 from benchmarks import diagnostics_overhead
 from benchmarks.experiments import (
     command,
+    critics,
     go1,
     high_utd_control,
     improvements,
@@ -339,6 +340,22 @@ def test_a_switch_helps_only_where_its_interval_says_so():
     assert {line["seeds"] for line in (first, better, same)} == {"3"}
     _, better, _ = improvements.summary([row for row in rows if row["seed"] != "2"])
     assert better["verdict, final return"] == "too few seeds"
+
+
+def test_critics_are_told_apart_only_by_an_interval_without_a_half():
+    ends = {"categorical": (10, 20, 30), "scalar": (40, 50, 60), "flow": (5, 20, 35)}
+    rows = [
+        {"variant": critic, "seed": str(seed), "return": str(value)}
+        for critic, values in ends.items()
+        for seed, end in enumerate(values)
+        for value in (0, end)
+    ]
+    first, better, same = critics.summary(rows)
+    assert (first["final return"], first["over the run"], first["told apart"]) == ("20", "10", "-")
+    assert (better["better than categorical"], better["told apart"]) == ("1.00", "yes")
+    assert (same["better than categorical"], same["told apart"]) == ("0.50", "no")
+    few = critics.summary([row for row in rows if row["seed"] != "2"])
+    assert [line["told apart"] for line in few] == ["-", "too few seeds", "too few seeds"]
 
 
 def test_equal_simulators_step_alike_and_a_python_without_one_is_named(monkeypatch):
