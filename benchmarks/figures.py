@@ -77,19 +77,21 @@ def numbers(column: str, table: Iterable[Row]) -> np.ndarray:
 
 
 def flashsac_curves() -> Figure:
-    """The laptop preset by steps, and by seconds beside Stable-Baselines3."""
+    """The laptop preset by steps, and by seconds beside other learners."""
     figure, (left, right) = _panels(2)
     preset = rows("laptop_curves", variant="update-every 8, gamma 0.99", commit="3c3ac90")
     _seeds(left, preset, "step", COLOURS[0], "laptop preset, six seeds")
     _style(left, "environment steps", "evaluation return")
-    clocks = {
-        "supple, laptop preset": ("supple", "d7c2adf"),
-        "Stable-Baselines3 SAC": ("stable-baselines3 SAC", "d7c2adf"),
-        "Stable-Baselines3 PPO": ("stable-baselines3 PPO", "d7c2adf"),
+    learners = {
+        "FlashSAC, laptop preset": "supple flashsac laptop",
+        "PPO, cpu preset": "supple ppo cpu",
+        "Stable-Baselines3 SAC": "Stable-Baselines3 SAC",
+        "the same, sized as laptop": "Stable-Baselines3 SAC, sized as laptop",
+        "Stable-Baselines3 PPO, RL Zoo": "Stable-Baselines3 PPO, RL Zoo",
     }
-    for colour, (name, (learner, commit)) in zip(COLOURS, clocks.items(), strict=False):
-        table = rows("time_to_return", task="HalfCheetah-v5", learner=learner, commit=commit)
-        early = [row for row in table if float(row["seconds"]) <= 600]
+    timed = by("learner", rows("wall_clock", task="HalfCheetah-v5"))
+    for colour, (name, learner) in zip(COLOURS, learners.items(), strict=False):
+        early = [row for row in timed[learner] if float(row["seconds"]) <= 600]
         _seeds(right, early, "seconds", colour, name)
     right.axhline(3000, color=GREY, lw=1, ls=":")
     _style(right, "seconds of training", "")

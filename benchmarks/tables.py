@@ -76,7 +76,12 @@ def spread(values: np.ndarray) -> str:
 
 def front() -> str:
     """The README's: what is fast here, beside what others take."""
-    reached, trained = _seconds_to_return()
+    trained = rows("wall_clock", task="HalfCheetah-v5")
+    taken = {
+        learner: _middle(3000.0, list(by("seed", runs).values()), "seconds")
+        for learner, runs in by("learner", trained).items()
+    }
+    others = (*clocks.THEIRS, clocks.OFFICIAL)
     runs = last(rows("ppo_curves", task="gym/HalfCheetah-v4", commit="e843ddd"))
     minutes = numbers("seconds", runs).mean() / 60
     update = rows("bench_update", commit="fd77e83", obs="376", batch="2048")
@@ -88,11 +93,13 @@ def front() -> str:
     )
     lines: list[tuple[Any, ...]] = [
         (
-            "time_to_return",
+            "wall_clock",
             trained,
-            "seconds to a return of 3000 on HalfCheetah-v5, three seeds; >: the run ended first",
-            "; ".join(reached["supple, `laptop`"]),
-            f"Stable-Baselines3 SAC: {'; '.join(reached['Stable-Baselines3 SAC'])}",
+            "seconds to a return of 3000 on HalfCheetah-v5, one core, median and range of three"
+            " seeds; >: a run ended first",
+            f"PPO, `cpu` preset: {taken['supple ppo cpu']};"
+            f" FlashSAC, `laptop`: {taken['supple flashsac laptop']}",
+            "; ".join(f"{name}: {taken[name]}" for name in others),
         ),
         (
             "ppo_curves",
@@ -230,21 +237,6 @@ def policy_evaluation() -> str:
     return f"{grid(head, body)}\n\n{source('policy_evaluation', used, note)}"
 
 
-def _seconds_to_return() -> tuple[dict[str, list[str]], list[Row]]:
-    """Of each learner, what each seed took to a return of 3000; and the rows that say so."""
-    learners = {
-        "supple, `laptop`": ("supple", "d7c2adf"),
-        "Stable-Baselines3 SAC": ("stable-baselines3 SAC", "d7c2adf"),
-        "Stable-Baselines3 PPO": ("stable-baselines3 PPO", "d7c2adf"),
-    }
-    found, used = {}, []
-    for name, (learner, commit) in learners.items():
-        table = rows("time_to_return", task="HalfCheetah-v5", learner=learner, commit=commit)
-        used += table
-        found[name] = [_reached(own, 3000.0) for own in by("seed", table).values()]
-    return found, used
-
-
 def wall_clock() -> str:
     """Seconds and steps to two returns, of ours and of other libraries' learners."""
     body: list[tuple[object, ...]] = []
@@ -277,21 +269,6 @@ def _middle(level: float, curves: Sequence[list[Row]], column: str) -> str:
 
     middle, *ends_of_range = (said(each) for each in (np.median(taken), taken.min(), taken.max()))
     return middle if set(ends_of_range) == {middle} else f"{middle} ({' to '.join(ends_of_range)})"
-
-
-def time_to_return() -> str:
-    """Seconds to a return of 3000, by seed."""
-    found, used = _seconds_to_return()
-    body = [(name, *taken) for name, taken in found.items()]
-    head = ("learner", "seed 0", "seed 1", "seed 2")
-    return f"{grid(head, body)}\n\n{source('time_to_return', used)}"
-
-
-def _reached(curve: list[Row], level: float) -> str:
-    if row := clocks.first_at(level, curve):
-        return f"{float(row['seconds']):.0f} s"
-    best = numbers("return_mean", curve).max()
-    return f"> {float(curve[-1]['seconds']):.0f} s (best {best:.0f})"
 
 
 def ppo() -> str:
@@ -600,7 +577,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "improvements": improvements,
     "policy_evaluation": policy_evaluation,
     "wall_clock": wall_clock,
-    "time_to_return": time_to_return,
     "ppo": ppo,
     "ppo_speed": ppo_speed,
     "replay": replay,
