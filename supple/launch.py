@@ -31,6 +31,7 @@ from supple.envs.registry import packages_of
 from supple.errors import InputError, say_once
 from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, WANDB_ID, require_wandb
+from supple.region import precision_of
 from supple.replay import Replay, SpilledReplay, prefill
 from supple.replay.plan import plan_ring
 from supple.replay.segments import verify as verify_rows
@@ -148,6 +149,7 @@ def resumed_run(
                 f" extend it with --env-steps, more than {done}"
             )
         display = _display(settings)
+        settings = _as_recorded(settings, found)
         env, agent, replay = build(settings, display.notice)
         undo.callback(env.close)
         if found:
@@ -184,6 +186,22 @@ def resumed_run(
             display.notice(f"{folder} has no checkpoint yet: starting again")
         undo.pop_all()
         return run
+
+
+def _as_recorded(settings: Settings, found: Checkpoint | None) -> Settings:
+    """With the checkpoint's precision on the same kind of processor, where auto would time again.
+
+    Two measurements could differ, and the run part from itself.
+    """
+    if found is None or settings.compute.precision != "auto":
+        return settings
+    device = machine.resolve_device(settings.device)
+    with following_format(found.path):
+        path = found.header["path"]
+        here = (device.type, machine.model_name(device)) == (path["device"], path["model"])
+        precision = precision_of(path["mode"]) if here else None
+    compute = dataclasses.replace(settings.compute, precision=precision or "auto")
+    return dataclasses.replace(settings, compute=compute)
 
 
 def _start_from(settings: Settings, spec: EnvSpec, agent: Agent) -> Path | None:
@@ -399,7 +417,7 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
         InputError: nothing there, damaged, or of another agent.
     """
     found, folder = _checkpoint_at(path)
-    settings = on_this_machine(read_settings(folder), device)
+    settings = _as_recorded(on_this_machine(read_settings(folder), device), found)
     record = _read_json(folder / "spec.json")
     try:
         spec = EnvSpec.from_json(record)

@@ -8,16 +8,18 @@ whole step, gradients and optimiser included, is traced once into a single graph
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 COMPILE_FROM = 10_000
 """Gradient steps from which compiling, about a minute, pays by itself."""
+GAIN = 1.25
+"""Times as fast as float32 that bfloat16 must be on a CPU: rounding is not given away for less.
+Some multiply it at half the speed (a Xeon without its matrix unit: 84 against 160 GFLOP/s)."""
 ROUNDING: dict[Precision, float] = {"float32": 0.02, "tf32": 0.1, "bfloat16": 0.3}
 """How far a compiled step may be from the eager one (``_apart``). First steps of every critic
 of ``laptop`` are up to 6e-5 apart in float32, and 0.12 in bfloat16, which rounds small gradients
@@ -69,8 +74,8 @@ class ComputeSettings:
     """How update steps run; auto chooses for the machine and says so."""
 
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    """Of the matrix products; the rest is float32. auto takes bfloat16 where the processor has
-    instructions for it."""
+    """Of the matrix products; the rest is float32. auto takes bfloat16 where the device multiplies
+    it faster; of a CPU that is timed."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update step; auto does so for runs long enough to repay a minute."""
     cuda_graphs: bool = False
@@ -91,7 +96,7 @@ class ComputeSettings:
                     raise InputError(f"{flag} needs a CUDA device, got {device}: drop the flag")
         precision = self.precision
         if precision == "auto":
-            precision = "bfloat16" if has_bfloat16(device) else "float32"
+            precision = "bfloat16" if gains_by_bfloat16(device) else "float32"
         if self.compile == "auto":
             compile_it = gradient_steps >= COMPILE_FROM and has_compiler(device)
         else:
@@ -104,6 +109,35 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is the faster one here: on every such GPU, on CPUs by a measurement.
+
+    Of several processes all must gain.
+    """
+    if device.type == "cuda":
+        return has_bfloat16(device)
+    return lowest(int(has_bfloat16(device) and _speedup(torch.get_num_threads()) >= GAIN)) == 1
+
+
+@functools.cache
+def _speedup(threads: int) -> float:
+    """How many times as fast a product of bfloat16 is as one of float32, on this CPU."""
+    best: dict[torch.dtype, float] = {}
+    matrices = [torch.ones(512, 512, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+    for _ in range(8):  # in turn, the quickest counts: others want the processor, too
+        for matrix in matrices:
+            begin = time.perf_counter()
+            matrix @ matrix
+            taken = time.perf_counter() - begin
+            best[matrix.dtype] = min(taken, best.get(matrix.dtype, taken))
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def precision_of(mode: str) -> Precision | None:
+    """The precision that a ``Compute`` had, by its text."""
+    return next((each for each in get_args(Precision) if each in mode), None)
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -2,15 +2,25 @@ import gc
 import weakref
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from supple import region
 from supple.agents.flashsac import FlashSAC
 from supple.bench import update
 from supple.errors import InputError
-from supple.region import COMPILE_FROM, Captured, Compute, ComputeSettings, Joined, Region
+from supple.region import (
+    COMPILE_FROM,
+    Captured,
+    Compute,
+    ComputeSettings,
+    Joined,
+    Precision,
+    Region,
+    precision_of,
+)
 from tests.agents.small_agents import (
     assert_same_bits,
     small_agent,
@@ -272,9 +282,33 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch):
     assert ComputeSettings(compile="on").resolve(CPU, gradient_steps=1).compile
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_auto_precision_follows_the_processor(monkeypatch, supported):
+@pytest.mark.parametrize(
+    ("supported", "speedup", "chosen"),
+    [
+        (True, 2.0, "bfloat16"),
+        (True, 0.5, "float32"),  # instructions at half the rate
+        (True, 1.1, "float32"),  # not worth the rounding
+        (False, 2.0, "float32"),  # emulated
+    ],
+)
+def test_auto_precision_is_what_the_processor_multiplies_faster(
+    monkeypatch, supported, speedup, chosen
+):
     monkeypatch.setattr("supple.region.has_bfloat16", lambda device: supported)
-    found = ComputeSettings().resolve(CPU, gradient_steps=1).precision
-    assert found == ("bfloat16" if supported else "float32")
+    monkeypatch.setattr("supple.region._speedup", lambda threads: speedup)
+    assert ComputeSettings().resolve(CPU, gradient_steps=1).precision == chosen
     assert small_agent().compute.precision == "float32"  # a library default never surprises
+
+
+def test_the_speed_of_precisions_is_timed_once_and_is_a_ratio(monkeypatch):
+    region._speedup.cache_clear()
+    ratio = region._speedup(1)
+    assert 1 / 100 < ratio < 100
+    monkeypatch.setattr("time.perf_counter", lambda: pytest.fail("timed again"))
+    assert region._speedup(1) == ratio
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_precision_is_read_from_the_text_of_how_it_was_computed(precision):
+    assert precision_of(str(Compute(precision=precision, compile=True))) == precision
+    assert precision_of("eager") is None

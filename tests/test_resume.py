@@ -43,6 +43,29 @@ def test_the_size_of_the_ring_is_said_before_it_is_allocated(tmp_path, monkeypat
         assert "replay: 64 transitions" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("trained", ["bfloat16", "float32"])
+def test_a_precision_that_was_timed_stays_on_the_same_kind_of_processor(
+    tmp_path, monkeypatch, trained
+):
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[trained]
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
+    settings.compute.precision = "auto"
+    monkeypatch.setattr("supple.region.gains_by_bfloat16", lambda device: trained == "bfloat16")
+    run_until(settings, 50)
+    monkeypatch.setattr("supple.region.gains_by_bfloat16", lambda device: trained != "bfloat16")
+    for agent in (launch.load_trained(tmp_path / "run").agent, resumed_agent(tmp_path / "run")):
+        assert agent.compute.precision == trained
+    monkeypatch.setattr("supple.machine.model_name", lambda device: "another processor")
+    assert resumed_agent(tmp_path / "run").compute.precision == other
+    assert launch.read_settings(tmp_path / "run").compute.precision == "auto"
+
+
+def resumed_agent(folder):
+    run = launch.resumed_run(folder)
+    with run.display, run:
+        return run.agent
+
+
 @pytest.mark.parametrize(
     ("agent", "task", "changes", "overlap"),
     [
