@@ -131,11 +131,7 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
             write_synced(temporary / name, data)
             manifest["files"][name] = {"bytes": len(data), "sha256": sha256(data)}
         signed = sign(json.dumps(manifest, indent=1) + "\n")
-        if len(signed) > MOST_MANIFEST_BYTES:
-            raise InputError(
-                f"a checkpoint's manifest holds at most {MOST_MANIFEST_BYTES} bytes, this one"
-                f" {len(signed)}: lower --env.num-envs"
-            )
+        _require_short(len(signed))
         write_synced(temporary / MANIFEST, signed)
         sync_folder(temporary)
         if target.exists():
@@ -154,6 +150,23 @@ def save(run_dir: Path, step: int, header: Mapping[str, Any], state: Mapping[str
     replace_file(folder / "latest", f"{target.name}\n".encode())
     shutil.rmtree(replaced, ignore_errors=True)
     return target
+
+
+def require_room(state: Mapping[str, Any]) -> None:
+    """Refuse a part of the state that alone is more than a checkpoint's manifest holds.
+
+    Raises:
+        InputError: it is.
+    """
+    _require_short(len(json.dumps(_encode(dict(state), "state", []), indent=1)))
+
+
+def _require_short(length: int) -> None:
+    if length > MOST_MANIFEST_BYTES:
+        raise InputError(
+            f"a checkpoint's manifest holds at most {MOST_MANIFEST_BYTES} bytes, this one"
+            f" {length}: lower --env.num-envs"
+        )
 
 
 def load(path: Path) -> Checkpoint:

@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import os
-import signal
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from supple import ending
 from supple.errors import DivergedError, InputError, SimulatorError
 from supple.files import cache_folder
-from supple.signals import on_signals
+from supple.signals import on_signals, requests_to_stop
 from supple.version import __version__
 from supple.world import World, from_environment, may_restart, restarted
 
@@ -204,7 +204,7 @@ def _train(begin: Callable[[], Run], here: World) -> int:
 
     status = FAILED
     try:
-        with on_signals(_end, signal.SIGTERM):
+        with on_signals(_end, *requests_to_stop()):
             run = begin()
         status = _see_through(run, here)
     except _Terminated:  # before the run took over: what was saved is as it was
@@ -234,13 +234,14 @@ def _see_through(run: Run, here: World) -> int:
     from supple.checkpoint import list_checkpoints
     from supple.train import train as train_loop
 
+    named = shlex.quote(str(run.folder))
     try:
         with run.display, run:
             train_loop(run)
     except KeyboardInterrupt:
         saved = list_checkpoints(run.folder)
         kept = "the last checkpoint is intact" if saved else "no checkpoint yet, it starts again"
-        return _fail(f"stopped at once; {kept}: supple resume {run.folder}", FAILED)
+        return _fail(f"stopped at once; {kept}: supple resume {named}", FAILED)
     status = DONE if run.complete else RESUMABLE
     if not here.first:
         return status
@@ -248,8 +249,9 @@ def _see_through(run: Run, here: World) -> int:
         run.display.print_table("finished", run.summary())
     else:
         again = "supple" if here.size == 1 else f"torchrun --nproc-per-node={here.size} -m supple"
-        print(f"stopped at {run.env_steps:,} env steps; continue: {again} resume {run.folder}")
-    print(run.folder)
+        at = f"stopped at {run.env_steps:,} env steps"
+        run.display.notice(f"{at}; continue: {again} resume {named}")
+    run.display.notice(str(run.folder))
     return status
 
 

@@ -28,7 +28,7 @@ from supple.files import claim
 from supple.launch import read_settings
 from supple.metrics import METRICS, complete, read_csv
 from supple.run import RESULT
-from supple.signals import on_signals
+from supple.signals import on_signals, requests_to_stop
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
@@ -190,7 +190,7 @@ def runs_in(folders: Sequence[Path]) -> list[Job]:
             jobs.append(Job(variant, settings[folder]["seed"], folder, (), task))
     left_out = [str(job.folder) for job in jobs if job.result() is None]
     if len(left_out) == len(jobs):
-        raise InputError(f"no run is finished: supple resume {left_out[0]}")
+        raise InputError(f"no run is finished: supple resume {shlex.quote(str(left_out[0]))}")
     for path in left_out:
         print(f"not finished, and left out: {path}", file=sys.stderr)
     return jobs
@@ -322,12 +322,7 @@ def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> in
     running: dict[Job, subprocess.Popen[bytes]] = {}
     places: dict[Job, str] = {}
     codes: set[int] = set()
-    unignored = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # nohup
-    ]
-    with on_signals(signal.default_int_handler, *unignored):
+    with on_signals(signal.default_int_handler, *requests_to_stop()):
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
@@ -417,11 +412,11 @@ def summarise(jobs: Sequence[Job]) -> list[Runs]:
 
 
 def mflop_per_update(folder: Path) -> float | None:
-    """Of a run's gradient step; None where no intact checkpoint says what it trained on."""
+    """Of a run's gradient step; None where no checkpoint says what it trained on, or it fails."""
     from supple.bench.compute import flops_per_update
 
     try:
         header = checkpoint.newest_intact(folder)[0].header
         return flops_per_update(read_settings(folder), EnvSpec.from_json(header["spec"])) / 1e6
-    except InputError:
+    except Exception:  # of an agent of one's own, say: the table of finished runs is worth more
         return None

@@ -215,7 +215,8 @@ def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
     """
     if len(curves) == 1 and (half := curves[0].half_width) is not None:
         own = curves[0].returns
-        return Band(x=curves[0].steps, middle=own, low=own - half, high=own + half)
+        x = curves[0].seconds / 60 if over_minutes else curves[0].steps
+        return Band(x=x, middle=own, low=own - half, high=own + half)
     shared = sorted(set.intersection(*(set(curve.steps.tolist()) for curve in curves)))
     rows = [np.searchsorted(curve.steps, shared) for curve in curves]
     returns_RP = np.array([c.returns[at] for c, at in zip(curves, rows, strict=True)])

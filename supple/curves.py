@@ -88,7 +88,7 @@ def read_curves(path: Path, tasks: Sequence[str]) -> list[Curve]:
         InputError: unreadable, a column is missing, a value is no number, or no row is of a task.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel's, too
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or ())
             rows = list(reader)

@@ -172,7 +172,7 @@ def record_video(
             env.render()
         except NotImplementedError as error:
             raise InputError(f"cannot film {env.spec.task_id}: {error}") from error
-        left = max_seconds * fps
+        left = max(max_seconds * fps, 1)  # a file without a picture is none
 
         def film_step() -> None:
             nonlocal left

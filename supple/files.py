@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +21,11 @@ _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def cache_folder() -> Path:
     """Where what is compiled outlives a reboot, unlike in the temporary folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "supple"
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "supple"
+    except RuntimeError:  # an account without a home, as containers have
+        return Path(tempfile.gettempdir()) / "supple"
 
 
 def keep_from_forks(thing: Any) -> None:
@@ -89,10 +94,17 @@ def claim(folder: Path) -> IO[str]:
     """Lock a run's folder for this process, until the returned file is closed or the process ends.
 
     Raises:
-        InputError: another process is writing the run.
-        OSError: the folder cannot be written.
+        InputError: another process is writing the run, or this one may not.
+        OSError: the disk is full, say.
     """
-    file = (folder / LOCK).open("a", encoding="utf-8")
+    try:
+        file = (folder / LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(
+            f"cannot write {folder}: {error.strerror}; use an account that may, or copy the folder"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 import torch
@@ -170,6 +171,7 @@ def resumed_run(
             resumed=found,
             lock=lock,
         )
+        run.open_sinks()
         # Nothing may be refused from here on: the folder changes.
         checkpoint.clean_leftovers(own)
         (own / RESULT).unlink(missing_ok=True)  # of the run before it was extended
@@ -259,7 +261,7 @@ def _require_same(settings: Settings, agent: Agent) -> None:
 def own_folder(folder: Path) -> Path:
     """Where this process writes: the run's folder, or its own within it."""
     distributed.on_loss(
-        f"checkpoints are whole: continue with torchrun ... -m supple resume {folder}"
+        f"checkpoints are whole: continue with torchrun ... -m supple resume {quote(str(folder))}"
     )
     if world().first:
         return folder
@@ -284,7 +286,7 @@ def _require_processes(folder: Path) -> None:
                 continue
             if before == size:
                 return
-            command = f"-m supple resume {folder}"
+            command = f"-m supple resume {quote(str(folder))}"
             start = f"torchrun --nproc-per-node={before} {command}, or on several machines as then"
             break
     else:
@@ -592,8 +594,8 @@ def _new_folder(folder: Path) -> Path:
 def _refuse_used(folder: Path) -> None:
     if (folder / "settings.json").exists():
         raise InputError(
-            f"{folder} already holds a run: continue it with supple resume {folder}, or choose"
-            " another --run-dir"
+            f"{folder} already holds a run: continue it with supple resume {quote(str(folder))}, or"
+            " choose another --run-dir"
         )
     for name in RUN_NAMES:
         if (folder / name).exists():

@@ -64,12 +64,12 @@ class MetricSinks:
             self._sinks.append(self._wandb)
 
     def begin(self) -> None:
-        """Make sure that rows will arrive, before there are any.
+        """Make sure that rows will arrive, before there are any. Safe to call twice.
 
         Raises:
             InputError: W&B is wanted and refuses.
         """
-        if self._wandb:
+        if self._wandb and not self._wandb.begun:
             self._wandb.begin()
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
@@ -128,7 +128,7 @@ class MetricSinks:
         return {"wandb_run_id": self._wandb.run_id if self._wandb else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``'s value; before the first ``write``."""
+        """Continue from ``state_dict()``'s value; before ``begin`` and the first ``write``."""
         if self._wandb and state["wandb_run_id"]:
             self._wandb.run_id = state["wandb_run_id"]
 
@@ -346,6 +346,11 @@ class WandbSink:
     def show_video(self, step: int, path: Path) -> None:
         """Send a film."""
         self._log(step, {"video": self._wandb.Video(str(path))})
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run is open there."""
+        return self._run is not None
 
     def begin(self) -> None:
         """Open the run there.

@@ -42,7 +42,7 @@ from supple.quarantine import Quarantine
 from supple.region import TRACING, Joined, Region
 from supple.replay import Replay, Segments
 from supple.rng import derive_seed
-from supple.signals import on_signals
+from supple.signals import on_signals, requests_to_stop
 from supple.stillness import StillWatch
 from supple.wallclock import WallClock
 
@@ -169,17 +169,32 @@ class Run:
     def start(self) -> Groups:
         """The first observation: of a reset, or of the resumed simulation."""
         self._started = time.monotonic()
-        self._sinks.begin()
-        self._signals.enter_context(on_signals(self._request_stop, signal.SIGINT, signal.SIGTERM))
+        self._signals.enter_context(
+            on_signals(self._request_stop, signal.SIGINT, *requests_to_stop())
+        )
+        self.open_sinks()
         if self._world.first and runs_on_gpu(self.settings.task):
             # They share the GPU's memory: what does not fit fails now, not at a tenth of the run.
             self._eval_env = self._make_eval_env()
         if self._resumed is None:
             self._reset(derive_seed(self.settings.seed, "env", *self._world.seed_words))
+            if self.env.spec.exact_resume:  # or its first checkpoint would find out
+                checkpoint.require_room(self.env.state_dict())
         else:
             self._restore(self._resumed)
         self._logged = (time.monotonic(), self.env_steps, self.agent.updates)
         return self._obs
+
+    def open_sinks(self) -> None:
+        """Make sure that rows will arrive, of a resumed run where they did before. Safe to repeat.
+
+        Raises:
+            InputError: W&B is wanted and refuses.
+        """
+        if self._resumed:
+            with following_format(self._resumed.path):
+                self._sinks.load_state_dict(self._resumed.state["run"]["sinks"])
+        self._sinks.begin()
 
     @property
     def env_steps(self) -> int:
@@ -615,7 +630,6 @@ class Run:
             self._invalid_here = int(self._invalid)
             self._seconds_before = run["seconds"]
             self._episodes.load_state_dict(run["episodes"])
-            self._sinks.load_state_dict(run["sinks"])
             if "divergence" in run:
                 self._divergence.load_state_dict(run["divergence"])
             self._steps_floor = resumed.header["env_steps"]

@@ -9,6 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
+def requests_to_stop() -> tuple[int, ...]:
+    """A cluster's, and that of a terminal that closes unless the program was told to outlive it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGHUP)
+
+
 @contextlib.contextmanager
 def on_signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
     """A block in which these signals call ``handler``.

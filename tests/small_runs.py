@@ -1,6 +1,7 @@
 """Runs small enough for a test: tiny networks, seconds."""
 
 import json
+import types
 from typing import Any
 
 import torch
@@ -167,3 +168,27 @@ def assert_resumes_with_the_same_bits(settings_of, folder, *, at):
 
 def result(folder):
     return json.loads((folder / "result.json").read_text())
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what W&B would have been told."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def Video(self, path):  # noqa: N802 - wandb's own name
+        return f"film of {path}"
+
+    def define_metric(self, name, step_metric):
+        self.calls.append(("define", name, step_metric))
+
+    def log(self, row):
+        self.calls.append(("log", row))
+
+    def finish(self):
+        self.calls.append(("finish",))

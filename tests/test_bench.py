@@ -261,6 +261,8 @@ def test_the_work_of_a_gradient_step_is_counted_for_any_run():
     products = matrix_products(settings.agent, Shape(17, 6, settings.agent.batch_size))
     expected = sum(2 * e * m * k * n for e, m, k, n in products) / 2  # of two steps
     assert flops_per_update(settings, spec) == pytest.approx(expected, rel=0.02)
+    settings.agent.n_step = 80  # longer than the ring it is counted on had been
+    assert flops_per_update(settings, spec) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_work_of_a_gradient_step_of_ppo_grows_with_its_minibatch():

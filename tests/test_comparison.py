@@ -89,6 +89,8 @@ def test_a_published_mean_is_shown_with_its_interval_and_claims_no_runs():
     assert (row["seeds"], row["return mean"], row["return IQM"]) == ("-", "7.5 ± 2.0", "-")
     shown = band(found.curves)
     assert (shown.low[1], shown.high[1]) == (5.5, 9.5)
+    timed = curve(1, 7.5, seconds=[60, 120], half_width=np.array([0.1, 2.0]))
+    assert band([timed], over_minutes=True).x.tolist() == [1, 2]
 
 
 def test_foreign_seeds_are_runs_like_ours():

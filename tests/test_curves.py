@@ -33,6 +33,13 @@ def test_a_mean_over_seeds_has_students_interval(tmp_path):
     assert np.isnan(curve.seconds).all()
 
 
+def test_what_excel_writes_first_hides_no_column(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_text("task,env_steps,return\nHopper-v5,10,1\nHumanoid-v5,10,9\n", "utf-8-sig")
+    (curve,) = read_curves(path, ["gym/Hopper-v5"])
+    assert curve.returns.tolist() == [1]
+
+
 def test_a_file_without_names_is_of_the_only_task_and_called_after_itself(tmp_path):
     path = written(tmp_path, "global_step,episodic_return\n5,1\n", "cleanrl.csv")
     (curve,) = read_curves(path, ["gym/A-v5"])

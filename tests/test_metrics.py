@@ -2,7 +2,6 @@ import json
 import math
 import struct
 import sys
-import types
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +12,7 @@ from tensorboard.backend.event_processing import event_accumulator  # type: igno
 from supple.cli import BAD_INPUT, DONE, main
 from supple.errors import InputError
 from supple.metrics import CsvSink, JsonlSink, MetricSinks, Sink, read_csv
-from tests.small_runs import flags, run_whole, small_settings
+from tests.small_runs import FakeWandb, flags, run_whole, small_settings
 
 
 @pytest.fixture
@@ -197,28 +196,6 @@ def test_foreign_and_missing_tables_are_refused(tmp_path):
             read_csv(path)
         with pytest.raises(InputError, match="expected its first column to be step"):
             MetricSinks(tmp_path)
-
-
-class FakeWandb(types.ModuleType):
-    def __init__(self):
-        super().__init__("wandb")
-        self.calls = []
-
-    def init(self, **options):
-        self.calls.append(("init", options))
-        return self
-
-    def Video(self, path):  # noqa: N802 - wandb's own name
-        return f"film of {path}"
-
-    def define_metric(self, name, step_metric):
-        self.calls.append(("define", name, step_metric))
-
-    def log(self, row):
-        self.calls.append(("log", row))
-
-    def finish(self):
-        self.calls.append(("finish",))
 
 
 def test_wandb_is_imported_only_when_asked_for(tmp_path, monkeypatch):

@@ -14,7 +14,10 @@ from supple import checkpoint, launch
 from supple.checkpoint import list_checkpoints
 from supple.cli import main
 from supple.errors import InputError
+from supple.metrics import WANDB_ID
+from supple.run import RESULT
 from tests.small_runs import (
+    FakeWandb,
     assert_same,
     deterministic_rows,
     finish,
@@ -226,6 +229,35 @@ def test_a_refused_resume_changes_nothing(agent, tmp_path):
     assert (folder / "settings.json").read_bytes() == before
 
 
+def test_a_resume_that_wandb_refuses_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
+    settings.log.wandb = "robots"
+    folder = run_whole(settings).folder
+    before = {name: (folder / name).read_bytes() for name in ("settings.json", RESULT)}
+
+    def refuse(**_):
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setattr(fake, "init", refuse)
+    with pytest.raises(InputError, match="api_key not configured"):
+        launch.resumed_run(folder, 200)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_resume_goes_on_in_the_run_that_the_checkpoint_names(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    settings = small_settings("toy/lqr", tmp_path / "run", env_steps=200)
+    settings.log.wandb = "robots"
+    folder = run_until(settings, 100).folder
+    (folder / WANDB_ID).unlink()  # as of runs made before there was one
+    finish(launch.resumed_run(folder))
+    first, second = (call[1]["id"] for call in fake.calls if call[0] == "init")
+    assert first == second == (folder / WANDB_ID).read_text()
+
+
 def test_rings_in_which_learning_never_begins_are_refused(tmp_path):
     settings = small_settings("toy/lqr", tmp_path / "run", env_steps=400)
     settings.replay.capacity, settings.agent.min_replay = 100, 200
@@ -237,8 +269,12 @@ def test_rings_in_which_learning_never_begins_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(agent, tmp_path):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize(
+    ("agent", "asked"),
+    [("flashsac", signal.SIGINT), ("ppo", signal.SIGINT), ("flashsac", signal.SIGHUP)],
+)
+def test_ctrl_c_and_a_closed_terminal_save_and_say_how_to_resume(agent, asked, tmp_path):
+    folder = tmp_path / "my run"
     command = [sys.executable, "-m", "supple.cli", "train", "toy/lqr", "--run-dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
@@ -253,12 +289,12 @@ def test_ctrl_c_saves_and_says_how_to_resume(agent, tmp_path):
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(asked)
     time.sleep(0.01)  # as a terminal and a program in between may both do
-    run.send_signal(signal.SIGINT)
+    run.send_signal(asked)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 3
-    assert f"supple resume {folder}" in out
+    assert f"supple resume '{folder}'" in out
     assert out.splitlines()[-1] == str(folder)
     found, _ = launch.newest_resumable(folder)
     assert found.header["env_steps"] > 0

@@ -1,18 +1,20 @@
 """The edges of a run: its end, its folder, its schedule."""
 
+import errno
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from supple import launch, machine, train
+from supple import checkpoint, launch, machine, train
 from supple.agents import FlashSAC
 from supple.diagnostics.targets import load_targets
 from supple.envs.registry import ADAPTERS, PACKAGES, packages_of
 from supple.errors import InputError, SimulatorError, say_once
-from supple.files import claim
+from supple.files import cache_folder, claim
 from supple.metrics import METRICS, read_csv
 from supple.run import RESULT
 from tests.small_runs import (
@@ -235,6 +237,33 @@ def test_a_folder_in_use_is_refused(settings_of):
     with claim(run.folder), pytest.raises(InputError, match="in use by another supple process"):
         launch.resumed_run(run.folder)
     finish(launch.resumed_run(run.folder))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_of_somebody_else_is_refused_in_a_line(tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*: .*; use an account that may, or copy"):
+        claim(tmp_path)
+
+
+def test_what_is_compiled_is_kept_where_an_account_has_no_home(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    assert cache_folder().name == "supple"
+
+
+def test_a_simulation_that_no_checkpoint_holds_is_refused_before_the_first_step(
+    settings_of, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "MOST_MANIFEST_BYTES", 100)
+    with launch.new_run(settings_of()) as run, pytest.raises(InputError, match="num-envs"):
+        run.start()
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(settings_of, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def flops_per_update(settings: Settings, spec: EnvSpec) -> float:
     spec = dataclasses.replace(spec, device=torch.device("cpu"))
     if isinstance(settings.agent, FlashSACSettings):
         settings.agent.min_replay, settings.agent.utd, settings.agent.update_every = 2, 1.0, 1
-        settings.replay.capacity = 64 * spec.num_envs
+        settings.replay.capacity = (64 + settings.agent.n_step) * spec.num_envs
         spec = dataclasses.replace(spec, num_envs=1)
     agent = build_agent(settings, spec)
     ring = agent.ring(settings.replay)

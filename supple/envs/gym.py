@@ -424,9 +424,9 @@ def wrap_factory(
 
     def build() -> gymnasium.Env[Any, Any]:
         if os.getpid() != owner:
-            # Ctrl-C and a cluster's request to stop reach the whole process group; the run itself
-            # saves, then ends its workers.
-            for request in (signal.SIGINT, signal.SIGTERM):
+            # Ctrl-C and other requests to stop reach the whole process group; the run itself saves,
+            # then ends its workers.
+            for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(request, signal.SIG_IGN)
         with quiet_mujoco():
             env = factory(**options)

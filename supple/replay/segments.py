@@ -138,8 +138,9 @@ class Segments:
         for entry in manifest["segments"]:
             data = _read(self._folder, entry)
             self._restore(parse(data), entry["first"], entry["last"])
-            number = entry["first"] // self._length
-            whole = entry["last"] == (number + 1) * self._length
+            number, before = divmod(entry["first"], self._length)
+            # Of another length, as other versions may cut them, it counts as none.
+            whole = not before and entry["last"] == entry["first"] + self._length
             if whole and entry["last"] < manifest["vector_steps"]:
                 self._known[number] = dict(entry)
         self._replay.forget_lost_finals()
