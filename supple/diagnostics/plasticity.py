@@ -1,6 +1,7 @@
-"""Plasticity of critics: features taken, frozen, trained on new targets; steps and gradients.
+"""Plasticity of critics: features taken, features frozen, gradients compared.
 
-What can be said of features alone is in ``diagnostics/representation.py``.
+What can be said of features alone is in ``diagnostics/representation.py``, how well new targets are
+learned in ``diagnostics/trainability.py``.
 
 Shapes: ``E`` members, ``B`` or ``N`` rows, ``M`` noise samples, ``K`` steps or atoms, ``D`` input
 width, ``H`` width, ``R`` uniform numbers per row. Values are in scaled reward units.
@@ -9,20 +10,16 @@ Source: the protocols follow arXiv:2603.04333 and CMU-AIRe/floq.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from supple.agents.adam import Adam
 from supple.agents.critics import CategoricalCritic, Critic, HeadCritic, project_to_atoms
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, PublishedFlowCritic
-from supple.agents.nets import Trunk, project_
+from supple.agents.nets import Trunk
 from supple.agents.velocity import PublishedMLP, UnitVelocityNet, VelocityNet
-from supple.diagnostics.recovery import fixed_noise
 from supple.errors import InputError
 from supple.kernels.critic_integration import first_layer, hidden_layers, path
 
@@ -119,122 +116,11 @@ def _early_part(net: VelocityNet | PublishedMLP) -> list[Tensor]:
     return [view.detach() for view in views]
 
 
-@torch.no_grad()
-def expected_value(critic: Critic, x_BD: Tensor) -> Tensor:
-    """Of each member; a flow is integrated from ``fixed_noise``, whatever its actor climbs, (E, B).
-
-    Its negative mean over members is a target for ``fit_new_targets``.
-    """
-    prediction = critic(x_BD, train=False)
-    if not isinstance(critic, FlowCritic):
-        return critic.value(prediction)
-    start_BM = fixed_noise(critic, len(x_BD))[0]
-    return critic.integrated(prediction, start_BM, critic.settings.target_steps).mean(-1)
-
-
-def random_targets(fresh: Critic, x_ND: Tensor, spread: float) -> Tensor:
-    """Values of an untrained critic's first member, with mean 0 and the given deviation, (N,)."""
-    value_N = expected_value(fresh, x_ND)[0]
-    return spread * (value_N - value_N.mean()) / value_N.std(correction=0)
-
-
-class Fit(NamedTuple):
-    """How well new targets were learned: mean squared error of the readout over their variance."""
-
-    error_E: Tensor
-    fresh_error_E: Tensor
-
-    @property
-    def ratio(self) -> Tensor:
-        """Above 1, plasticity was lost, 0-d."""
-        return self.error_E.mean() / self.fresh_error_E.mean()
-
-
-def fit_new_targets(
-    critic: Critic,
-    fresh: Critic,
-    x_ND: Tensor,
-    target_N: Tensor,
-    *,
-    steps: int = 2000,
-    batch_size: int = 256,
-    rate: float = 3e-4,
-    seed: int = 0,
-) -> Fit:
-    """Train copies of a critic and of an untrained one on new values, in just the same way.
-
-    Args:
-        critic: as a checkpoint has it.
-        fresh: the same architecture with initial weights.
-        x_ND: observations and actions.
-        target_N: ``random_targets``; Bellman targets of a later checkpoint, the mean of each; or
-            values with their sign flipped.
-        steps: of a new Adam; norms are restored after each.
-        batch_size: rows per step.
-        rate: learning rate.
-        seed: of minibatches, noise and flow times.
-    """
-    if [part.shape for part in critic.parameters()] != [part.shape for part in fresh.parameters()]:
-        raise InputError("critic and fresh critic must have the same architecture")
-    if steps < 1 or batch_size < 2 or target_N.var(correction=0) == 0:
-        raise InputError("fitting needs steps >= 1, batch_size >= 2 and targets that vary")
-    largest, most = target_N.abs().max().item(), _largest_value(critic)
-    if largest > most:
-        raise InputError(f"targets must be within +-{most:g}, the critic's range, got {largest:g}")
-    errors = []
-    for learner in (copy.deepcopy(critic), copy.deepcopy(fresh)):
-        generator = torch.Generator(x_ND.device).manual_seed(seed)
-        adam = Adam(list(learner.parameters()))
-        for number in range(1, steps + 1):
-            rows = torch.randint(len(x_ND), (batch_size,), generator=generator, device=x_ND.device)
-            shape = (batch_size, learner.draws.loss)
-            uniform_BR = torch.rand(shape, generator=generator, device=x_ND.device)
-            target = target_N[rows]
-            if isinstance(learner, CategoricalCritic):
-                target = two_hot(target, learner)
-            loss = learner.loss(learner(x_ND[rows], train=True), target, uniform_BR)
-            adam.begin(rate, number)
-            adam.step(torch.autograd.grad(loss, adam.params))
-            project_(learner)
-        square_EN = (expected_value(learner, x_ND) - target_N).square()
-        errors.append(square_EN.mean(-1) / target_N.var(correction=0))
-    return Fit(*errors)
-
-
-def _largest_value(critic: Critic) -> float:
-    if isinstance(critic, CategoricalCritic):
-        return critic.value_max
-    return critic.clip if isinstance(critic, FlowCritic) else math.inf
-
-
 def two_hot(value_B: Tensor, critic: CategoricalCritic) -> Tensor:
     """The distribution on the two atoms around each value whose mean it is, (B, K)."""
     position_BK = value_B[:, None].expand(-1, critic.num_atoms)
     even_BK = torch.full_like(position_BK, 1 / critic.num_atoms)
     return project_to_atoms(even_BK, position_BK, critic.value_max)
-
-
-def layers_of(network: torch.nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights of linear layers by name, (..., outputs, inputs)."""
-    named = network.named_parameters()
-    return {name: part.detach().clone() for name, part in named if name.split(".")[-1] in LAYERS}
-
-
-def largest_singular_value(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of each of ``layers_of``, (...)."""
-    return {name: torch.linalg.matrix_norm(part.double(), 2) for name, part in layers.items()}
-
-
-def weight_norm(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Root of the sum of squares of each of ``layers_of``, (...)."""
-    return {name: torch.linalg.matrix_norm(part.double()) for name, part in layers.items()}
-
-
-def update_ratio(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Norm of the change over the norm before it, of each of ``layers_of``, (...)."""
-    norm = weight_norm(before)
-    change = weight_norm({name: after[name] - part for name, part in before.items()})
-    return {name: change[name] / norm[name] for name in before}
 
 
 def in_time_bin(uniform_BR: Tensor, low: float, high: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features taken from critics and frozen, fits of new targets, steps and gradients."""
+"""Features taken from critics and frozen; gradients compared."""
 
 import copy
 import math
@@ -10,21 +10,14 @@ from supple.agents.adam import Adam
 from supple.agents.critics import CategoricalCritic, CriticSize, ScalarCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import FlowSettings
-from supple.agents.nets import norm_deviation, project_
+from supple.agents.nets import project_
 from supple.diagnostics.plasticity import (
     FrozenFeatures,
-    expected_value,
-    fit_new_targets,
     flow_features,
     gradient_cosine,
     in_time_bin,
-    largest_singular_value,
-    layers_of,
-    random_targets,
     trunk_features,
     two_hot,
-    update_ratio,
-    weight_norm,
 )
 from supple.diagnostics.recovery import fixed_noise
 from supple.errors import InputError
@@ -60,9 +53,6 @@ def critic_of(kind, *, seed=0, blocks=2, hidden=8, depth=3, **changes):
 
 def inputs(rows=ROWS, seed=2):
     return torch.randn(rows, INPUTS, generator=generator(seed))
-
-
-KINDS = pytest.mark.parametrize("kind", ["scalar", "categorical", "flow", "official"])
 
 
 @pytest.mark.parametrize("kind", ["scalar", "categorical", "flow"])
@@ -144,7 +134,6 @@ LAST_BLOCK = rows_of(
     ],
     *(0, 1),
 )
-STACKED = ("hidden_LEHH", "bias_LEH", "gain_LEH", "shift_LEH")
 
 
 def published(net):
@@ -226,26 +215,6 @@ def test_an_agent_goes_on_learning_on_frozen_features():
     assert not torch.equal(agent.critic.net.out.weight, head)
 
 
-@torch.no_grad()
-def test_the_expected_value_of_a_flow_is_integrated_whatever_the_actor_climbs():
-    critic = critic_of("flow", readout="distilled")
-    prediction = critic(inputs(), train=False)
-    start = fixed_noise(critic, ROWS)[0]
-    expected = critic.integrated(prediction, start, STEPS).mean(-1)
-    assert torch.equal(expected_value(critic, inputs()), expected)
-    scalar = critic_of("scalar")
-    assert torch.equal(expected_value(scalar, inputs()), scalar(inputs(), train=False))
-
-
-@KINDS
-def test_random_targets_have_the_deviation_asked_for(kind):
-    found = random_targets(critic_of(kind), inputs(), 1.5)
-    assert found.shape == (ROWS,)
-    assert found.mean().item() == pytest.approx(0, abs=1e-5)
-    assert found.std(correction=0).item() == pytest.approx(1.5)
-    assert not torch.allclose(found, random_targets(critic_of(kind, seed=1), inputs(), 1.5))
-
-
 def test_two_hot_targets_have_the_value_as_their_mean():
     critic = critic_of("categorical")
     value = torch.tensor([-5.0, -0.25, 1.0, 4.9])
@@ -253,116 +222,6 @@ def test_two_hot_targets_have_the_value_as_their_mean():
     assert ((found > 0).sum(-1) <= 2).all()
     torch.testing.assert_close(found @ critic.atoms, value)
     torch.testing.assert_close(found.sum(-1), torch.ones(4))
-
-
-@KINDS
-def test_a_fit_is_the_same_for_the_same_critic_and_changes_nothing(kind):
-    critic = critic_of(kind)
-    before = copy.deepcopy(critic.state_dict())
-    target = random_targets(critic_of(kind, seed=1), inputs(), 1.5)
-    fit = fit_new_targets(critic, copy.deepcopy(critic), inputs(), target, steps=3, batch_size=16)
-    assert fit.error_E.shape == (2,)
-    assert fit.ratio == 1
-    assert_same_bits(dict(critic.state_dict()), dict(before))
-    # Its error is that of the learner's own steps.
-    alone = expected_value(critic, inputs()) - target
-    assert not torch.allclose(fit.error_E, alone.square().mean(-1) / 1.5**2, rtol=1e-4)
-
-
-def test_a_fit_restores_the_norms_of_both_critics_after_each_step(monkeypatch):
-    seen = []
-
-    def projecting(network):
-        project_(network)
-        seen.append(network)
-
-    monkeypatch.setattr("supple.diagnostics.plasticity.project_", projecting)
-    target = torch.linspace(-1, 1, ROWS)
-    critic, fresh = critic_of("flow"), critic_of("flow", seed=1)
-    fit_new_targets(critic, fresh, inputs(), target, steps=3, batch_size=16, rate=1e-2)
-    assert [seen.count(network) for network in (seen[0], seen[-1])] == [3, 3]
-    for network in (seen[0], seen[-1]):
-        assert max(norm_deviation(network).values()) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target_N": torch.full((ROWS,), 1.0)}, "targets that vary"),
-        ({"target_N": torch.linspace(-6, 6, ROWS)}, r"within \+-5, the critic's range, got 6"),
-        ({"steps": 0}, "steps >= 1"),
-        ({"fresh": critic_of("flow", hidden=16)}, "same architecture"),
-    ],
-)
-def test_fits_that_say_nothing_are_refused(changes, message):
-    given = {"fresh": critic_of("flow", seed=1), "target_N": torch.linspace(-1, 1, ROWS)}
-    given |= {"x_ND": inputs(), **changes}
-    with pytest.raises(InputError, match=message):
-        fit_new_targets(critic_of("flow"), **given)
-
-
-@KINDS
-@pytest.mark.slow
-def test_a_fresh_critic_fits_new_targets_and_one_with_dead_units_does_not(kind):
-    x = inputs(rows=256)
-    changes = {"hidden": 16, "width": 32, "depth": 2}
-    fresh, stuck = critic_of(kind, **changes), critic_of(kind, seed=1, **changes)
-    target = random_targets(critic_of(kind, seed=2, **changes), x, 1.0)
-    with torch.no_grad():
-        if kind == "official":
-            stuck.net.gain_LEH.zero_()
-            stuck.net.shift_LEH.zero_()
-            stuck.net.out_E1H.zero_()
-        elif kind == "flow":
-            stuck.net.norm.scale.zero_()
-        else:
-            for block in stuck.trunk.block:
-                block.norm2.scale.zero_()
-                block.norm2.shift.fill_(-1)
-    fit = fit_new_targets(stuck, fresh, x, target, steps=600, batch_size=64, rate=3e-3)
-    assert fit.fresh_error_E.max() < 0.3
-    assert fit.ratio > 2
-    if kind in ("flow", "official"):  # dead blocks leave a trunk its linear part
-        assert fit.error_E.min() > 0.9
-
-
-def test_layers_are_the_matrices_and_no_gain():
-    shapes = {name: tuple(part.shape) for name, part in layers_of(critic_of("official")).items()}
-    read = INPUTS + 50 + 8
-    assert shapes == {
-        "net.first_EHD": (2, 16, read),
-        "net.hidden_LEHH": (2, 2, 16, 16),
-        "net.out_E1H": (2, 1, 16),
-    }
-    found = layers_of(critic_of("flow"))
-    assert found.keys() == {
-        "net.first.weight",
-        "net.hidden.weight",
-        "net.out.weight",
-        "trunk.input_linear.weight",
-        *(f"trunk.block.{block}.linear{half}.weight" for block in (0, 1) for half in (1, 2)),
-    }
-    # Two orthogonal products of each member.
-    largest = largest_singular_value(found)["net.hidden.weight"]
-    torch.testing.assert_close(largest, torch.ones(4, dtype=torch.float64), atol=1e-5, rtol=0)
-
-
-def test_sizes_and_steps_of_layers():
-    before = {"layer": torch.stack((torch.eye(2), torch.diag(torch.tensor([3.0, 4.0]))))}
-    assert largest_singular_value(before)["layer"].tolist() == pytest.approx([1, 4])
-    assert weight_norm(before)["layer"].tolist() == pytest.approx([math.sqrt(2), 5])
-    after = {"layer": torch.stack((1.1 * torch.eye(2), torch.diag(torch.tensor([3.0, 5.0]))))}
-    assert update_ratio(before, after)["layer"].tolist() == pytest.approx([0.1, 0.2])
-
-
-def test_layers_are_copies_so_that_a_step_shows():
-    critic = critic_of("scalar")
-    before = layers_of(critic)
-    with torch.no_grad():
-        critic.head.weight.mul_(1.5)
-    ratio = update_ratio(before, layers_of(critic))
-    assert ratio.pop("head.weight").tolist() == pytest.approx([0.5, 0.5])
-    assert not any(value.any() for value in ratio.values())
 
 
 def test_gradients_of_two_losses_are_compared_by_direction():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from supple.agents.flow_critics import PublishedFlowCritic
 from supple.agents.mlp import Network
 from supple.diagnostics.context import Context
 from supple.diagnostics.data import DataSets
@@ -134,6 +135,10 @@ def collapse(module):
             if isinstance(layer, nn.Linear):
                 layer.bias[2:] = -1e4
         return
+    if isinstance(module, PublishedFlowCritic):  # what has no trunk to collapse says one velocity
+        for name in ("gain_LEH", "shift_LEH", "out_E1H"):
+            module.get_parameter(f"net.{name}").zero_()
+        return
     module.trunk.input_linear.weight[:] = module.trunk.input_linear.weight[:, :1]
     for block in module.trunk.block:
         for norm in (block.norm1, block.norm2):
@@ -142,7 +147,14 @@ def collapse(module):
 
 @pytest.mark.parametrize(
     ("kind", "role"),
-    [("categorical", "critic"), ("scalar", "critic"), ("scalar", "actor"), ("ppo", "value")],
+    [
+        ("categorical", "critic"),
+        ("scalar", "critic"),
+        ("scalar", "actor"),
+        pytest.param("flow", "critic", marks=pytest.mark.slow),
+        pytest.param("flow_official", "critic", marks=pytest.mark.slow),
+        ("ppo", "value"),
+    ],
 )
 def test_a_collapsed_network_has_a_gap(kind, role, monkeypatch):
     assert measured_gap(kind, role, monkeypatch, collapse)["mean"].value > 0.2
