@@ -1,26 +1,22 @@
-"""Representations: how large, varied and active features are, and what they share or express.
+"""Representations: how large, varied and active features are, and what they share.
 
 Features are of one network and member: unit i of two members has nothing in common but its number.
 Where ``...`` leads, each entry is measured on its own. Everything but lengths is in float64.
 
 Spectra are ``linalg.singular_values``.
 
-Shapes: ``N`` rows, ``H`` features, ``J`` sets of values, ``S`` ridge strengths, ``P`` directions.
+Shapes: ``N`` rows, ``H`` features, ``P`` directions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from supple.diagnostics.linalg import entropy_rank, leading, singular_values
 from supple.errors import InputError
-
-RIDGE = tuple(10.0**exponent for exponent in range(-6, 1))
-"""Strengths tried, relative to the mean sum of squares of a feature."""
 
 
 def feature_norm(features: Tensor) -> Tensor:
@@ -84,64 +80,6 @@ def participation_ratio(values: Tensor) -> Tensor:
 def stable_rank(values: Tensor) -> Tensor:
     """Sum of the squared ``singular_values`` over the largest, (...)."""
     return (values / values[..., :1]).square().sum(-1)
-
-
-def ridge_r2(x_NH: Tensor, y_NJ: Tensor) -> Tensor:
-    """Share of the variance of each set of values that a linear readout explains, (J,).
-
-    Ridge regression: on the first half of the rows, one quarter fits with each of ``RIDGE``, the
-    other chooses, both fit again. The second half is scored; below 0 it would be better to predict
-    the mean. Keep rows of one episode together.
-
-    Args:
-        x_NH: features.
-        y_NJ: values.
-
-    Raises:
-        InputError: fewer than 8 rows per feature, or something does not vary.
-    """
-    rows, width = x_NH.shape
-    if rows < 8 * width:
-        raise InputError(
-            f"a probe of {width} features needs {8 * width} rows, got {rows}:"
-            " give more, or a random_projection of the features"
-        )
-    x_NH, y_NJ = _centred(x_NH), _centred(y_NJ)
-    quarter, half = rows // 4, rows // 2
-    tried_SJ = _r2_by_strength(x_NH[:half], y_NJ[:half], quarter)
-    scored_SJ = _r2_by_strength(x_NH, y_NJ, half)
-    return scored_SJ.gather(0, tried_SJ.argmax(0, keepdim=True))[0]
-
-
-def _r2_by_strength(x_NH: Tensor, y_NJ: Tensor, fitted: int) -> Tensor:
-    """For each of ``RIDGE``, on the rows after the first ``fitted``, (S, J)."""
-    own_NH, other_NH = (x_NH - x_NH[:fitted].mean(0)).tensor_split([fitted])
-    own_NJ, other_NJ = (y_NJ - y_NJ[:fitted].mean(0)).tensor_split([fitted])
-    variance_J = other_NJ.var(0, correction=0)
-    if not (own_NH.any() and variance_J.all()):
-        raise InputError("a probe needs features and values that vary in every part of the rows")
-    square_H, basis_HH = torch.linalg.eigh(own_NH.mT @ own_NH)
-    along_HJ = basis_HH.mT @ (own_NH.mT @ own_NJ)
-    ridge_S11 = square_H.mean() * square_H.new_tensor(RIDGE)[:, None, None]
-    weight_SHJ = basis_HH @ (along_HJ / (square_H[:, None] + ridge_S11))
-    missed_SNJ: Tensor = other_NH @ weight_SHJ - other_NJ
-    return 1 - missed_SNJ.square().mean(1) / variance_J
-
-
-def linear_probe(features: Sequence[Tensor], values_NJ: Tensor) -> Tensor:
-    """``ridge_r2`` from the features (N, H) of each checkpoint i to the values of each j, (I, J).
-
-    j > i says whether old features serve later values, j < i what new ones kept. A flow's features
-    are those of all its steps side by side, brought to the usual width by ``random_projection``.
-    """
-    return torch.stack([ridge_r2(x_NH, values_NJ) for x_NH in features])
-
-
-def random_projection(x_NH: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Onto random directions that keep lengths on average, (N, width). Compare with one seed."""
-    shape = (x_NH.shape[-1], width)
-    directions = torch.randn(shape, generator=generator, device=x_NH.device, dtype=x_NH.dtype)
-    return x_NH @ directions / math.sqrt(width)
 
 
 def linear_cka(x_NH: Tensor, y_NH: Tensor) -> Tensor:

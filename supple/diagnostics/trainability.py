@@ -6,7 +6,7 @@ does not count as lost plasticity.
 
 Shapes: ``E`` members, ``N`` inputs, ``B`` batch rows, ``W`` outputs, ``J`` target functions, ``C``
 networks that are compared, ``T`` of them untrained, ``P`` points of a curve, ``D`` and ``H``
-widths, ``F`` folds.
+widths, ``S`` ridge strengths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch.func import functional_call
 from supple.agents.adam import Adam
 from supple.agents.nets import project_
 from supple.diagnostics.reading import Interval, require_rows_of
-from supple.diagnostics.representation import RIDGE
 from supple.diagnostics.views import View
 from supple.errors import InputError
 
@@ -33,6 +32,8 @@ HARD = 0.9
 FREE_SUPPORT = 0.8
 """Share of a critic's value range that targets may fill."""
 CURVE_POINTS, CURVE_ROWS = 10, 512
+RIDGE = tuple(10.0**exponent for exponent in range(-6, 1))
+"""Strengths tried, relative to the mean sum of squares of a feature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

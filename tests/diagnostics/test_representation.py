@@ -9,9 +9,6 @@ from supple.diagnostics.representation import (
     effective_rank,
     feature_norm,
     linear_cka,
-    linear_probe,
-    random_projection,
-    ridge_r2,
     srank,
     stable_rank,
     subspace_overlap,
@@ -129,46 +126,3 @@ def test_units_change_when_they_follow_their_past_no_more():
     now[:, 6] = before[:, 6]
     assert changed_units(before, now).item() == pytest.approx(4 / 6)
     assert changed_units(before, now, threshold=0.48).item() == pytest.approx(3 / 6)
-
-
-def test_a_probe_finds_what_features_express_and_nothing_else():
-    x = normal(400, 2, seed=5)
-    values = torch.stack((x[:, 0], 1 + 2 * x[:, 0] - x[:, 1]), 1)
-    mixed = x @ normal(2, 2, seed=6) - 3
-    found = linear_probe([x, mixed, x[:, :1], x[:, 1:]], values)
-    torch.testing.assert_close(found[:2], torch.ones_like(found[:2]), atol=1e-6, rtol=0)
-    # The second value has four fifths of its variance from the first coordinate.
-    expected = torch.tensor([[1.0, 0.8], [0.0, 0.2]], dtype=torch.float64)
-    torch.testing.assert_close(found[2:], expected, atol=0.06, rtol=0)
-
-
-def test_a_probe_chooses_its_ridge_on_the_first_half_and_is_scored_on_the_second():
-    x, noise = normal(320, 40, seed=7), normal(320, 1, seed=8)
-    # Nothing to learn; without a ridge, 40 weights fit the noise of 160 rows.
-    assert -0.4 < ridge_r2(x, noise).item() < 0
-    own = torch.linalg.lstsq(x[:160], noise[:160]).solution
-    plain = 1 - (x[160:] @ own - noise[160:]).square().mean() / noise[160:].var()
-    assert plain < ridge_r2(x, noise).item()
-    # What is learned in the first half is wrong in the second.
-    value = x[:, :1] * torch.tensor([1.0, -1.0]).repeat_interleave(160)[:, None]
-    assert ridge_r2(x, value).item() < -2
-
-
-def test_probes_that_cannot_be_trusted_are_refused():
-    with pytest.raises(InputError, match="of 3 features needs 24 rows, got 23"):
-        ridge_r2(normal(23, 3), normal(23, 1))
-    with pytest.raises(InputError, match="same in every row"):
-        ridge_r2(normal(24, 3), torch.ones(24, 1))
-    late = torch.zeros(24, 1)
-    late[20] = 1
-    with pytest.raises(InputError, match="vary in every part"):
-        ridge_r2(normal(24, 3), late)
-
-
-def test_random_projections_keep_lengths_on_average():
-    x = normal(50, 30)
-    found = random_projection(x, 2000, generator(9))
-    assert found.shape == (50, 2000)
-    ratio = found.norm(dim=-1) / x.norm(dim=-1)
-    # Standard deviation of each: 1 / sqrt(2 * 2000).
-    torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=4 / 4000**0.5, rtol=0)

@@ -229,6 +229,16 @@ def test_features_that_hold_the_values_explain_them_and_others_do_not():
     assert abs(linear_r2(x[:, 2:], y, episodes(800))) < 0.05
 
 
+def test_a_readout_is_shrunk_where_there_is_nothing_to_learn():
+    x, noise, fold = normal(200, 40), normal(200, seed=1), episodes(200) % 5
+    missed = [
+        noise[fold == k] - x[fold == k] @ torch.linalg.lstsq(x[fold != k], noise[fold != k])[0]
+        for k in range(5)
+    ]
+    plain = 1 - torch.cat(missed).square().mean() / noise.var(correction=0)
+    assert plain + 0.05 < linear_r2(x, noise, episodes(200)) < 0.05
+
+
 def test_an_invertible_change_keeps_everything_another_coordinate_nothing():
     x = normal(400, 2).double()
     y = x[:, 0]
