@@ -53,7 +53,8 @@ from supple.agents.flow_critics import FlowPrediction, FlowRange, PublishedFlowC
 from supple.agents.flow_settings import published
 from supple.agents.velocity import MLPSize, PublishedMLP
 from supple.bench.table import append, read
-from supple.diagnostics import plasticity, recovery, representation
+from supple.diagnostics import recovery, representation
+from supple.diagnostics.features import flow_features
 from supple.diagnostics.linalg import singular_values
 from supple.diagnostics.units import dormant_fraction
 from supple.display import Display
@@ -369,7 +370,7 @@ def measure(learner: Learner, snapshot: Learner, known: Truth, seeds: int) -> di
         else:
             assert isinstance(learner, Flow)
             start_N1 = learner.critic.noise(even(1, 2048))
-            features = plasticity.flow_features(learner.critic, state_N2, start_N1, steps=1)
+            features = flow_features(learner.critic, state_N2, start_N1, steps=1)
             feature_ENH = features.after_norm[0]
     found["srank"] = representation.srank(singular_values(feature_ENH)).float()
     found["dormant"] = dormant_fraction(feature_ENH).float()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics.data import DataSets, Transitions, generator_for
-from supple.diagnostics.plasticity import Features
+from supple.diagnostics.features import Features
 from supple.diagnostics.reading import Reading, undefined
 from supple.diagnostics.subject import Subject
 from supple.errors import InputError

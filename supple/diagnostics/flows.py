@@ -2,7 +2,8 @@
 
 What integration makes of errors in more detail is in ``recovery.py``.
 
-Shapes: ``E`` members, ``B`` rows, ``M`` noise samples, ``K`` steps.
+Shapes: ``E`` members, ``B`` rows, ``M`` noise samples, ``K`` steps, ``R`` uniform
+numbers per row.
 """
 
 from __future__ import annotations
@@ -95,6 +96,12 @@ def loss_by_time(
     times = [(k + 0.5) / bins for k in range(bins)]
     missed = [velocity(t, start_EBM + t * goal) - goal for t in times]
     return torch.stack([each.square().mean((1, 2)) for each in missed])
+
+
+def in_time_bin(uniform_BR: Tensor, low: float, high: float) -> Tensor:
+    """A flow loss's uniform numbers, their half that is flow times moved into [low, high)."""
+    noise_BM, t_BM = uniform_BR.chunk(2, dim=-1)
+    return torch.cat((noise_BM, low + (high - low) * t_BM), dim=-1)
 
 
 @torch.no_grad()

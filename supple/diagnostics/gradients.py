@@ -231,6 +231,21 @@ def alignment(gram_Enn: Tensor) -> Alignment:
     )
 
 
+def gradient_cosine(first: Tensor, second: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Between the gradients of two losses, of two time bins or two sets of targets, 0-d."""
+    flat = []
+    for loss in (first, second):
+        found = torch.autograd.grad(
+            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        flat.append(torch.cat([part.flatten() for part in found]).double())
+    product = flat[0].norm() * flat[1].norm()
+    if product == 0:
+        raise InputError("the direction of a gradient that is 0 is undefined")
+    cosine: Tensor = flat[0] @ flat[1] / product
+    return cosine
+
+
 def kernel_ranks(gram_Enn: Tensor) -> tuple[Tensor, Tensor]:
     """Effective rank, and eigenvalues above 1e-3 of the largest, over n: tangent kernel, (E,)."""
     values = torch.linalg.eigvalsh(gram_Enn).clamp(min=0)

@@ -5,7 +5,7 @@ substituted parameters) is seen by training, and always in evaluation mode, in w
 touch each other and no statistic moves.
 
 Shapes: ``E`` members, ``N`` rows, ``D`` input width, ``H`` units, ``W`` outputs, ``P`` parameters
-of one member, ``K`` Euler steps, ``M`` noise samples.
+of one member, ``K`` Euler steps or atoms, ``M`` noise samples.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from supple.agents.actor import Actor
-from supple.agents.critics import CategoricalCritic, Critic, HeadCritic
+from supple.agents.critics import CategoricalCritic, Critic, HeadCritic, project_to_atoms
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, FlowPrediction
 from supple.agents.mlp import Network
 from supple.agents.nets import Trunk, UnitBatchNorm
 from supple.agents.velocity import UnitVelocityNet
-from supple.diagnostics.plasticity import Features, flow_features, trunk_features, two_hot
+from supple.diagnostics.features import Features, flow_features, trunk_features
 from supple.kernels.critic_integration import integrate
 
 NONLINEARITIES = frozenset(
@@ -253,6 +253,13 @@ class CriticView(View):
         found.module = twin(self.module)
         found.module.head = untrained.module.head
         return found
+
+
+def two_hot(value_B: Tensor, critic: CategoricalCritic) -> Tensor:
+    """The distribution on the two atoms around each value whose mean it is, (B, K)."""
+    position_BK = value_B[:, None].expand(-1, critic.num_atoms)
+    even_BK = torch.full_like(position_BK, 1 / critic.num_atoms)
+    return project_to_atoms(even_BK, position_BK, critic.value_max)
 
 
 class FlowView(View):

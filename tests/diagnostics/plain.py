@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from supple.diagnostics.plasticity import Features
+from supple.diagnostics.features import Features
 from supple.diagnostics.views import View
 
 

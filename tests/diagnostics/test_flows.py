@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from supple.agents.flow_critics import PublishedFlowCritic
 from supple.diagnostics.flows import (
     coarseness,
     endpoint_error,
+    in_time_bin,
     loss_by_time,
     noise_consistency,
     noise_share,
@@ -13,8 +15,10 @@ from supple.diagnostics.flows import (
     recovery,
     straightness,
 )
+from supple.diagnostics.gradients import gradient_cosine
 from supple.errors import InputError
 from tests.agents.small_agents import generator
+from tests.agents.small_flows import ROWS, critic_of, inputs, uniform
 
 START = torch.linspace(-1, 1, 5, dtype=torch.float64).expand(1, 3, -1)
 
@@ -99,3 +103,20 @@ def test_states_on_the_way_are_counted_outside_the_support():
     found = outside_share(constant, START, -1.0, 2.0, steps=4)
     assert found.tolist() == pytest.approx([(0 + 0 + 0 + 1 + 2) / 20])
     assert outside_share(constant, START, -9.0, 9.0, steps=4).tolist() == [0]
+
+
+def test_a_flow_loss_is_taken_apart_by_time():
+    critic = critic_of(PublishedFlowCritic)
+    draws = uniform(critic, "loss")
+    moved = in_time_bin(draws, 0.25, 0.5)
+    assert torch.equal(moved[:, :3], draws[:, :3])
+    torch.testing.assert_close(moved[:, 3:], 0.25 + 0.25 * draws[:, 3:])
+    prediction, target = critic(inputs(), train=True), torch.linspace(-3, 3, ROWS)
+    early, late = (
+        critic.loss(prediction, target, in_time_bin(draws, low, low + 1e-3)) for low in (0.0, 0.9)
+    )
+    parameters = list(critic.parameters())
+    assert 0 < gradient_cosine(early, late, parameters) < 0.999
+    torch.testing.assert_close(
+        gradient_cosine(early, early, parameters), torch.ones((), dtype=torch.float64)
+    )

@@ -10,6 +10,7 @@ from supple.diagnostics import gradients
 from supple.diagnostics.gradients import (
     alignment,
     epsilon_share,
+    gradient_cosine,
     gradient_gram,
     kernel_ranks,
     noise_of,
@@ -128,6 +129,22 @@ def test_most_of_a_network_needs_no_gradient_of_single_samples(monkeypatch, kind
         objective = subject.objective(view.role, data.recent)
         gradient_gram(view, objective.loss, objective.rows, is_mean=True)
         assert {name.split(".")[0] for name in differentiated} <= {"net", "distilled"}  # a flow's
+
+
+def test_gradients_of_two_losses_are_compared_by_direction():
+    weight, unused = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(3, requires_grad=True)
+    x, y = torch.tensor([3.0, 4.0]), torch.tensor([4.0, -3.0])
+
+    def cosine(first, second):
+        return gradient_cosine(first, second, [weight, unused]).item()
+
+    assert cosine(weight @ x, 7 * weight @ x) == pytest.approx(1)
+    assert cosine(weight @ x, -(weight @ x)) == pytest.approx(-1)
+    assert cosine(weight @ x, weight @ y) == pytest.approx(0)
+    assert cosine(weight @ x, weight[0]) == pytest.approx(0.6)
+    assert weight.grad is None
+    with pytest.raises(InputError, match="is undefined"):
+        cosine(weight @ x, 0 * weight[0])
 
 
 def test_the_tangent_kernel_of_orthonormal_rows_has_full_rank():

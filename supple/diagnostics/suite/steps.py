@@ -12,11 +12,12 @@ from torch import Tensor
 from supple.diagnostics import curvature, gradients, movement
 from supple.diagnostics.context import Context, attempt
 from supple.diagnostics.linalg import Product, hutchinson, lanczos
-from supple.diagnostics.plasticity import LAYERS
 from supple.diagnostics.reading import Reading, ensemble, reading, require_rows, undefined
 from supple.diagnostics.step import next_step
 from supple.diagnostics.views import View
 
+LAYERS = ("weight", "first_EHD", "hidden_LEHH", "out_E1H")
+"""What the parameters of linear layers are called."""
 PER_SAMPLE_ROWS = 256
 NOISE_CHUNKS = 8
 CURVATURE_ROWS = 1024

@@ -1,30 +1,26 @@
-"""Plasticity of critics: features taken, features frozen, gradients compared.
+"""Features of critics: taken where the output layer reads them, and frozen.
 
-What can be said of features alone is in ``diagnostics/representation.py``, how well new targets are
-learned in ``diagnostics/trainability.py``.
+What can be said of them is in ``diagnostics/representation.py``, how well new targets are learned
+from them in ``diagnostics/trainability.py``.
 
-Shapes: ``E`` members, ``B`` or ``N`` rows, ``M`` noise samples, ``K`` steps or atoms, ``D`` input
-width, ``H`` width, ``R`` uniform numbers per row. Values are in scaled reward units.
+Shapes: ``E`` members, ``B`` or ``N`` rows, ``M`` noise samples, ``K`` steps, ``D`` input width,
+``H`` width.
 Source: the protocols follow arXiv:2603.04333 and CMU-AIRe/floq.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from supple.agents.critics import CategoricalCritic, Critic, HeadCritic, project_to_atoms
+from supple.agents.critics import Critic, HeadCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowCritic, PublishedFlowCritic
 from supple.agents.nets import Trunk
 from supple.agents.velocity import PublishedMLP, UnitVelocityNet, VelocityNet
 from supple.errors import InputError
 from supple.kernels.critic_integration import first_layer, hidden_layers, path
-
-LAYERS = ("weight", "first_EHD", "hidden_LEHH", "out_E1H")
-"""What the parameters of linear layers are called."""
 
 
 class Features(NamedTuple):
@@ -114,31 +110,3 @@ def _early_part(net: VelocityNet | PublishedMLP) -> list[Tensor]:
         # The last hidden layer has a norm before its activation, the output one of its own.
         views = [net.first.weight, field.hidden_LEHH[:-1], field.gain_LEH[:-2]]
     return [view.detach() for view in views]
-
-
-def two_hot(value_B: Tensor, critic: CategoricalCritic) -> Tensor:
-    """The distribution on the two atoms around each value whose mean it is, (B, K)."""
-    position_BK = value_B[:, None].expand(-1, critic.num_atoms)
-    even_BK = torch.full_like(position_BK, 1 / critic.num_atoms)
-    return project_to_atoms(even_BK, position_BK, critic.value_max)
-
-
-def in_time_bin(uniform_BR: Tensor, low: float, high: float) -> Tensor:
-    """A flow loss's uniform numbers, their half that is flow times moved into [low, high)."""
-    noise_BM, t_BM = uniform_BR.chunk(2, dim=-1)
-    return torch.cat((noise_BM, low + (high - low) * t_BM), dim=-1)
-
-
-def gradient_cosine(first: Tensor, second: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Between the gradients of two losses, of two time bins or two sets of targets, 0-d."""
-    flat = []
-    for loss in (first, second):
-        gradients = torch.autograd.grad(
-            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        flat.append(torch.cat([part.flatten() for part in gradients]).double())
-    product = flat[0].norm() * flat[1].norm()
-    if product == 0:
-        raise InputError("the direction of a gradient that is 0 is undefined")
-    cosine: Tensor = flat[0] @ flat[1] / product
-    return cosine

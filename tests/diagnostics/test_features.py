@@ -1,4 +1,4 @@
-"""Features taken from critics and frozen; gradients compared."""
+"""Features taken from critics and frozen."""
 
 import copy
 import math
@@ -11,15 +11,9 @@ from supple.agents.critics import CategoricalCritic, CriticSize, ScalarCritic
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.nets import project_
-from supple.diagnostics.plasticity import (
-    FrozenFeatures,
-    flow_features,
-    gradient_cosine,
-    in_time_bin,
-    trunk_features,
-    two_hot,
-)
+from supple.diagnostics.features import FrozenFeatures, flow_features, trunk_features
 from supple.diagnostics.recovery import fixed_noise
+from supple.diagnostics.views import two_hot
 from supple.errors import InputError
 from supple.kernels.critic_integration import path
 from tests.agents.small_agents import (
@@ -222,36 +216,3 @@ def test_two_hot_targets_have_the_value_as_their_mean():
     assert ((found > 0).sum(-1) <= 2).all()
     torch.testing.assert_close(found @ critic.atoms, value)
     torch.testing.assert_close(found.sum(-1), torch.ones(4))
-
-
-def test_gradients_of_two_losses_are_compared_by_direction():
-    weight, unused = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(3, requires_grad=True)
-    x, y = torch.tensor([3.0, 4.0]), torch.tensor([4.0, -3.0])
-
-    def cosine(first, second):
-        return gradient_cosine(first, second, [weight, unused]).item()
-
-    assert cosine(weight @ x, 7 * weight @ x) == pytest.approx(1)
-    assert cosine(weight @ x, -(weight @ x)) == pytest.approx(-1)
-    assert cosine(weight @ x, weight @ y) == pytest.approx(0)
-    assert cosine(weight @ x, weight[0]) == pytest.approx(0.6)
-    assert weight.grad is None
-    with pytest.raises(InputError, match="is undefined"):
-        cosine(weight @ x, 0 * weight[0])
-
-
-def test_a_flow_loss_is_taken_apart_by_time():
-    critic = critic_of("official")
-    draws = torch.rand(ROWS, critic.draws.loss, generator=generator(1))
-    moved = in_time_bin(draws, 0.25, 0.5)
-    assert torch.equal(moved[:, :3], draws[:, :3])
-    torch.testing.assert_close(moved[:, 3:], 0.25 + 0.25 * draws[:, 3:])
-    prediction, target = critic(inputs(), train=True), torch.linspace(-3, 3, ROWS)
-    early, late = (
-        critic.loss(prediction, target, in_time_bin(draws, low, low + 1e-3)) for low in (0.0, 0.9)
-    )
-    parameters = list(critic.parameters())
-    assert 0 < gradient_cosine(early, late, parameters) < 0.999
-    torch.testing.assert_close(
-        gradient_cosine(early, early, parameters), torch.ones((), dtype=torch.float64)
-    )
