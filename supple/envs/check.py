@@ -7,15 +7,11 @@ is unusual, or could not be seen in the steps taken.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from supple.envs.base import Box, Discrete, Env, EnvSpec
@@ -79,51 +75,6 @@ def check_env(make: Callable[[], Env], *, steps: int = 200, seed: int = 0) -> li
     finally:
         checker.close()
     return checker.findings
-
-
-def fill_unended_final_obs_with_nan(step: TensorDict) -> TensorDict:
-    """A copy of a step whose unspecified rows of ``final_observation`` are NaN.
-
-    Whoever reads a row that did not end then finds out.
-    """
-    poisoned = step.clone()
-    ended = (step["terminated"] | step["truncated"]).unsqueeze(-1)
-    final = poisoned["final_observation"]
-    for group in list(final.keys()):
-        final[group] = torch.where(ended, final[group], math.nan)
-    return poisoned
-
-
-class PoisonFinalObs(Env):
-    """Another environment with NaN wherever ``final_observation`` is unspecified."""
-
-    def __init__(self, env: Env) -> None:
-        self.env = env
-        self.spec = env.spec
-
-    def reset(self, seed: int | None = None) -> TensorDict:
-        """As the wrapped environment."""
-        return self.env.reset(seed)
-
-    def step(self, action: Tensor) -> TensorDict:
-        """As the wrapped environment, with the unspecified rows poisoned."""
-        return fill_unended_final_obs_with_nan(self.env.step(action))
-
-    def render(self) -> np.ndarray:
-        """As the wrapped environment."""
-        return self.env.render()
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the wrapped environment."""
-        return self.env.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As the wrapped environment."""
-        self.env.load_state_dict(state)
-
-    def close(self) -> None:
-        """As the wrapped environment."""
-        self.env.close()
 
 
 _CHECKS = {
