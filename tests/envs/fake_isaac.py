@@ -56,6 +56,39 @@ class Cart:
         self.closed = True
 
 
+class ManagerCart(Cart):
+    """As Isaac Lab and mjlab: the same storage for reward and flags at every step."""
+
+    step_dt, physics_dt = 0.02, 0.005
+
+    def __init__(self, num_envs=3, **cfg):
+        super().__init__(num_envs)
+        self.cfg = SimpleNamespace(decimation=4, **cfg)
+        self.common_step_counter = 0
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
+        self.terminated = torch.zeros(num_envs, dtype=torch.bool)
+        self.time_outs = torch.zeros(num_envs, dtype=torch.bool)
+
+    def begin_again(self, env_ids):
+        super().begin_again(env_ids)
+        self.episode_length_buf[env_ids] = 0
+
+    def advance(self, actions):
+        """Everything of a step but its resets."""
+        self.simulate(actions)
+        self.common_step_counter += 1
+        self.episode_length_buf += 1
+        self.rew_buf[:] = self.steps
+        self.terminated[:] = self.failed()
+        self.time_outs[:] = self.episode_length_buf >= LIMIT
+
+    def result(self):
+        return self.groups(), self.rew_buf, self.terminated, self.time_outs, self.extras
+
+    def groups(self):
+        raise NotImplementedError
+
+
 class VecTask(Cart):
     """IsaacGymEnvs: ``kind`` A resets in the next step after simulating, B before, C at once."""
 
