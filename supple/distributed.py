@@ -113,13 +113,9 @@ def leave(*, in_peace: bool) -> None:
     _world = World()
 
 
-def lost_peer(patience: float = 1.0) -> str:
-    """Which other process has ended before its time, in one line; empty if none has.
-
-    Args:
-        patience: a sum fails a little before its cause is known [s].
-    """
-    deadline = time.monotonic() + patience
+def lost_peer() -> str:
+    """Which other process has ended before its time, in one line; empty if none has."""
+    deadline = time.monotonic() + 1.0  # a sum fails a little before its cause is known
     while _watch and not _watch.lost and time.monotonic() < deadline:
         time.sleep(0.01)
     return _watch.lost if _watch else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -150,7 +149,7 @@ def record_video(
     *,
     seed: int | None,
     fps: float,
-    max_seconds: float = math.inf,
+    max_seconds: float,
 ) -> Evaluation:
     """Film one deterministic episode of environment 0.
 
@@ -349,7 +348,7 @@ def film(
     path: Path,
     *,
     seed: int,
-    max_seconds: float = math.inf,
+    max_seconds: float,
     progress: Mapping[str, Any] | None = None,
     accept: Callable[[EnvSpec], None] | None = None,
 ) -> Evaluation:

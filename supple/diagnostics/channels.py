@@ -24,6 +24,8 @@ from supple.errors import InputError
 
 ASSUMED_NOISE = 0.01
 """Share of a channel's standard deviation that stands in for noise nobody declared."""
+GAINS = 20
+"""Pairs of sensor and actuator in a table."""
 COMMAND = re.compile(r"command|cmd", re.IGNORECASE)
 """Names of channels that tell the policy what to do; they are no sensors."""
 _UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s"}
@@ -194,7 +196,7 @@ def gain_matrix(slope_NAD: Tensor, actuators: Actuators) -> Tensor:
 
 
 def gain_table(
-    slope_NAD: Tensor, layout: Layout, actuators: Actuators, deviation_D: Tensor, *, most: int = 20
+    slope_NAD: Tensor, layout: Layout, actuators: Actuators, deviation_D: Tensor
 ) -> list[Gain]:
     """The pairs of sensor and actuator with the largest jitter, in shares of the half range.
 
@@ -203,7 +205,6 @@ def gain_table(
         layout: of the observation.
         actuators: of the action.
         deviation_D: standard deviation of each channel over the states.
-        most: how many pairs.
     """
     gain_AD = gain_matrix(slope_NAD, actuators).cpu()
     declared = layout.noise
@@ -211,7 +212,7 @@ def gain_table(
     jitter_AD = gain_AD * noise_D.double().cpu()
     scale_A = torch.tensor(actuators.scale, dtype=torch.float64)
     share_AD = jitter_AD / scale_A[:, None]
-    order = share_AD.flatten().argsort(descending=True)[:most].tolist()
+    order = share_AD.flatten().argsort(descending=True)[:GAINS].tolist()
     found = []
     for index in order:
         a, d = divmod(index, len(layout))

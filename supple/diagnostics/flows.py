@@ -22,7 +22,7 @@ TIME_BINS = 8
 
 
 @torch.no_grad()
-def straightness(velocity: Velocity, start_EBM: Tensor, steps: int = FINE) -> Tensor:
+def straightness(velocity: Velocity, start_EBM: Tensor) -> Tensor:
     """E of the integral of |v - (z_1 - z_0)|^2 over E |z_1 - z_0|^2, (E,).
 
     0: the network ignores time and state and has become a critic of one pass. On the path of many
@@ -32,10 +32,10 @@ def straightness(velocity: Velocity, start_EBM: Tensor, steps: int = FINE) -> Te
         InputError: the flow carries nothing anywhere.
     """
     state, velocities = start_EBM, []
-    for k in range(steps):
-        middle = state + velocity(k / steps, state) / (2 * steps)
-        velocities.append(velocity((k + 0.5) / steps, middle))
-        state = state + velocities[-1] / steps
+    for k in range(FINE):
+        middle = state + velocity(k / FINE, state) / (2 * FINE)
+        velocities.append(velocity((k + 0.5) / FINE, middle))
+        state = state + velocities[-1] / FINE
     change_EBM = state - start_EBM
     length_E = change_EBM.square().mean((1, 2))
     if not length_E.all():
@@ -88,12 +88,10 @@ def endpoint_error(velocity: Velocity, start_EBM: Tensor, end_BM: Tensor) -> Ten
 
 
 @torch.no_grad()
-def loss_by_time(
-    velocity: Velocity, start_EBM: Tensor, end_BM: Tensor, bins: int = TIME_BINS
-) -> Tensor:
-    """Mean (v - (y - z_0))^2 in the middle of each bin of flow time, (bins, E)."""
+def loss_by_time(velocity: Velocity, start_EBM: Tensor, end_BM: Tensor) -> Tensor:
+    """Mean (v - (y - z_0))^2 in the middle of each bin of flow time, (TIME_BINS, E)."""
     goal = end_BM - start_EBM
-    times = [(k + 0.5) / bins for k in range(bins)]
+    times = [(k + 0.5) / TIME_BINS for k in range(TIME_BINS)]
     missed = [velocity(t, start_EBM + t * goal) - goal for t in times]
     return torch.stack([each.square().mean((1, 2)) for each in missed])
 

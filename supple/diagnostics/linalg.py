@@ -137,7 +137,6 @@ def hutchinson(
     generator: torch.Generator,
     tolerance: float = 0.05,
     dtype: torch.dtype = torch.float32,
-    least: int = 8,
     most: int = 100,
 ) -> Trace:
     """Trace from products with random signs, until the standard error is ``tolerance`` of it.
@@ -151,7 +150,7 @@ def hutchinson(
         found_EP = product(z_EP)
         traces.append((z_EP * found_EP).double().sum(-1))
         squares.append(found_EP.double().square().sum(-1))
-        if count >= least:
+        if count >= 8:  # fewer say little of their own error
             stack_SE = torch.stack(traces)
             error_E = stack_SE.std(0) / math.sqrt(count)
             if (error_E < tolerance * stack_SE.mean(0).abs()).all():

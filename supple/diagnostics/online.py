@@ -118,7 +118,6 @@ class Online:
         seed: of the run.
         env_steps: planned environment steps of the run.
         updates: planned gradient steps.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -130,14 +129,12 @@ class Online:
         seed: int,
         env_steps: int,
         updates: float,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._agent = agent
         self._replay = replay
         self._settings = settings
         self._seed = seed
         self._planned = env_steps
-        self._clock = clock
         self._anchor: Transitions | None = None
         self._restored: tuple[int, Transitions] | None = None
         """The newest transitions of a resumed run whose ring is empty, and its updates."""
@@ -147,7 +144,7 @@ class Online:
         self._row: dict[str, float] = {}
         self._off: dict[str, str] = {}
         self._seen = -1
-        self.governor = Governor(settings.max_overhead, clock)
+        self.governor = Governor(settings.max_overhead)
         self.memory: dict[str, Any] = {}
         """What groups keep from call to call."""
         self._alarms = Alarms()
@@ -171,7 +168,7 @@ class Online:
         gathers = self._gathers(env_steps)
         if not tiers and not gathers:
             return
-        began = self._clock()
+        began = time.perf_counter()
         try:
             with isolated(self._agent):
                 if gathers:
@@ -183,11 +180,11 @@ class Online:
             self._row["diag/skipped"] = float(self._skipped)
             self._say("a call", f"diagnostics skipped a call: {first_line(error)}")
         if tiers:
-            self.governor.charge(self._clock() - began, tiers)
+            self.governor.charge(time.perf_counter() - began, tiers)
             for tier in tiers:
                 self._due[tier] = updates + self.governor.stretch * self._periods[tier]
         else:
-            self.governor.spent += self._clock() - began
+            self.governor.spent += time.perf_counter() - began
 
     def row(self) -> dict[str, float]:
         """Readings since the last row, under ``diag/``; numbers only."""

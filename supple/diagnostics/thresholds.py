@@ -35,8 +35,8 @@ class Threshold:
         return "ok"
 
 
-def _below(warn: float | None, bad: float | None = None) -> Threshold:
-    return Threshold(warn, bad, above=False)
+def _below(warn: float) -> Threshold:
+    return Threshold(warn, above=False)
 
 
 THRESHOLDS: Mapping[str, Threshold] = {

@@ -34,6 +34,7 @@ FREE_SUPPORT = 0.8
 CURVE_POINTS, CURVE_ROWS = 10, 512
 RIDGE = tuple(10.0**exponent for exponent in range(-6, 1))
 """Strengths tried, relative to the mean sum of squares of a feature."""
+FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,10 +261,10 @@ def fit_gap(error_J: Tensor, fresh_JT: Tensor, generator: torch.Generator) -> Ga
     return Gap(float(gap(own_J, fresh_JT)), (low, high), float(own_J.mean()), fresh)
 
 
-def linear_r2(x_NH: Tensor, y_N: Tensor, episode_N: Tensor, *, folds: int = 5) -> float:
+def linear_r2(x_NH: Tensor, y_N: Tensor, episode_N: Tensor) -> float:
     """Share of the values' variance that a ridge readout explains on episodes it has not seen.
 
-    Cross-validated over ``folds`` groups of episodes; each chooses its strength, from ``RIDGE``,
+    Cross-validated over ``FOLDS`` groups of episodes; each chooses its strength, from ``RIDGE``,
     by the same procedure within what it is fitted on.
 
     Raises:
@@ -271,17 +272,17 @@ def linear_r2(x_NH: Tensor, y_N: Tensor, episode_N: Tensor, *, folds: int = 5) -
     """
     rows, width = x_NH.shape
     require_rows_of(f"a probe of {width} features", rows, width)
-    fold_N = episode_N.unique(return_inverse=True)[1] % folds
-    if int(episode_N.unique().numel()) < 2 * folds:
-        raise InputError(f"a probe of {folds} folds needs {2 * folds} episodes")
+    fold_N = episode_N.unique(return_inverse=True)[1] % FOLDS
+    if int(episode_N.unique().numel()) < 2 * FOLDS:
+        raise InputError(f"a probe of {FOLDS} folds needs {2 * FOLDS} episodes")
     x_NH, y_N = x_NH.double(), y_N.double()
     variance = y_N.var(correction=0)
     if variance == 0:
         raise InputError("a probe needs values that vary")
     missed = torch.zeros_like(y_N)
-    for fold in range(folds):
+    for fold in range(FOLDS):
         held = fold_N == fold
-        inner = [other for other in range(folds) if other != fold]
+        inner = [other for other in range(FOLDS) if other != fold]
         tried_S = torch.zeros(len(RIDGE), dtype=torch.float64, device=x_NH.device)
         for other in inner:
             fitted = ~held & (fold_N != other)

@@ -24,18 +24,19 @@ def dormant_fraction(activations: Tensor, threshold: float = 0.025) -> Tensor:
     return _low(activations.double().abs().mean(-2), threshold)
 
 
-def constant_fraction(activations: Tensor, share: float = 0.01, least: float = 0.0) -> Tensor:
+def constant_fraction(activations: Tensor, least: float = 0.0) -> Tensor:
     """Share of units that hardly vary over rows, always on ones too, (..., N, H) -> (...).
+
+    Their standard deviation is at most a hundredth of the layer's mean.
 
     Args:
         activations: of one layer.
-        share: of the layer's mean standard deviation, at or below which a unit is constant.
-        least: standard deviation below which it is in any case; 1e-3 for tanh.
+        least: standard deviation below which a unit is constant in any case; 1e-3 for tanh.
 
     Source: the rule for tanh is of Moalla et al., 2024, the rest our own.
     """
     spread = _finite(activations.double().std(-2, correction=0))
-    constant = (spread <= share * spread.mean(-1, keepdim=True)) | (spread < least)
+    constant = (spread <= 0.01 * spread.mean(-1, keepdim=True)) | (spread < least)
     return constant.double().mean(-1)
 
 

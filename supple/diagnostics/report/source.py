@@ -89,7 +89,6 @@ def over_checkpoints(
     caption: str,
     *,
     share_of_width: bool = False,
-    zero: bool = True,
 ) -> Callable[[Source], Iterator[Figure]]:
     """A plot of some metrics over a run's checkpoints.
 
@@ -100,7 +99,6 @@ def over_checkpoints(
         ylabel: with its unit.
         caption: how to read it.
         share_of_width: divide by the reading's feature width.
-        zero: whether the scale holds 0.
     """
 
     def make(source: Source) -> Iterator[Figure]:
@@ -124,7 +122,7 @@ def over_checkpoints(
                 [*(y for _, y in everything), *(end for _, *ends in bars for end in ends)],
                 xlabel="environment steps",
                 ylabel=ylabel,
-                zero=zero,
+                zero=True,
             )
             for kind, (name, *_, points) in enumerate(drawn):
                 frame.line(points, name, kind=kind, dots=True)
