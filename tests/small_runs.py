@@ -166,6 +166,14 @@ def assert_resumes_with_the_same_bits(settings_of, folder, *, at):
     return state
 
 
+def one_line(capsys):
+    """What the program said as it refused or failed: one line and no more."""
+    said = capsys.readouterr().err
+    assert said.startswith("supple: error: "), said
+    assert said.count("\n") == len(said.splitlines()) == 1, said
+    return said.rstrip("\n")
+
+
 def result(folder):
     return json.loads((folder / "result.json").read_text())
 

@@ -17,7 +17,7 @@ from supple.configs.base import from_json, to_json
 from supple.configs.flags import parse_flags
 from supple.envs.toy import Counter
 from supple.errors import InputError
-from tests.small_runs import flags, reached, run_whole, small_settings
+from tests.small_runs import flags, one_line, reached, run_whole, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,6 @@ def trained(agent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pendulum"
     run_whole(small_settings("gym/Pendulum-v1", folder, env_steps=400, agent=agent))
     return folder
-
-
-def one_line(capsys):
-    err = capsys.readouterr().err.strip()
-    assert len(err.splitlines()) == 1, err
-    return err
 
 
 @pytest.mark.parametrize(

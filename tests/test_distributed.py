@@ -18,7 +18,7 @@ from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
 from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.world import World, from_environment
-from tests.small_runs import deterministic_rows, finish, flags, small_settings
+from tests.small_runs import deterministic_rows, finish, flags, one_line, small_settings
 from tests.small_worlds import PATIENCE, child, free_port, in_processes, start, statuses, variables
 
 STEPS, EVERY = 160, 16
@@ -200,12 +200,6 @@ def test_another_number_of_processes_is_refused(whole, capsys):
         f" rows, now there are 1: continue with torchrun --nproc-per-node=2 -m supple resume"
         f" {whole}, or on several machines as then"
     )
-
-
-def one_line(capsys):
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_a_restarted_run_continues_in_its_folder(whole, agent, tmp_path):

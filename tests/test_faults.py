@@ -11,7 +11,7 @@ import torch
 
 from supple import checkpoint, launch
 from supple.cli import DONE, FAILED, RESUMABLE, main
-from tests.small_runs import flags
+from tests.small_runs import flags, one_line
 
 STEPS = ["--env-steps", "120", "--checkpoint.every", "30", "--eval.every", "1000"]
 
@@ -34,13 +34,6 @@ def after_a_checkpoint(monkeypatch, fault):
 
 def train(folder, agent, *more):
     return main(["train", "toy/lqr", *flags(agent), *STEPS, "--run-dir", str(folder), *more])
-
-
-def one_line(capsys):
-    error = capsys.readouterr().err
-    assert error.startswith("supple: error: ")
-    assert error.count("\n") == 1, error
-    return error
 
 
 def assert_resumable(folder, at):

@@ -16,7 +16,7 @@ from supple.envs.toy import Counter
 from supple.evaluate import evaluate, evaluation_envs
 from supple.files import claim
 from supple.rng import Generators
-from tests.small_runs import finish, run_until, run_whole, small_settings
+from tests.small_runs import finish, one_line, run_until, run_whole, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,6 @@ def copy(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / "copy")
 
 
-def error_line(capsys):
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 def test_eval_works_inside_a_checkpoint_folder(stopped, monkeypatch, capsys):
     monkeypatch.chdir(list_checkpoints(stopped)[0])
     assert main(["eval", ".", "--episodes", "1", "--json"]) == DONE
@@ -46,13 +41,13 @@ def test_eval_works_inside_a_checkpoint_folder(stopped, monkeypatch, capsys):
 def test_a_damaged_spec_is_refused_in_one_line(copy, record, capsys):
     (copy / "spec.json").write_text(record)
     assert main(["eval", str(copy)]) == BAD_INPUT
-    assert f"{copy / 'spec.json'} is damaged" in error_line(capsys)
+    assert f"{copy / 'spec.json'} is damaged" in one_line(capsys)
 
 
 def test_a_missing_spec_is_not_called_damaged(copy, capsys):
     (copy / "spec.json").unlink()
     assert main(["eval", str(copy)]) == BAD_INPUT
-    assert f"expected {copy / 'spec.json'}" in error_line(capsys)
+    assert f"expected {copy / 'spec.json'}" in one_line(capsys)
 
 
 def test_a_video_that_cannot_be_written_is_refused_before_filming(copy, monkeypatch, capsys):
@@ -60,9 +55,9 @@ def test_a_video_that_cannot_be_written_is_refused_before_filming(copy, monkeypa
     folder = copy / "folder.mp4"
     folder.mkdir()
     assert main(["play", str(copy), "--video", str(folder)]) == BAD_INPUT
-    assert "it is a folder" in error_line(capsys)
+    assert "it is a folder" in one_line(capsys)
     assert main(["play", str(copy), "--video", str(copy / "spec.json" / "a.mp4")]) == BAD_INPUT
-    assert "cannot write" in error_line(capsys)
+    assert "cannot write" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +70,7 @@ def test_a_task_that_cannot_be_drawn_is_not_built_and_leaves_no_file(
     video = str(tmp_path / "a.mp4")
     assert main(["play", str(copy), "--task", task, "--video", video]) == BAD_INPUT
     said = f"cannot film {task}: {task.partition('/')[0]}/ has no picture to draw"
-    assert said in error_line(capsys)
+    assert said in one_line(capsys)
     assert not list(tmp_path.glob("*.mp4"))
     assert not list(tmp_path.glob(".partial*"))
 
@@ -103,11 +98,11 @@ def from_cuda(copy, agent, monkeypatch):
 
 def test_a_run_from_a_gpu_is_evaluated_on_the_cpu_and_says_so_once(from_cuda, capsys):
     assert main(["eval", str(from_cuda), "--episodes", "1", "--json"]) == DONE
-    assert error_line(capsys) == "supple: no cuda:1 here, using the CPU"
+    assert capsys.readouterr().err == "supple: no cuda:1 here, using the CPU\n"
     assert main(["eval", str(from_cuda), "--episodes", "1", "--device", "cpu"]) == DONE
     assert capsys.readouterr().err == ""
     assert main(["eval", str(from_cuda), "--device", "cuda"]) == BAD_INPUT
-    assert "--device cuda: this machine has 0" in error_line(capsys)
+    assert "--device cuda: this machine has 0" in one_line(capsys)
 
 
 def test_a_run_from_a_gpu_is_continued_on_the_cpu_and_keeps_its_settings(from_cuda, capsys):
@@ -187,16 +182,16 @@ def test_a_best_checkpoint_that_is_not_kept_is_refused_with_those_that_are(fell,
     run = shutil.copytree(fell, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step_120")
     assert main(["eval", str(run), "--best"]) == BAD_INPUT
-    error = error_line(capsys)
+    error = one_line(capsys)
     assert "the best evaluation, -2.5, was at step 120, of which no checkpoint is kept" in error
     assert error.endswith("instead of --best: step_40, step_80, step_160")
     (run / "metrics.csv").unlink()
     assert main(["eval", str(run), "--best"]) == BAD_INPUT
-    assert "has no evaluation to tell its best checkpoint by" in error_line(capsys)
+    assert "has no evaluation to tell its best checkpoint by" in one_line(capsys)
     assert main(["eval", str(tmp_path), "--best"]) == BAD_INPUT
-    assert "holds no run" in error_line(capsys)
+    assert "holds no run" in one_line(capsys)
     assert main(["verify", str(run), "--best"]) == BAD_INPUT
-    assert "--best chooses among the checkpoints of --run" in error_line(capsys)
+    assert "--best chooses among the checkpoints of --run" in one_line(capsys)
 
 
 # --- in another environment ------------------------------------------------------------------
@@ -268,7 +263,7 @@ def test_env_flags_change_where_a_policy_is_evaluated(stopped, capsys):
 )
 def test_where_a_policy_cannot_act_is_refused_in_one_line(stopped, flags, text, capsys):
     assert main(["eval", str(stopped), *flags]) == BAD_INPUT
-    assert text in error_line(capsys)
+    assert text in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +280,7 @@ def test_what_is_no_flag_there_is_refused_by_the_commands_name(
     stopped, command, flags, text, capsys
 ):
     assert main([command, str(stopped), *flags]) == BAD_INPUT
-    assert text.replace("COMMAND", command) in error_line(capsys)
+    assert text.replace("COMMAND", command) in one_line(capsys)
 
 
 def test_as_many_environments_evaluate_on_a_gpu_as_train_there(stopped, monkeypatch):
@@ -314,10 +309,10 @@ def test_ctrl_c_speaks_of_checkpoints_only_in_training(copy, monkeypatch, capsys
 
     monkeypatch.setattr("supple.evaluate.evaluate", interrupt)
     assert main(["eval", str(copy)]) == FAILED
-    assert error_line(capsys) == "supple: error: stopped"
+    assert one_line(capsys) == "supple: error: stopped"
     monkeypatch.setattr("supple.train.train", interrupt)
     assert main(["resume", str(copy)]) == FAILED
-    assert f"the last checkpoint is intact: supple resume {copy}" in error_line(capsys)
+    assert f"the last checkpoint is intact: supple resume {copy}" in one_line(capsys)
 
 
 def test_a_refused_resume_gives_the_folder_back(copy):
