@@ -93,10 +93,7 @@ BEHIND: dict[str, Any] = {
     "__invert__": aten.bitwise_not.default,
     "copy_": aten.copy_.default,
     "to": to,
-    **{
-        name: partial(to, target=getattr(torch, name))
-        for name in ("float", "double", "long", "int")
-    },
+    **{name: partial(to, target=getattr(torch, name)) for name in CONVERSIONS},
 }
 
 
@@ -120,6 +117,12 @@ def fake_cuda(monkeypatch):
 
 def on_gpu(*shape, dtype=torch.float32):
     return torch.zeros(shape, dtype=dtype, device=CUDA)
+
+
+def tensors_of(agent, replay):
+    """Which they are, and of what size."""
+    found = [*agent._tensors(), *replay._counters(), *replay.columns.values()]
+    return [(id(value), value.shape, value.device) for value in [*found, *replay.storage.values()]]
 
 
 def fake_step(spec):
@@ -154,13 +157,7 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
         setattr(agent, step_name, lambda *inputs: {})
     obs = fake_step(spec)["observation"]
 
-    def state():
-        found = [*agent._tensors(), *replay._counters(), *replay.columns.values()]
-        return [
-            (id(value), value.shape, value.device) for value in [*found, *replay.storage.values()]
-        ]
-
-    before = state()
+    before = tensors_of(agent, replay)
     with NoTransfers():
         for _ in range(20):  # wraps around the ring
             action, extras = agent.act(obs, explore=True)
@@ -176,7 +173,7 @@ def test_acting_adding_sampling_and_updating_stay_on_the_device(fake_cuda, chang
     assert all(value.device == CUDA for value in metrics.values())
     assert all(value.device == CUDA for value in diagnostics.values())
     assert deterministic.device == CUDA
-    assert state() == before  # the same tensors, of the same size
+    assert tensors_of(agent, replay) == before  # the same tensors, of the same size
 
 
 def test_looking_for_bad_rows_stays_on_the_device(fake_cuda):
@@ -219,13 +216,7 @@ def test_ppo_stays_on_the_device(fake_cuda, changes, discrete):
     agent._learn_step = lambda *inputs: {}  # type: ignore[assignment]
     obs = fake_step(spec)["observation"]
 
-    def state():
-        found = [*agent._tensors(), *replay._counters(), *replay.columns.values()]
-        return [
-            (id(value), value.shape, value.device) for value in [*found, *replay.storage.values()]
-        ]
-
-    before = state()
+    before = tensors_of(agent, replay)
     with NoTransfers():
         for _ in range(3):
             for _ in range(agent.horizon):
@@ -239,7 +230,7 @@ def test_ppo_stays_on_the_device(fake_cuda, changes, discrete):
     assert agent.updates == 3 * 5 * 4
     assert {chosen.device, deterministic.device} == {CUDA}
     assert all(value.device == CUDA for value in metrics.values())
-    assert state() == before  # the same tensors, of the same size
+    assert tensors_of(agent, replay) == before  # the same tensors, of the same size
 
 
 @pytest.mark.parametrize(

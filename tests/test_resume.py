@@ -269,6 +269,16 @@ def test_rings_in_which_learning_never_begins_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def wait_for_rows(run, folder):
+    """Until a process writes metrics."""
+    deadline = time.monotonic() + 60
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size > 2000):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("agent", "asked"),
     [("flashsac", signal.SIGINT), ("ppo", signal.SIGINT), ("flashsac", signal.SIGHUP)],
@@ -283,12 +293,7 @@ def test_ctrl_c_and_a_closed_terminal_save_and_say_how_to_resume(agent, asked, t
         text=True,
         env=environment,
     )
-    deadline = time.monotonic() + 60
-    metrics = folder / "metrics.csv"
-    while not (metrics.exists() and metrics.stat().st_size > 2000):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_rows(run, folder)
     run.send_signal(asked)
     time.sleep(0.01)  # as a terminal and a program in between may both do
     run.send_signal(asked)
@@ -311,12 +316,7 @@ def test_a_stop_of_the_whole_process_group_saves_with_worker_processes(tmp_path)
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    metrics = folder / "metrics.csv"
-    while not (metrics.exists() and metrics.stat().st_size > 2000):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_rows(run, folder)
     os.killpg(run.pid, signal.SIGTERM)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 3, err

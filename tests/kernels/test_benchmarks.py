@@ -24,12 +24,6 @@ def quick(monkeypatch):
     monkeypatch.setattr("supple.bench.kernels.FIT_STEPS", 5)
 
 
-@pytest.fixture
-def interpreted():
-    if torch.cuda.is_available():
-        pytest.skip("compiled, where there is a GPU")
-
-
 def test_every_way_to_integrate_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr("supple.bench.FLOWS", (SMALL,))
     monkeypatch.setattr("supple.bench.kernels.has_bfloat16", lambda device: True)

@@ -86,12 +86,6 @@ SIZES = [
 ]
 
 
-@pytest.fixture
-def interpreted():
-    if torch.cuda.is_available():
-        pytest.skip("compiled, where there is a GPU")
-
-
 @pytest.mark.parametrize("form", [PUBLISHED, BOUNDED, SCALAR], ids=["published", "flow", "scalar"])
 @pytest.mark.parametrize("points", [0, 257])
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(map(str, sizes.values())))
