@@ -15,8 +15,6 @@ from supple.errors import InputError
 from tests.agents.small_agents import OBSERVATIONS, assert_same_bits, snapshot
 from tests.diagnostics.subjects import EVERY_KIND, subject_with_data, transitions
 
-QUICK = [group.name for group in GROUPS if group.suite == "quick"]
-
 
 def number(readings, name):
     value = readings[name].value
