@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.agents.care import Skips
+from supple.agents.reward_scaling import RewardScaler
 from supple.envs.base import EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.region import Compute
@@ -83,6 +84,8 @@ class Agent(ABC):
     others are the same bits in all."""
     skips: Skips
     """Gradient steps that were left out because they were not finite."""
+    reward_scaler: RewardScaler
+    """Between the environments' rewards and the critic's."""
     learned: tuple[str, ...] = ()
     """Parts of ``state_dict`` that gradient steps change."""
     inherited: tuple[str, ...] = ()

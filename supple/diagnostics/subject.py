@@ -128,9 +128,9 @@ class Subject(ABC):
             InputError: the loss is not convex in what the network says.
         """
 
-    @abstractmethod
     def groups(self, role: str) -> tuple[str, ...]:
         """Observation groups a network reads."""
+        return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
 
     def channel_noise(self, role: str) -> dict[int, float]:
         """Declared noise of a network's inputs, by their place [the channel's unit]."""
@@ -168,9 +168,9 @@ class Subject(ABC):
         value_EN = view.outputs(view.module, self.inputs(view.role, episodes))[..., 0]
         return value_EN, self.next_values(episodes)
 
-    @abstractmethod
     def scale_reward(self, reward: Tensor) -> Tensor:
         """Rewards in the critic's units."""
+        return reward / self.agent.reward_scaler.denominator()
 
     @abstractmethod
     def entropy_cost(self, data: Transitions) -> Tensor:

@@ -134,10 +134,6 @@ class FlashSACSubject(Subject):
 
         return heads, loss, rows
 
-    def groups(self, role: str) -> tuple[str, ...]:
-        """As the agent has them."""
-        return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
-
     def _next_drawn(self, data: Transitions) -> tuple[Tensor, Tensor]:
         """What a critic reads of next steps with drawn actions, and what these cost of entropy."""
         agent = self.agent
@@ -208,10 +204,6 @@ class FlashSACSubject(Subject):
             return cost.mean()
 
         return Objective(tuple(rows), loss)
-
-    def scale_reward(self, reward: Tensor) -> Tensor:
-        """Over the running denominator."""
-        return reward / self.agent.reward_scaler.denominator()
 
     @torch.no_grad()
     def entropy_cost(self, data: Transitions) -> Tensor:

@@ -71,10 +71,6 @@ class PPOSubject(Subject):
 
         return values, loss, self.objective(role, data).rows
 
-    def groups(self, role: str) -> tuple[str, ...]:
-        """As the agent has them."""
-        return self.agent.actor_groups if role == "actor" else self.agent.critic_groups
-
     def inputs(self, role: str, data: Transitions) -> Tensor:
         """Observations; normalisers are part of the networks."""
         return data.obs(self.groups(role))
@@ -142,10 +138,6 @@ class PPOSubject(Subject):
             value_N[rows], memory_EH[own] = value[:, 0], after_MH
             next_N[rows] = critic.step(next_ND[rows], after_MH)[0][:, 0]
         return value_N[None], next_N
-
-    def scale_reward(self, reward: Tensor) -> Tensor:
-        """Over the running denominator; 1 where rewards are not normalised."""
-        return reward / self.agent.reward_scaler.denominator()
 
     def entropy_cost(self, data: Transitions) -> Tensor:
         """None: values are not soft."""
