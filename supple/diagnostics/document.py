@@ -228,8 +228,3 @@ def without_timing(document: Mapping[str, Any]) -> dict[str, Any]:
 def arrays_npz(arrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Spectra, directions and matrices under file-safe names."""
     return {name.replace("/", "."): part.detach().cpu().numpy() for name, part in arrays.items()}
-
-
-def as_dict(record: Any) -> dict[str, Any]:
-    """A dataclass as plain values."""
-    return dataclasses.asdict(record)

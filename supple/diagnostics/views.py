@@ -31,6 +31,7 @@ from supple.agents.mlp import Network
 from supple.agents.nets import Trunk, UnitBatchNorm
 from supple.agents.velocity import UnitVelocityNet
 from supple.diagnostics.features import Features, flow_features, trunk_features
+from supple.diagnostics.recovery import fixed_noise
 from supple.kernels.critic_integration import integrate
 
 NONLINEARITIES = frozenset(
@@ -265,7 +266,7 @@ def two_hot(value_B: Tensor, critic: CategoricalCritic) -> Tensor:
 class FlowView(View):
     """A flow critic; its features are averaged neither over time nor noise but listed side by side.
 
-    The noise is fixed: evenly spaced over its interval, as ``recovery.fixed_noise``.
+    The noise is ``recovery.fixed_noise``.
     """
 
     module: FlowCritic
@@ -286,15 +287,10 @@ class FlowView(View):
         own = () if trunk is None else trunk_layers(trunk)
         return (*own, *(f"flow{layer}" for layer in range(depth)))
 
-    def start(self, rows: int, samples: int = SAMPLES) -> Tensor:
-        """Fixed noise z0, (B, M)."""
-        device = next(self.module.parameters()).device
-        uniform_M = torch.linspace(0.01, 0.99, samples, device=device)
-        return self.module.noise(uniform_M).expand(rows, -1)
-
     def features(self, x_ND: Tensor) -> Features:
         """Of the velocity network at four flow times side by side as rows, (E, 4 N M, H)."""
-        found = flow_features(self.module, x_ND, self.start(len(x_ND)), len(self.TIMES))
+        start_BM = fixed_noise(self.module, len(x_ND), self.SAMPLES)[0]
+        found = flow_features(self.module, x_ND, start_BM, len(self.TIMES))
         return Features(*(part.transpose(0, 1).flatten(1, 2) for part in found))
 
     def representation(self, x_ND: Tensor) -> Tensor:
@@ -307,7 +303,7 @@ class FlowView(View):
         """Integrated values, averaged over the fixed noise, (E, N, 1)."""
         assert isinstance(module, FlowCritic)
         prediction = module(x_ND, train=False)
-        start_BM = self.start(len(x_ND), self.VALUE_SAMPLES)
+        start_BM = fixed_noise(self.module, len(x_ND), self.VALUE_SAMPLES)[0]
         value_EBM = _integrated(module, prediction, start_BM, module.settings.target_steps)
         return value_EBM.mean(-1, keepdim=True)
 

@@ -17,8 +17,6 @@ from supple.diagnostics.suite.flow import ROWS, SAMPLES, noise_for
 from supple.diagnostics.suite.learning import GEOMETRY_ROWS, LEAST_GEOMETRY_ROWS
 from supple.diagnostics.views import FlowView, View
 
-TIMES = (0.0, 0.25, 0.5, 0.75)
-
 
 def drift(before: Subject, after: Subject, data: Transitions) -> Iterator[Reading]:
     """How far the geometry of states moved: 0 not at all, 1 unrelated."""
@@ -76,7 +74,7 @@ def _features(view: View, x_ND: Tensor) -> list[Tensor]:
         return [found]
     rows = len(x_ND)
     # Times lie side by side as rows, each with its noise samples.
-    shaped = found.unflatten(1, (len(TIMES), rows, -1)).mean(3)
+    shaped = found.unflatten(1, (len(view.TIMES), rows, -1)).mean(3)
     return list(shaped.unbind(1))
 
 
