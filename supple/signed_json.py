@@ -76,9 +76,9 @@ def parse(data: bytes, where: object, *, kind: str, version: int, remedy: str) -
     return record
 
 
-def short(text: object) -> str:
-    """One line of at most 100 characters."""
-    return " ".join(str(text).split())[:100]
+def short(text: object, most: int = 100) -> str:
+    """One line of at most so many characters."""
+    return " ".join(str(text).split())[:most]
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -11,8 +11,10 @@ import json
 import re
 import zipfile
 import zlib
+from functools import partial
 from typing import Any
 
+from supple import signed_json
 from supple.deploy import onnx_file
 
 
@@ -20,9 +22,7 @@ class CannotRunError(Exception):
     """This runtime is not here, or does not take the bundle's file; says why in one line."""
 
 
-def short(text: object) -> str:
-    """One line of at most 160 characters."""
-    return " ".join(str(text).split())[:160]
+short = partial(signed_json.short, most=160)
 
 
 # --- policy.pt2 --------------------------------------------------------------------------------

@@ -114,6 +114,13 @@ class Runtime(ABC):
         """Release what the runtime holds."""
 
 
+def _in_one_call(runtime: Runtime, observation: np.ndarray, memory: np.ndarray) -> Outputs:
+    """Every row by itself, all in one call."""
+    found = runtime.one(observation, memory)
+    after = found[2] if runtime.memory else memory
+    return Outputs(found[0].reshape(len(observation), -1), found[1], after)
+
+
 class TorchRuntime(Runtime):
     """``policy.pt2`` by ``torch.export``."""
 
@@ -146,11 +153,7 @@ class TorchRuntime(Runtime):
             raise CannotRunError(f"torch cannot run it: {short(error)}") from error
         return tuple(output.numpy() for output in outputs)
 
-    def rows(self, observation: np.ndarray, memory: np.ndarray) -> Outputs:
-        """Every row by itself, all in one call."""
-        found = self.one(observation, memory)
-        after = found[2] if self.memory else memory
-        return Outputs(found[0].reshape(len(observation), -1), found[1], after)
+    rows = _in_one_call
 
 
 class OnnxRuntime(Runtime):
@@ -221,11 +224,7 @@ class OnnxBatchRuntime(OnnxRuntime):
 
     name, file = "onnxruntime, batch", "policy_batch.onnx"
 
-    def rows(self, observation: np.ndarray, memory: np.ndarray) -> Outputs:
-        """Every row by itself, all in one call."""
-        found = self.one(observation, memory)
-        after = found[2] if self.memory else memory
-        return Outputs(found[0].reshape(len(observation), -1), found[1], after)
+    rows = _in_one_call
 
 
 class CRuntime(Runtime):
