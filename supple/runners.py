@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from supple.agents.base import Agent
 from supple.envs.base import EnvSpec, step_result
-from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import unbounded
 from supple.errors import InputError
 from supple.quarantine import Quarantine
@@ -129,7 +128,7 @@ class FlashSAC:
             truncated = torch.zeros_like(ended)
             if time_outs is not None:
                 truncated = ended & time_outs.clone().bool().to(ended.device)
-            final = taken(extras, "final_obs")
+            final = extras.pop("final_obs", None)
             step = step_result(
                 observation=self._named(obs),
                 reward=rewards.clone().float().reshape(-1),

@@ -28,7 +28,6 @@ from supple.envs import installed, managers
 from supple.envs.base import Deployment, Env
 from supple.envs.config import override
 from supple.envs.custom import registered_id
-from supple.envs.rsl_rl import taken
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
 from supple.errors import InputError, how_to_install, say_once
 
@@ -143,7 +142,7 @@ class IsaacLab(TorchSim):
 
     def _advance(self, action: Tensor) -> Outcome:
         observation, reward, terminated, truncated, extras = self._env.step(action)
-        final = taken(extras, "final_obs")
+        final = extras.pop("final_obs", None)
         if self._finite:  # its time limit is part of the task
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
         if self.spec.has_final_obs:

@@ -6,7 +6,7 @@ beneath passes ``extras["final_obs"]`` on, that is taken; elsewhere ``has_final_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,14 +72,15 @@ class RslRl(TorchSim):
         observation, reward, done, extras = self._env.step(action)
         ended = done.bool()
         self._age += 1
-        time_outs = taken(extras, "time_outs")
+        # Taken out: what is not written again must not be read again.
+        time_outs = extras.pop("time_outs", None)
         if time_outs is not None:
             self._tells_time_outs = True
         elif not self._tells_time_outs:
             time_outs = self._age >= self._limit
         truncated = ended & time_outs.bool() if time_outs is not None else torch.zeros_like(ended)
         self._age.masked_fill_(ended, 0)
-        final = taken(extras, "final_obs")
+        final = extras.pop("final_obs", None)
         if self.spec.has_final_obs:
             require_final(final, ended, self.spec.task_id)
         else:
@@ -91,8 +92,3 @@ class RslRl(TorchSim):
     def spread_ends(self, seed: int) -> None:
         """Begin at random counts of steps."""
         self._age.copy_(self._spread(self._limit, seed))
-
-
-def taken(extras: MutableMapping[str, Any], key: str) -> Any | None:
-    """An entry of ``extras``, taken out: what is not written again must not be read again."""
-    return extras.pop(key, None)
