@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can act on; the command line turns them into exit statuses.
+"""The kinds of failure a user can act on; the command line turns them into exit statuses.
 
 And what a user is told where nothing failed.
 """

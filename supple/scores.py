@@ -14,7 +14,6 @@ import numpy as np
 
 Scores = Sequence[np.ndarray]
 """One array per task: (R,), or (S, R) with ``S`` resamples in front."""
-Statistic = Callable[[Scores], np.ndarray]
 
 RESAMPLES = 2_000
 TRIMMED = 0.25

@@ -37,7 +37,7 @@ def update_peers(shape: Shape) -> dict[str, Step]:
 
 def replay_peers(shape: Shape) -> dict[str, Step]:
     """Drawing one minibatch with each library that is installed."""
-    found: dict[str, Step] = {"CleanRL-style arrays, n = 1": _plain_arrays(shape)}
+    found: dict[str, Step] = {"CleanRL-style arrays, n = 1": _arrays(shape)}
     if importlib.util.find_spec("torchrl"):
         found[TORCHRL_BUFFER] = _torchrl_buffer(shape)
     if importlib.util.find_spec("stable_baselines3"):
@@ -117,10 +117,6 @@ def _arrays(shape: Shape) -> Callable[[], tuple[Tensor, ...]]:
         return tuple(torch.as_tensor(column[rows], device=shape.device) for column in columns)
 
     return draw
-
-
-def _plain_arrays(shape: Shape) -> Step:
-    return _arrays(shape)
 
 
 # --- Stable-Baselines3 --------------------------------------------------------------------------

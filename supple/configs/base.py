@@ -55,7 +55,7 @@ class EvalSettings:
 
 @dataclass(kw_only=True, slots=True)
 class LogSettings:
-    """Metric rows and checkpoints."""
+    """Metric rows, and where else they go."""
 
     every: int = 0
     """Environment steps between metric rows; 0 is a 200th of the run."""
