@@ -19,7 +19,7 @@ import torch
 
 from supple import checkpoint, machine, sweep
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, seed_number, train_settings
-from supple.comparison import Runs, foreign, report
+from supple.compare_report import Runs, foreign, report
 from supple.configs.base import Settings, flat
 from supple.curves import of_run, read_curves
 from supple.envs.base import EnvSpec

@@ -17,7 +17,7 @@ from supple.files import replace_file
 from supple.metrics import METRICS, read_csv
 
 if TYPE_CHECKING:
-    from supple.comparison import Band, Figures
+    from supple.compare_report import Band, Figures
 
 Columns: TypeAlias = Mapping[str, Sequence[float | None]]
 
@@ -83,7 +83,7 @@ def comparison_png(shown: Figures, path: Path) -> None:
     """Draw variants side by side: a row of curves per task, then profiles and means.
 
     Args:
-        shown: what ``supple.comparison`` made of the runs.
+        shown: what ``supple.compare_report`` made of the runs.
         path: the picture, replaced in one step.
 
     Raises:

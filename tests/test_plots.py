@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from supple import plots
-from supple.comparison import Band, Figures
+from supple.compare_report import Band, Figures
 from supple.errors import InputError
 from supple.metrics import MetricSinks
 from supple.plots import comparison_png, progress_png

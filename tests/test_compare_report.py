@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from supple.comparison import Runs, band, figures, foreign, normalised, report, table
+from supple.compare_report import Runs, band, figures, foreign, normalised, report, table
 from supple.curves import Curve
 
 
