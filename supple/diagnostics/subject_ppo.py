@@ -52,8 +52,9 @@ class PPOSubject(Subject):
         self._use(agent.actor, agent.critic)
 
     def _use(self, actor: Network, critic: Network) -> None:
-        views = (PerceptronView("actor", actor), PerceptronView("value", critic))
-        self.views = {view.role: view for view in views}
+        width = None if self.discrete else self._distribution.draw_width
+        self._actor = PerceptronView("actor", actor, width)
+        self.views = {"actor": self._actor, "value": PerceptronView("value", critic)}
 
     def regression(
         self, role: str, data: Transitions
@@ -92,12 +93,12 @@ class PPOSubject(Subject):
                 return (view.outputs(module, x_ND)[0, :, 0] - target_N).square().mean()
 
             return Objective((self.inputs(role, data), target), value_loss)
-        view, distribution = self.views["actor"], self._distribution
+        view, distribution = self._actor, self._distribution
         advantage = target - self._values(self.inputs("value", data))
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
         def policy_loss(module: nn.Module, x_ND: Tensor, draw: Tensor, advantage: Tensor) -> Tensor:
-            params = distribution.params(view.outputs(module, x_ND)[0])
+            params = distribution.params(view.head(module, x_ND))
             return -(advantage * distribution.log_prob(params, draw)).mean()
 
         return Objective((self.inputs(role, data), self._draws(data), advantage), policy_loss)
@@ -145,8 +146,7 @@ class PPOSubject(Subject):
 
     def policy_params(self, obs_ND: Tensor) -> tuple[Tensor, Tensor]:
         """As the distribution describes itself."""
-        view = self.views["actor"]
-        params = self._distribution.params(view.outputs(view.module, obs_ND)[0])
+        params = self._distribution.params(self._actor.head(self._actor.module, obs_ND))
         if isinstance(self._distribution, Categorical):
             return params, params
         mean, log_std = params.chunk(2, dim=-1)

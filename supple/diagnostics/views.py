@@ -347,12 +347,20 @@ class FlowView(View):
 
 
 class PerceptronView(View):
-    """A network of PPO; a recurrent one is read with an empty memory."""
+    """A network of PPO; a recurrent one is read with an empty memory.
+
+    Args:
+        role: ``actor`` or ``value``.
+        module: the network; the view keeps a twin of it.
+        width: how many of the head's numbers are outputs, from the first; all by default. The rest
+            change standard deviations.
+    """
 
     module: Network
 
-    def __init__(self, role: str, module: Network) -> None:
+    def __init__(self, role: str, module: Network, width: int | None = None) -> None:
         super().__init__(role, module, 1)
+        self._width = width
         self.saturating = any(isinstance(layer, nn.Tanh) for layer in module.layers)
         self.remark = EMPTY_MEMORY if module.memory else ""
 
@@ -371,14 +379,18 @@ class PerceptronView(View):
         layers = list(self.module.layers)
         probe._modules = dict(self.module._modules)
         probe._modules["layers"] = nn.Sequential(*layers[:-1], _Catch(caught), layers[-1])
-        self.outputs(probe, x_ND)
+        self.head(probe, x_ND)
         return Features(caught[0][None], caught[0][None])
 
     def outputs(self, module: nn.Module, x_ND: Tensor) -> Tensor:
-        """The head's numbers, (1, N, W)."""
+        """Values, means or logits, (1, N, W)."""
+        return self.head(module, x_ND)[None, :, : self._width]
+
+    def head(self, module: nn.Module, x_ND: Tensor) -> Tensor:
+        """All numbers of the network, (N, ...)."""
         assert isinstance(module, Network)
-        head_NW, _ = module.step(x_ND, x_ND.new_zeros(len(x_ND), module.memory))
-        return head_NW.unsqueeze(0)
+        head, _ = module.step(x_ND, x_ND.new_zeros(len(x_ND), module.memory))
+        return head
 
 
 class _Catch(nn.Module):

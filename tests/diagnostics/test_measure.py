@@ -7,7 +7,9 @@ import torch
 
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.measure import GROUPS, compare, measure
+from supple.diagnostics.movement import action_churn
 from supple.diagnostics.reading import Reading
+from supple.diagnostics.step import next_step
 from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite.values import BY_DEVIATION
 from supple.envs.base import Channel
@@ -152,6 +154,20 @@ def test_a_standard_deviation_is_at_its_edge_where_its_own_range_ends(distributi
         subject, data = subject_with_data("ppo", **settings)
         found = measure(subject, DataSets(recent=data.recent), groups=["saturation"]).readings
         assert number(found, "actor/all/mean/std_edge") == expected
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "squashed"])
+def test_a_deviation_that_the_network_says_is_no_decision(distribution):
+    subject, data = subject_with_data("ppo", distribution=distribution, std="state")
+    view, x_ND = subject.views["actor"], subject.inputs("actor", data.anchor)
+    after = next_step(subject, "actor", data.recent)
+    with torch.no_grad():
+        now, later = (subject.squash(view.head(m, x_ND)[:, :3]) for m in (view.module, after))
+    found = measure(subject, data, "standard", groups=["next_step"]).readings
+    assert [each for each in found.values() if each.status != "ok"] == []
+    expected = float(action_churn(now, later).mean)
+    assert number(found, "actor/all/mean/churn_mean_1") == pytest.approx(expected)
+    assert torch.equal(view.outputs(view.module, x_ND)[0], subject.policy_params(x_ND)[0])
 
 
 STANDARD = ["next_step", "excitation", "robustness"]
