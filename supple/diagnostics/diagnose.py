@@ -151,7 +151,8 @@ class _Work:
             self._stage("disturbances", self._disturb)
         if self.options.suite == "full":
             self._stage("trainability", self._measure_suite("full", self._close))
-        self._compare()
+        if len({target.run for target in self._final}) > 1:
+            self._stage("policies side by side", self._compare)
         self._judge()
         self.document.lap("verdicts")
 
@@ -394,36 +395,48 @@ class _Work:
 
     def _compare(self) -> None:
         """Policies of different runs, on the states of the first."""
-        runs = {target.run: target for target in self._final}
-        if len(runs) < 2:
-            return
-        first, *others = runs.values()
+        first, *others = {target.run: target for target in self._final}.values()
         policy = policy_of(first.agent, "cpu")
         states = self._states(first, policy)
         for other in others:
             params = {"with": first.label, "mode": policy.modes[0]}
             facts = {"metric": "ranld_overlap", "network": "actor", "params": params}
-            same = other.spec.observation == first.spec.observation
-            theirs = policy_of(other.agent, "cpu")
-            if states is None or not same or theirs.modes[0] != policy.modes[0]:
-                why = "directions of other observations, actions or without states do not compare"
-                self.document.add(other.number, undefined(why, **facts))
+            try:
+                left, right = self._side_by_side(first, other, policy.modes[0], states)
+            except InputError as error:
+                self.document.add(other.number, undefined(str(error), **facts))
                 continue
-            left = self.found.analyses.get((first.number, policy.modes[0]))
-            if left is None:
-                continue
-            right = analyse(
-                theirs,
-                policy.modes[0],
-                states._replace(memory=theirs.empty_memory(states.obs)),
-                left.layout,
-                self._generator("compare"),
-                like=left,
-            )
             overlap = compare_policies(left.found, right.found)
             self.document.add(other.number, reading(overlap.cosine2, n=right.states, **facts))
             facts["metric"] = "ranld_jaccard"
             self.document.add(other.number, reading(overlap.jaccard, n=right.states, **facts))
+
+    def _side_by_side(
+        self, first: Target, other: Target, mode: str, states: States | None
+    ) -> tuple[Instability, Instability]:
+        """Of two policies, searched alike.
+
+        Raises:
+            InputError: they do not compare, or one of them responds to nothing.
+        """
+        same = other.spec.observation == first.spec.observation
+        theirs = policy_of(other.agent, "cpu")
+        if states is None or not same or theirs.modes[0] != mode:
+            raise InputError(
+                "directions of other observations, actions or without states do not compare"
+            )
+        left = self.found.analyses.get((first.number, mode))
+        if left is None:
+            raise InputError(f"{first.label} has no direction in the mode {mode}")
+        right = analyse(
+            theirs,
+            mode,
+            states._replace(memory=theirs.empty_memory(states.obs)),
+            left.layout,
+            self._generator("compare"),
+            like=left,
+        )
+        return left, right
 
     def _judge(self) -> None:
         evidence: list[Evidence] = []

@@ -21,6 +21,7 @@ from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.page import render
 from supple.envs.base import Box, Channel, EnvSpec
+from supple.errors import InputError
 from supple.metrics import METRICS, CsvSink
 from tests.diagnostics.test_instability import linear, states
 from tests.small_runs import run_whole, small_settings
@@ -386,6 +387,21 @@ def test_runs_of_one_name_are_told_apart(run, tmp_path):
     assert names[3:] == ["b/counter"] * 3
     assert len(set(names)) == 2 and all(name.endswith("/counter") for name in names)
     assert len({target["label"] for target in record["targets"]}) == 6
+
+
+def test_policies_that_do_not_compare_end_nothing(run, tmp_path, monkeypatch):
+    def deaf(*given, like=None, **more):
+        if like is not None:
+            raise InputError("the decision does not respond to any channel")
+        return instability.analyse(*given, **more)
+
+    monkeypatch.setattr("supple.diagnostics.diagnose.analyse", deaf)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    _, record = diagnosed(run, tmp_path / "out", "--compare", str(other), "--no-html")
+    (found,) = [each for each in record["metrics"] if each["id"] == "ranld_overlap"]
+    assert found["reason"] == "the decision does not respond to any channel"
+    assert "policies side by side" in record["timing"]
 
 
 @pytest.mark.parametrize("suite", ["standard", "full"])
