@@ -96,29 +96,31 @@ def diagnose(options: Options, progress: Progress = lambda text: None) -> Diagno
     Raises:
         InputError: nothing intact there, or an option that does not fit.
     """
-    targets, notes = load_targets(options.paths, baseline=options.baseline, device=options.device)
+    deadline = time.monotonic() + (options.budget_s or 1e12)
+    # Loading is part of the time that the document counts from here on.
     document = Document(
-        command=options.command,
-        suite=options.suite,
-        device=str(targets[0].agent.device),
-        seed=options.seed,
-        notes=notes,
+        command=options.command, suite=options.suite, device=options.device, seed=options.seed
     )
+    targets, document.notes = load_targets(
+        options.paths, baseline=options.baseline, device=options.device
+    )
+    document.device = str(targets[0].agent.device)
     found = Diagnosis(document=document, targets=targets)
-    work = _Work(options, found, progress)
-    work.run()
+    _Work(options, found, progress, deadline).run()
     return found
 
 
 class _Work:
-    def __init__(self, options: Options, found: Diagnosis, progress: Progress) -> None:
+    def __init__(
+        self, options: Options, found: Diagnosis, progress: Progress, deadline: float
+    ) -> None:
         self.options = options
         self.found = found
         self.document = found.document
         self._progress = progress
         self._chance: dict[int, float] = {}
         """Mean return of random actions, by target."""
-        self._deadline = time.monotonic() + (options.budget_s or 1e12)
+        self._deadline = deadline
         noise = options.noise
         self._noise = read_noise(noise, found.targets[0].spec) if noise is not None else None
         self._close = [target for target in found.targets if target.looked_at_closely]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from html import escape
 from html.parser import HTMLParser
 from typing import Any
@@ -20,6 +21,7 @@ from supple.diagnostics.evidence import Evidence, Verdict
 from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.page import render
+from supple.diagnostics.targets import load_targets
 from supple.envs.base import Box, Channel, EnvSpec
 from supple.errors import InputError
 from supple.metrics import METRICS, CsvSink
@@ -482,6 +484,13 @@ def test_fail_on_gives_status_four(run, tmp_path, monkeypatch):
     assert diagnosed(run, tmp_path, "--fail-on", "bad")[0] == 0
 
 
-def test_a_spent_budget_is_said(run, tmp_path):
-    _, record = diagnosed(run, tmp_path, "--budget", "0.00001")
-    assert any("--budget was used up" in entry["why"] for entry in record["skipped"])
+def test_a_spent_budget_is_said_and_loading_spends_it_too(run, tmp_path, monkeypatch):
+    def slow(*given, **more):
+        time.sleep(0.2)
+        return load_targets(*given, **more)
+
+    monkeypatch.setattr("supple.diagnostics.diagnose.load_targets", slow)
+    _, record = diagnosed(run, tmp_path, "--budget", "0.003", "--no-html")
+    assert record["timing"]["loading"] >= 0.2
+    skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
+    assert "--budget was used up" in skipped["units, features and weights"]
