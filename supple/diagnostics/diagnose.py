@@ -151,6 +151,9 @@ class _Work:
             self._stage("change between checkpoints", self._change)
         if environment and (self.options.rollouts or self.options.suite == "full"):
             self._stage("disturbances", self._disturb)
+        elif self.options.rollouts:
+            why = "the quick suite makes no environment: --suite standard"
+            self.document.skip("disturbances", why)
         if self.options.suite == "full":
             self._stage("trainability", self._measure_suite("full", self._close))
         if len({target.run for target in self._final}) > 1:
@@ -296,7 +299,10 @@ class _Work:
                 self.document.skip("ranld mode critic", policy.no_value, target=target.number)
             for mode in self.options.modes or policy.modes:
                 if self.options.suite == "quick" and mode in ("critic", "information", "fisher"):
-                    continue  # minutes, or no more than the deployed policy says
+                    # minutes, or no more than the deployed policy says
+                    why = "the quick suite has the modes action and choice only: --suite standard"
+                    self.document.skip(f"ranld mode {mode}", why, target=target.number)
+                    continue
                 self._analyse(target, policy, mode, states)
 
     def _states(self, target: Target, policy: Policy) -> States | None:
@@ -370,6 +376,10 @@ class _Work:
             mode = policy.modes[0]
             one = self.found.analyses.get((target.number, mode))
             if one is None or target.number not in self.found.rollouts:
+                why = f"there is no direction of the mode {mode} to try"
+                if self.options.modes and mode not in self.options.modes:
+                    why += ": name it in --modes"
+                self.document.skip("disturbances", why, target=target.number)
                 continue
             with closing(self._env_of(target)) as env:
                 for each in self._closed_loop(target, policy, one, env):

@@ -432,6 +432,20 @@ def agents_run(tmp_path, task, **changes):
     return folder
 
 
+def test_what_was_asked_for_and_is_left_out_is_said(run, tmp_path, monkeypatch):
+    nothing = lambda *_, **__: Measured({}, {})  # noqa: E731
+    monkeypatch.setattr("supple.diagnostics.diagnose.measure", nothing)
+    asked = "--modes", "fisher", "--rollouts", "--episodes", "2", "--no-html"
+    for suite, what, why in (
+        ("quick", "ranld mode fisher", "the quick suite has the modes action and choice only"),
+        ("quick", "disturbances", "the quick suite makes no environment"),
+        ("standard", "disturbances", "no direction of the mode action to try: name it in --modes"),
+    ):
+        _, record = diagnosed(run, tmp_path / suite, "--suite", suite, *asked)
+        skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
+        assert why in skipped[what]
+
+
 def test_a_run_without_transitions_says_so(tmp_path):
     _, record = diagnosed(agents_run(tmp_path, "toy/bandit"), tmp_path / "out")
     assert any("no transitions to look at" in entry["why"] for entry in record["skipped"])
