@@ -21,7 +21,7 @@ from supple.bench.table import append
 from supple.diagnostics.command import write
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Options, diagnose
-from supple.diagnostics.report.page import latest
+from supple.diagnostics.document import latest
 from supple.metrics import read_csv
 
 RESULTS = Path(__file__).parent / "results" / "healthy.csv"

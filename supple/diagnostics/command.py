@@ -15,8 +15,8 @@ from supple.checkpoint import run_of
 from supple.cli import seed_number
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Diagnosis, Options, diagnose
-from supple.diagnostics.document import arrays_npz, as_bytes
-from supple.diagnostics.report.page import latest, render
+from supple.diagnostics.document import arrays_npz, as_bytes, latest
+from supple.diagnostics.report.page import render
 from supple.errors import InputError
 from supple.files import replace_file
 

@@ -22,8 +22,8 @@ from supple.diagnostics.channels import Layout, actuators_of, layout_of, read_no
 from supple.diagnostics.context import Suite
 from supple.diagnostics.data import generator_for
 from supple.diagnostics.directions import compare_policies
-from supple.diagnostics.document import Document
-from supple.diagnostics.evidence import LEVELS, Evidence
+from supple.diagnostics.document import Document, latest
+from supple.diagnostics.evidence import Evidence
 from supple.diagnostics.instability import Instability, analyse, readings
 from supple.diagnostics.measure import WHOLE, chosen, compare, measure
 from supple.diagnostics.policies import Policy, policy_of
@@ -85,9 +85,9 @@ class Diagnosis:
 
     @property
     def worst(self) -> str:
-        """The level of the worst verdict; ``ok`` without any."""
-        found = [str(verdict["level"]) for verdict in self.document.verdicts]
-        return max(found, key=[*map(str, LEVELS)].index, default="ok")
+        """The level of the worst verdict that page and terminal show; ``ok`` without any."""
+        found = latest(self.document.to_json())
+        return str(found[0]["level"]) if found else "ok"
 
 
 def diagnose(options: Options, progress: Progress = lambda text: None) -> Diagnosis:

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from supple import machine
-from supple.diagnostics.evidence import Hit, Verdict
+from supple.diagnostics.evidence import LEVELS, Hit, Verdict
 from supple.diagnostics.reading import Reading
 from supple.diagnostics.targets import Target
 from supple.diagnostics.thresholds import level_of, threshold_of
@@ -205,6 +205,19 @@ class Document:
             "notes": self.notes,
             "timing": self.timing,
         }
+
+
+def latest(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One verdict per rule and run, of the last checkpoint it spoke of; worst first."""
+    runs = {target["id"]: target["run"] for target in document["targets"]}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for verdict in document["verdicts"]:
+        key = (verdict["rule"], runs[verdict["target"]])
+        known = found.get(key)
+        if known is None or verdict["target"] > known["target"]:
+            found[key] = verdict
+    order = [*map(str, LEVELS)]
+    return sorted(found.values(), key=lambda v: (-order.index(v["level"]), v["rule"]))
 
 
 def as_bytes(document: Mapping[str, Any]) -> bytes:

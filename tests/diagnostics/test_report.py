@@ -17,7 +17,7 @@ from supple.diagnostics import document as documents
 from supple.diagnostics import instability
 from supple.diagnostics.channels import actuators_of, layout_of
 from supple.diagnostics.document import Document
-from supple.diagnostics.evidence import Evidence, Verdict
+from supple.diagnostics.evidence import Evidence, Level, Verdict
 from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.page import render
@@ -496,6 +496,17 @@ def test_fail_on_gives_status_four(run, tmp_path, monkeypatch):
     monkeypatch.setattr("supple.diagnostics.rules.judge", lambda evidence: [sick])
     assert diagnosed(run, tmp_path, "--fail-on", "warn")[0] == 4
     assert diagnosed(run, tmp_path, "--fail-on", "bad")[0] == 0
+
+
+def test_fail_on_goes_by_what_each_rule_said_last(run, tmp_path, monkeypatch, capsys):
+    levels: list[Level] = ["bad", "warn", "warn"]  # at the three checkpoints
+    found = [
+        Verdict("V2", level, "high", target, "sick", [0], [], [], "nothing")
+        for target, level in enumerate(levels)
+    ]
+    monkeypatch.setattr("supple.diagnostics.rules.judge", lambda evidence: found)
+    assert diagnosed(run, tmp_path, "--fail-on", "bad", "--no-html")[0] == 0
+    assert capsys.readouterr().out.startswith("▲ warn: sick")
 
 
 def test_a_spent_budget_is_said_and_loading_spends_it_too(run, tmp_path, monkeypatch):

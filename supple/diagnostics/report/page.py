@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from supple.diagnostics.evidence import LEVELS
+from supple.diagnostics.document import latest
 from supple.diagnostics.instability import Instability
 from supple.diagnostics.report import svg
 from supple.diagnostics.report.cards import CARDS, title_of
@@ -145,19 +145,6 @@ def _verdicts(document: Mapping[str, Any], places: Mapping[int, str]) -> str:
     more = len(verdicts) - len(shown)
     rest = f'<p class="under">{_counted(more, "more verdict")} in report.json.</p>' if more else ""
     return f'<section aria-label="Verdicts">{"".join(shown)}{rest}</section>'
-
-
-def latest(document: Mapping[str, Any]) -> list[Entry]:
-    """One verdict per rule and run, of the last checkpoint it spoke of; worst first."""
-    runs = {target["id"]: target["run"] for target in document["targets"]}
-    found: dict[tuple[str, str], Entry] = {}
-    for verdict in document["verdicts"]:
-        key = (verdict["rule"], runs[verdict["target"]])
-        known = found.get(key)
-        if known is None or verdict["target"] > known["target"]:
-            found[key] = verdict
-    order = [*map(str, LEVELS)]
-    return sorted(found.values(), key=lambda v: (-order.index(v["level"]), v["rule"]))
 
 
 def _verdict(verdict: Entry, document: Mapping[str, Any], places: Mapping[int, str]) -> str:
