@@ -82,6 +82,12 @@ def _low(mean: Tensor, threshold: float) -> Tensor:
 
 
 def over_layers(share_E: list[Tensor], widths: list[int]) -> Tensor:
-    """The share of a whole network's units from those of its layers, (E,)."""
+    """The share of a whole network's units from those of its layers, (E,).
+
+    Raises:
+        InputError: there is no layer.
+    """
+    if not share_E:
+        raise InputError("no layer with a non-linearity: there are no units to count")
     weight = torch.tensor(widths, dtype=torch.float64)[:, None]
     return (torch.stack(share_E).cpu() * weight).sum(0) / weight.sum()

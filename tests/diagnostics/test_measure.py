@@ -63,6 +63,13 @@ def test_small_data_are_undefined_in_one_line_not_wrong():
     assert reason == "the rank of 16 features needs 32 rows, got 31: store or draw more"
 
 
+def test_a_network_without_hidden_layers_hides_no_other():
+    subject, data = subject_with_data("ppo", actor_hidden=())
+    found = measure(subject, DataSets(recent=data.recent), groups=["unit_health"]).readings
+    assert found["actor/all/mean/dormant_recent"].reason.startswith("no layer with a non-linearity")
+    assert number(found, "value/all/mean/dormant_0.1_recent") >= 0
+
+
 def test_ranks_of_fewer_rows_than_wanted_say_so_and_so_does_overwriting(monkeypatch):
     monkeypatch.setattr("supple.diagnostics.suite.pairs.trainability.linear_r2", lambda *_: 0.5)
     for rows, noted in ((127, True), (128, False)):

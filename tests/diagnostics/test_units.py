@@ -54,3 +54,5 @@ def test_a_layer_without_any_gradient_is_deaf_as_a_whole_while_there_is_a_loss()
 def test_a_network_counts_each_unit_once():
     shares = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])]
     assert over_layers(shares, [3, 1]).tolist() == [0.25, 1.0]
+    with pytest.raises(InputError, match="no layer with a non-linearity"):
+        over_layers([], [])
