@@ -33,7 +33,7 @@ class Line(NamedTuple):
     """In a row."""
     advice: str
     grows: str = ""
-    """Metric of the same network that has to double meanwhile."""
+    """Metric of the same network that has to double meanwhile, and to be measured."""
 
 
 class Limit(NamedTuple):
@@ -106,7 +106,8 @@ class Alarms:
                     continue
                 sizes.append(self._newest.get(f"diag/{network}/all/mean/{line.grows}", 0.0))
                 first = sizes[-line.times :][0]
-                if len(sizes) >= line.times and sizes[-1] >= DOUBLED * first:
+                grown = not line.grows or sizes[-1] >= DOUBLED * first > 0
+                if len(sizes) >= line.times and grown:
                     what = f"{network} {metric} is {value:.3g}, above {line.above:g}"
                     yield key, f"early warning: {what}, {line.times} times running; {line.advice}"
 

@@ -293,6 +293,15 @@ def test_curvature_beyond_the_limit_is_said_where_gradients_double_meanwhile():
         assert len(found) == said
 
 
+def test_growth_that_nobody_measured_is_no_growth():
+    alarms = Alarms()
+    for k in range(9):
+        assert alarms.watch(k, {"diag/critic/all/mean/stab_adam": 5.0}) == []
+    for size in (0.0, 0.0, 0.0, 2.0):  # nothing of nothing has not doubled either
+        row = {"diag/critic/all/mean/grad_norm": size, "diag/critic/all/mean/stab_adam": 5.0}
+        assert alarms.watch(k, row) == []
+
+
 @pytest.mark.parametrize(
     ("updates", "chosen", "period"),
     [(10**6, 0, 20_000), (36_000, 0, 1_800), (5_000, 0, 1_000), (36_000, 7_000, 7_000)],
