@@ -27,6 +27,8 @@ GROUP_NUMBERS = 2**24
 """Per-sample gradients kept at a time, in numbers; a single layer may be larger."""
 SEPARABLE = (UnitLinear, nn.Linear, UnitBatchNorm, UnitRMSNorm)
 """Layers whose gradients' inner products have a closed form; in evaluation mode, as views are."""
+VECTORS = frozenset({"bias", "scale", "shift", "gain"})
+"""Words in the names of parameters that are no linear layer's weight."""
 Scalar = Callable[..., Tensor]
 """(module, *rows) -> 0-d, summed over members; of one sample, its rows have a leading 1."""
 
@@ -307,11 +309,25 @@ def norm_ratio(numerators: Sequence[Tensor], denominators: Sequence[Tensor]) -> 
     return total / weight
 
 
+def is_matrix(name: str, weight_E: Tensor) -> bool:
+    """Whether a parameter is a linear layer's weight; what begins at 0 has no size to compare with.
+
+    Vectors are told by name: behind the member axis those of stacked layers look like matrices.
+
+    Args:
+        name: of the parameter.
+        weight_E: itself by member, (E, ...).
+    """
+    words = set(name.rsplit(".", 1)[-1].split("_"))
+    return weight_E.dim() > 2 and not words & VECTORS
+
+
 def matrices(
-    numerators: Sequence[Tensor], weights: Sequence[Tensor]
+    names: Sequence[str], numerators: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of linear layers only: biases and gains that begin at 0 have no size to compare with."""
-    kept = [pair for pair in zip(numerators, weights, strict=True) if pair[1].dim() > 2]
+    """Of linear layers only."""
+    parts = zip(names, numerators, weights, strict=True)
+    kept = [(top, bottom) for name, top, bottom in parts if is_matrix(name, bottom)]
     return [top for top, _ in kept], [bottom for _, bottom in kept]
 
 

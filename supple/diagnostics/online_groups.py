@@ -49,15 +49,13 @@ def unit_health(context: Context, memory: Memory) -> Iterator[Reading]:
             yield from attempt(
                 partial(count, found, view, len(data)), metric=metric, network=view.role
             )
+        names = [name for name, _ in view.parameters()]
         own = [view.split(name, part.detach()) for name, part in view.parameters()]
-        slopes = [
-            view.split(name, part)
-            for (name, _), part in zip(view.parameters(), found.gradients, strict=True)
-        ]
+        slopes = [view.split(name, part) for name, part in zip(names, found.gradients, strict=True)]
         facts: dict[str, Any] = {"network": view.role, "n": len(data)}
         norm_E = gradients.weight_rms(slopes) * (view.flat(found.gradients).shape[1] ** 0.5)
         yield from ensemble(norm_E, metric="grad_norm", **facts)
-        ratio_E = gradients.norm_ratio(*gradients.matrices(slopes, own))
+        ratio_E = gradients.norm_ratio(*gradients.matrices(names, slopes, own))
         yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from ensemble(gradients.weight_rms(own), metric="w_rms", **facts)
 

@@ -1,13 +1,18 @@
 """One interface to every agent: taps, members, losses, untrained twins."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from supple.agents.actor import squashed_sample
+from supple.agents.remedies import linear_weights
 from supple.diagnostics.context import Context
+from supple.diagnostics.gradients import is_matrix
 from supple.diagnostics.subject import subject_of
+from supple.diagnostics.suite.steps import changed_weights
 from supple.envs.base import Channel
 from tests.agents.small_agents import OBSERVATIONS, generator, random_batch, snapshot
 from tests.agents.small_agents import assert_same_bits as same_bits
@@ -36,6 +41,25 @@ def test_parameters_flatten_by_member_and_back(kind):
         flat_EP = view.flat(values)
         assert flat_EP.shape == (view.members, sum(part.numel() for part in values) // view.members)
         same_bits(view.unflat(flat_EP), values)
+
+
+@EVERY_KIND
+def test_sizes_of_steps_are_of_linear_layers_alone(kind):
+    subject, _ = subject_with_data(kind, rows=64)
+    for view in subject.learning_views():
+        layers = [m.weight for m in view.module.modules() if isinstance(m, nn.Linear)]
+        weights = {id(part) for part in (*layers, *linear_weights(view.module))}
+        found = {
+            id(part) for n, part in view.parameters() if is_matrix(n, view.split(n, part.detach()))
+        }
+        assert found == weights
+        after = copy.deepcopy(view.module)
+        with torch.no_grad():
+            pairs = list(zip(after.parameters(), view.module.parameters(), strict=True))
+            for own, before in pairs:
+                own += id(before) not in weights
+        (moved, *_) = changed_weights(view, after, projected=False, rate=1e-3)
+        assert (moved.metric, moved.value) == ("update_ratio", 0)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "scalar", "flow", "flow_official"])

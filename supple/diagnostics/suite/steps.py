@@ -33,14 +33,14 @@ def weights(context: Context) -> Iterator[Reading]:
     data = context.data.current()
     for view in context.subject.learning_views():
         facts: dict[str, Any] = {"network": view.role, "n": len(data)}
-        named = [(name, part.detach()) for name, part in view.parameters()]
-        own = [view.split(name, part) for name, part in named]
+        names = [name for name, _ in view.parameters()]
+        own = [view.split(name, part.detach()) for name, part in view.parameters()]
         yield from ensemble(gradients.weight_rms(own), metric="w_rms", **facts)
         found = context.run(view.role, data).gradients
-        slopes = [view.split(name, part) for (name, _), part in zip(named, found, strict=True)]
+        slopes = [view.split(name, part) for name, part in zip(names, found, strict=True)]
         norm_E = torch.stack([part.reshape(view.members, -1).norm(dim=-1) for part in slopes])
         yield from ensemble(norm_E.norm(dim=0), metric="grad_norm", **facts)
-        ratio_E = gradients.norm_ratio(*gradients.matrices(slopes, own))
+        ratio_E = gradients.norm_ratio(*gradients.matrices(names, slopes, own))
         yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from _layers(view, own, slopes, facts)
         yield from attempt(partial(epsilon, context, view), metric="eps_frac", **facts)
@@ -100,7 +100,7 @@ def changed_weights(
     own, moved, full, angles, arcs = [], [], [], [], []
     for name, part in view.parameters():
         before, now = (view.split(name, each.detach()) for each in (part, later[name]))
-        if before.dim() < 3:  # biases and gains that begin at 0 have no size to compare with
+        if not gradients.is_matrix(name, before):
             continue
         own.append(before)
         moved.append(now - before)
