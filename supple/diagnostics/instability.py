@@ -318,4 +318,7 @@ def _response_readings(
             **facts,
         )
     else:
-        yield reading(times, metric="ranld_times_random", params=params, **facts)
+        reference = {"required": one.responses.required}
+        yield reading(
+            times, metric="ranld_times_random", params=params, reference=reference, **facts
+        )

@@ -75,7 +75,7 @@ def analysed(policy=None, mode="action", **changes):
         mode,
         changes.pop("at", states()),
         channels.layout_of(changes.pop("spec", spec()), ("policy",)),
-        torch.Generator().manual_seed(1),
+        changes.pop("generator", None) or torch.Generator().manual_seed(1),
         **changes,
     )
 
@@ -87,9 +87,7 @@ def test_the_channel_with_the_high_gain_carries_the_direction(mode):
     assert one.identified
     assert one.responses.beats_random(0.1)
     assert one.responses.least_of_all(0.1)
-    times = one.responses.times
-    assert times is not None
-    assert one.responses.confirmed == (times >= 3)
+    assert one.responses.confirmed
     found = {each.metric: each for each in instability.readings(one)}
     assert (found["ranld_conc"].value or 0) > 0.99
     assert found["ranld_conc"].reference["isotropic"] == pytest.approx(
@@ -102,6 +100,23 @@ def test_even_gains_are_not_called_one_direction():
     assert one.found.gap < 0.1
     assert not one.identified
     assert not one.responses.confirmed
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 24])
+def test_finite_steps_confirm_one_direction_and_not_all_whatever_is_drawn(width):
+    at, only, all_ = states(width=width, scale=1.0), torch.eye(width)[:1], torch.eye(width)
+    for seed in range(8):
+        for gain, expected in ((only, True), (torch.ones(1, width), True), (all_, width == 1)):
+            one = analysed(
+                linear(gain, squash=lambda x: x),
+                at=at._replace(obs=at.obs / at.obs.std(0)),
+                spec=spec(width),
+                generator=torch.Generator().manual_seed(seed),
+            )
+            assert one.responses.confirmed == expected
+    required = one.responses.required
+    assert required == pytest.approx(1) if width == 1 else 1 < required <= 3
+    assert (required == 3) or width < 24
 
 
 def test_distance_is_the_tolerance_over_the_gain():

@@ -11,7 +11,7 @@ from supple.diagnostics.evidence import Evidence
 from supple.diagnostics.rollouts import roll
 from supple.diagnostics.states import visited
 from supple.envs.base import Env, reset_result, step_result
-from tests.diagnostics.test_instability import linear, spec
+from tests.diagnostics.test_instability import analysed, linear, spec, states
 
 WIDTH, EPISODES, STEPS = 24, 8, 200
 NAMES = tuple(f"joint{number}_pos" for number in range(WIDTH))
@@ -92,13 +92,18 @@ def verdicts(policy, *, noise=None, disturb=False):
         earned = float(chance.returns.mean())
         found.append(closed_loop.cost(clean, moved, earned, name, generator))
         found += closed_loop.quotients(policy, one, moved, name, generator)
+    return judged(one, found), one
+
+
+def judged(one, found):
+    """What the rules say of an analysis and its readings."""
     document = Document(command="", suite="full", device="cpu", seed=0)
     for each in found:
         document.add(0, each)
     evidence = Evidence(
-        target=0, label="step 9", env_steps=9, readings=document.hits[0], analyses={"action": one}
+        target=0, label="step 9", env_steps=9, readings=document.hits[0], analyses={one.mode: one}
     )
-    return {verdict.rule: verdict for verdict in rules.judge([evidence])}, one
+    return {verdict.rule: verdict for verdict in rules.judge([evidence])}
 
 
 def test_a_gain_of_fifty_on_one_noisy_channel_is_a_fragile_direction():
@@ -107,6 +112,19 @@ def test_a_gain_of_fifty_on_one_noisy_channel_is_a_fragile_direction():
     assert found["V10"].level == "bad"
     assert "0.002 rad on joint0_pos alone" in found["V10"].sentence
     assert one.worst.square()[0] > 0.99
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_a_fragile_direction_among_few_channels_is_one_too(width):
+    named = spec(width, names=NAMES[:width], noise=4e-3)
+    gain = torch.eye(width)
+    gain[1:] *= 0.002
+    for own, level in ((gain[:1], "bad"), (gain, "bad"), (torch.eye(width), None)):
+        one = analysed(linear(50 * own), at=states(width=width), spec=named)
+        found = judged(one, instability.readings(one)).get("V10")
+        # One channel holds all sensitivity by itself: that supports nothing.
+        expected = "warn" if width == 1 else level
+        assert (found and found.level) == expected
 
 
 def test_noise_beside_the_worst_direction_is_a_fragile_direction_of_its_own():

@@ -156,7 +156,9 @@ CARDS: Mapping[str, tuple[str, str]] = {
     "ranld_times_random": (
         "Confirmation by finite steps",
         "How many times as far a step of 0.1 standard deviations along the worst direction moves"
-        " the decision as one along the median of 20 random directions.",
+        " the decision as one along the median of 20 random directions. It is confirmed from 3"
+        " on, with few channels from less on: a policy that answers one direction only comes to 1.4"
+        " with two channels and to 2 with three.",
     ),
     "ranld_dist": (
         "Distance to the decision boundary",

@@ -19,6 +19,9 @@ TRANSFERS = 0.6
 """Share of the quotient of undisturbed episodes that one of disturbed ones has to fall below."""
 PINNED = 0.9
 """Share of the time at one and the same limit that bang-bang control does not explain."""
+CONCENTRATED = 0.9
+"""Share of the worst direction in all sensitivity that supports V10 however few channels there are;
+with more of them five times what directions without a common cause would give."""
 MARGIN = 0.05
 """Share of states whose decision the sensors' noise may change."""
 
@@ -50,7 +53,9 @@ def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
     geometry = evidence.lowest("rdm_noise")
     times = evidence.highest("ranld_times_random", mode=one.mode)
     supports = those(
-        (conc, conc is not None and conc.value > 5 * null),
+        # A share cannot exceed 1: five times the null is out of reach with five channels. Of a
+        # single one, whose share is 1 by itself, it says nothing.
+        (conc, null < 1 and conc is not None and conc.value > min(5 * null, CONCENTRATED)),
         (geometry, geometry is not None and geometry.value < 0.9),
     )
     against = [] if one.identified else places(evidence.lowest("ranld_split_cos", mode=one.mode))
