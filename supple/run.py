@@ -28,6 +28,7 @@ from supple.agents.base import Agent
 from supple.checkpoint import Checkpoint, following_format
 from supple.configs.base import Settings, to_json
 from supple.diagnostics.online import Online
+from supple.diagnostics.remedies import advice
 from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
@@ -116,6 +117,7 @@ class Run:
             agent,
             replay,
             diagnostics,
+            advice=advice(settings),
             seed=settings.seed,
             env_steps=settings.env_steps,
             updates=settings.agent.gradient_steps(settings.env_steps, envs),

@@ -1,7 +1,8 @@
 """Early warnings while training: readings that went over a line and stayed, each said once.
 
-They are hints, not verdicts: the rules of ``supple diagnose`` need evidence of a second kind. Every
-line below is a project default, none a finding of the literature.
+They are hints, not verdicts: the rules of ``supple diagnose`` need evidence of a second kind. What
+to try is named as there, by purpose, with the flag of the run's own agent. Every line below is a
+project default, none a finding of the literature.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from supple.diagnostics import remedies
 from supple.diagnostics.movement import growth
 from supple.errors import InputError
 
@@ -31,7 +33,9 @@ class Line(NamedTuple):
     above: float
     times: int
     """In a row."""
-    advice: str
+    purposes: tuple[str, ...]
+    """Purposes of ``remedies.ADVICE``; a run is told those it has a flag for."""
+    means: str = ""
     grows: str = ""
     """Metric of the same network that has to double meanwhile, and to be measured."""
 
@@ -43,31 +47,38 @@ class Limit(NamedTuple):
     at: float
     relative: bool
     """``at`` times the first reading."""
-    advice: str
+    purposes: tuple[str, ...]
+    means: str
 
 
+FEWER = ("fewer updates", "fewer epochs", "reset units")
 LINES = (
-    Line("dormant_0.1", 50, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
-    Line("dead_var", 30, 3, "lower --agent.utd, or --agent.remedy.reset-dormant-every"),
-    Line("support_clip", 0.1, 3, "raise --agent.value-max, or check the reward scaling"),
-    Line("stab_adam", 2, 3, "lower the learning rate, or raise --agent.batch-size", "grad_norm"),
-    Line("seem_norm", 0, 5, "bootstrapping may feed its own errors: lower --agent.tau", "q_abs"),
-    Line("churn_flip_1", 0.1, 3, "lower the learning rate: single updates change decisions"),
-    Line("act_sat", 0.3, 5, "check the action scale and the entropy target"),
-    Line("eps_frac", 0.5, 3, "gradients are so small that Adam's epsilon shrinks the steps"),
-    Line("flow_conv", 0.05, 3, "raise --agent.flow.target-steps: the flow is read too coarsely"),
+    Line("dormant_0.1", 50, 3, FEWER),
+    Line("dead_var", 30, 3, FEWER),
+    Line("support_clip", 0.1, 3, ("wider range", "reward scale")),
+    Line("stab_adam", 2, 3, ("lower rate", "larger batch"), grows="grad_norm"),
+    Line("seem_norm", 0, 5, ("slower target",), "bootstrapping may feed its own errors", "q_abs"),
+    Line("churn_flip_1", 0.1, 3, ("lower rate",), "single updates change decisions"),
+    Line("act_sat", 0.3, 5, ("limits", "entropy")),
+    Line("eps_frac", 0.5, 3, (), "gradients are so small that Adam's epsilon shrinks the steps"),
+    Line("flow_conv", 0.05, 3, ("flow steps",), "the flow is read too coarsely"),
 )
 LIMITS = (
-    Limit("feat_norm", 10, True, "features grow: consider --agent.project-critic"),
-    Limit("logit_pre", 10, False, "the actor's means grow: lower its learning rate"),
-    Limit("logit_z", 50, False, "logits grow; a fault only if features or gradients do too"),
+    Limit("feat_norm", 10, True, ("project", "weight decay"), "features grow"),
+    Limit("logit_pre", 10, False, ("lower rate",), "the actor's means grow"),
+    Limit("logit_z", 50, False, (), "logits grow; a fault only if features or gradients do too"),
 )
 
 
 class Alarms:
-    """Watches metric rows."""
+    """Watches metric rows.
 
-    def __init__(self) -> None:
+    Args:
+        advice: what this run can try, by purpose (``remedies.advice``); by default without flags.
+    """
+
+    def __init__(self, advice: Mapping[str, str] | None = None) -> None:
+        self._advice = remedies.advice(None) if advice is None else advice
         self._above: dict[str, list[float]] = defaultdict(list)
         """Since readings went above their line, of what has to grow meanwhile, its size."""
         self._newest: dict[str, float] = {}
@@ -109,7 +120,7 @@ class Alarms:
                 grown = not line.grows or sizes[-1] >= DOUBLED * first > 0
                 if len(sizes) >= line.times and grown:
                     what = f"{network} {metric} is {value:.3g}, above {line.above:g}"
-                    yield key, f"early warning: {what}, {line.times} times running; {line.advice}"
+                    yield key, self._warning(f"{what}, {line.times} times running", line)
 
     def _trend(
         self, network: str, metric: str, value: float, updates: int
@@ -131,4 +142,8 @@ class Alarms:
             if near and trend.r2 > CLEAR and trend.crossing is not None:
                 when = f"reaches {at:.3g} at about update {trend.crossing:,.0f}"
                 what = f"{network} {metric} grows as updates^{trend.slope:.2g} and {when}"
-                yield f"trend {key}", f"early warning: {what}; {limit.advice}"
+                yield f"trend {key}", self._warning(what, limit)
+
+    def _warning(self, what: str, of: Line | Limit) -> str:
+        tries = [self._advice[purpose] for purpose in of.purposes if purpose in self._advice]
+        return "; ".join(filter(None, (f"early warning: {what}", of.means, ", or ".join(tries))))

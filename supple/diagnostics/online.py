@@ -115,6 +115,7 @@ class Online:
         agent: the learner.
         replay: its ring.
         settings: how often and how much.
+        advice: what this run can try, by purpose (``remedies.advice``).
         seed: of the run.
         env_steps: planned environment steps of the run.
         updates: planned gradient steps.
@@ -126,6 +127,7 @@ class Online:
         replay: Replay,
         settings: DiagnosticsSettings,
         *,
+        advice: Mapping[str, str],
         seed: int,
         env_steps: int,
         updates: float,
@@ -147,7 +149,7 @@ class Online:
         self.governor = Governor(settings.max_overhead)
         self.memory: dict[str, Any] = {}
         """What groups keep from call to call."""
-        self._alarms = Alarms()
+        self._alarms = Alarms(advice)
         self._news: list[str] = []
         self._said: set[str] = set()
         self._skipped = 0

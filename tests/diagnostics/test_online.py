@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 import torch
 
 from supple import checkpoint, launch
-from supple.diagnostics import online
-from supple.diagnostics.alarms import Alarms
+from supple.configs import default_settings
+from supple.configs.base import flat
+from supple.diagnostics import alarms, online
+from supple.diagnostics.alarms import FEWER, LIMITS, LINES, Alarms, Line
 from supple.diagnostics.context import Context
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.online import Governor, stored_sets
 from supple.diagnostics.online_groups import Group, flow_shape, movement_of_next_step
+from supple.diagnostics.remedies import advice
 from supple.diagnostics.settings import DiagnosticsSettings
 from supple.errors import InputError
 from supple.metrics import read_csv
@@ -362,6 +366,30 @@ def test_churn_over_a_period_is_what_changed_since_the_last_call_on_the_anchor()
         recent=data.recent
     )  # before there is an anchor other states are drawn each time
     assert period() == {}
+
+
+@pytest.mark.parametrize("agent", ["flashsac", "ppo"])
+def test_warnings_name_only_flags_that_the_agent_has(agent):
+    settings = default_settings(TASK, agent=agent, preset="laptop")
+    watching, said = Alarms(advice(settings)), list[str]()
+    for k in range(1, 21):
+        row = {f"diag/critic/all/mean/{line.metric}": 2.0 * line.above + k for line in LINES}
+        row |= {f"diag/critic/all/mean/{limit.metric}": limit.at * k / 40 for limit in LIMITS}
+        row |= {f"diag/critic/all/mean/{line.grows}": 4.0**k for line in LINES if line.grows}
+        said += watching.watch(1000 * k, row)
+    assert len(said) == len(LINES) + len(LIMITS)
+    flags = {flag for text in said for flag in re.findall(r"--([\w.-]+)", text)}
+    assert flags <= {name.replace("_", "-") for name in flat(settings)}
+    assert ("agent.utd" in flags, "agent.epochs" in flags) == (agent != "ppo", agent == "ppo")
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("categorical", "agent.utd"), ("ppo", "agent.epochs")])
+def test_a_run_says_its_own_flags(tmp_path, monkeypatch, capsys, kind, flag):
+    monkeypatch.setattr(alarms, "LINES", (Line("grad_norm", -1, 2, FEWER),))
+    run_whole(settings_of(tmp_path / "run", kind))
+    told = [text for text in capsys.readouterr().out.splitlines() if "early warning" in text]
+    assert told
+    assert all(f"(--{flag}, now " in text for text in told)
 
 
 def test_features_that_grow_towards_ten_times_their_size_are_announced():
