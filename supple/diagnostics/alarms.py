@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from supple.diagnostics import remedies
 from supple.diagnostics.movement import growth
@@ -63,6 +63,7 @@ LINES = (
     Line("eps_frac", 0.5, 3, (), "gradients are so small that Adam's epsilon shrinks the steps"),
     Line("flow_conv", 0.05, 3, ("flow steps",), "the flow is read too coarsely"),
 )
+LONGEST = max(line.times for line in LINES)
 LIMITS = (
     Limit("feat_norm", 10, True, ("project", "weight decay"), "features grow"),
     Limit("logit_pre", 10, False, ("lower rate",), "the actor's means grow"),
@@ -106,6 +107,27 @@ class Alarms:
                     self._said.add(key)
                     found.append(text)
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was said, and what readings have come to so far."""
+        return {
+            "said": sorted(self._said),
+            "first": dict(self._first),
+            "newest": dict(self._newest),
+            "above": {key: sizes[-LONGEST:] for key, sizes in self._above.items()},
+            "logs": {key: [list(log) for log in logs] for key, logs in self._logs.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``'s value; checkpoints without one begin anew."""
+        if not state:
+            return
+        self._said.update(state["said"])
+        self._first |= state["first"]
+        self._newest |= state["newest"]
+        self._above.update(state["above"])
+        for key, logs in state["logs"].items():
+            self._logs[key].extend((updates, value) for updates, value in logs)
 
     def _lines(self, network: str, metric: str, value: float) -> Iterator[tuple[str, str]]:
         for line in LINES:

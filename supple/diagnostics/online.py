@@ -287,6 +287,7 @@ class Online:
             self._say("a checkpoint", text)
         pool = [part.state_dict() for part in self._pool]
         told = {"skipped": self._skipped, "said": sorted(self._said)}
+        told["alarms"] = self._alarms.state_dict()
         return {"anchor": anchor, "recent": recent, "pool": pool, **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -299,6 +300,7 @@ class Online:
         self._pool.extend(Transitions.from_state(part).to(device) for part in state["pool"])
         self._skipped = state.get("skipped", 0)
         self._said.update(state.get("said", ()))
+        self._alarms.load_state_dict(state.get("alarms", {}))
         updates = self._agent.updates
         if not self._replay.size and state["recent"]:
             self._restored = updates, Transitions.from_state(state["recent"])

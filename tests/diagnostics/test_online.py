@@ -1,6 +1,7 @@
 """Diagnostics while training: they change nothing, keep to their time, and say what they see."""
 
 import contextlib
+import json
 import math
 import re
 from collections import Counter
@@ -390,6 +391,33 @@ def test_a_run_says_its_own_flags(tmp_path, monkeypatch, capsys, kind, flag):
     told = [text for text in capsys.readouterr().out.splitlines() if "early warning" in text]
     assert told
     assert all(f"(--{flag}, now " in text for text in told)
+
+
+def test_a_warning_is_said_once_over_a_resume_and_when_it_would_have_been():
+    def row(k):
+        sick = {name: 60.0 + k for name in ("dormant_0.1", "stab_adam", "seem_norm")}
+        sick |= {"feat_norm": float(k) ** 0.6, "grad_norm": 1.5**k, "q_abs": 1.3**k}
+        return {f"diag/critic/all/mean/{name}": value for name, value in sick.items()}
+
+    whole = Alarms()
+    said = [whole.watch(1000 * k, row(k)) for k in range(1, 21)]
+    assert sum(map(len, said)) == 4
+    for after in (1, 4, 12):  # in the middle of each count
+        first, second = Alarms(), Alarms()
+        again = [first.watch(1000 * k, row(k)) for k in range(1, after + 1)]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        again += [second.watch(1000 * k, row(k)) for k in range(after + 1, 21)]
+        assert again == said
+
+
+def test_a_resumed_run_repeats_no_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(alarms, "LINES", (Line("grad_norm", -1, 2, FEWER),))
+    run_until(settings_of(tmp_path / "run", "categorical"), 100)
+    assert capsys.readouterr().out.count("early warning: critic grad_norm") == 1
+    state = newest_state(tmp_path / "run")[1]["diagnostics"]
+    assert state["alarms"]["said"] == ["actor/grad_norm", "critic/grad_norm"]
+    finish(launch.resumed_run(tmp_path / "run"))
+    assert "early warning" not in capsys.readouterr().out
 
 
 def test_features_that_grow_towards_ten_times_their_size_are_announced():
