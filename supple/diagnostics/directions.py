@@ -264,14 +264,20 @@ def over_time(strength_N: Tensor, episode_N: Tensor) -> dict[str, float]:
     mean, middle = strength_N.mean(), strength_N.median()
     if middle <= 0:
         raise InputError("the decision does not respond in most states: no course over time")
-    same = episode_N[1:] == episode_N[:-1]
-    change = (strength_N[1:] - strength_N[:-1]).abs()[same].sum()
     return {
         "mean": float(mean),
         "cv": float(strength_N.std(correction=0) / mean),
         "tail": float(_quantile(strength_N, 0.99) / middle),
-        "tv": float(change / strength_N.sum()),
+        "tv": variation(strength_N, episode_N),
     }
+
+
+def variation(strength_N: Tensor, episode_N: Tensor) -> float:
+    """Summed change from step to step over summed strength; every step, in order of time."""
+    strength_N = strength_N.double()
+    same = episode_N[1:] == episode_N[:-1]
+    change = (strength_N[1:] - strength_N[:-1]).abs()[same].sum()
+    return float(change / strength_N.sum())
 
 
 def _quantile(values_N: Tensor, share: float) -> Tensor:

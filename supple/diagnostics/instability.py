@@ -18,7 +18,7 @@ from torch import Tensor
 from supple.diagnostics import directions as di
 from supple.diagnostics import sensitivity as se
 from supple.diagnostics.channels import Actuators, Gain, Layout, gain_table
-from supple.diagnostics.lenses import Lens, lens_of
+from supple.diagnostics.lenses import Lens, lens_of, observed
 from supple.diagnostics.perturbation import Responses, respond_to
 from supple.diagnostics.policies import Policy
 from supple.diagnostics.reading import Reading, reading, undefined
@@ -34,7 +34,7 @@ CRITIC_STATES, CRITIC_MOVED = 2048, 512
 QUANTILES = (0.01, 0.05, 0.5)
 """Of the distance to the decision boundary."""
 SHOWN_EPISODES = 3
-"""Episodes whose course over time is kept."""
+"""Episodes whose course over time is kept, step by step."""
 
 
 class Noisy(NamedTuple):
@@ -146,7 +146,7 @@ def analyse(
     most, moved = (MOST_STATES, MOVED_STATES)
     if mode == "critic":
         most, moved = (CRITIC_STATES, CRITIC_MOVED)
-    states = states.thinned(most)
+    every, states = states, states.thinned(most)
     lens = lens_of(policy, mode, states, generator)
     obs_ND = lens.obs
     searched = layout.searched(obs_ND) if like is None else like.searched
@@ -176,6 +176,12 @@ def analyse(
         limits=layout.limits(),
         generator=generator,
     )
+    intervals = di.bootstrap(*matrices, generator) if several else {}
+    series_local, series_states = local, states
+    if states.in_order and len(states.obs) < len(every.obs):  # steps are missing between states
+        series_states = every.first(SHOWN_EPISODES, most)
+        shown_ND, own = observed(policy, mode, series_states, generator)
+        series_local = di.local((lens.rows(shown_ND, *own) * scale_D)[..., searched])
     return Instability(
         mode=mode,
         network="critic" if mode == "critic" else "actor",
@@ -188,11 +194,11 @@ def analyse(
         scale=scale_D,
         worst=everywhere(found.worst),
         least=everywhere(found.least),
-        intervals=di.bootstrap(*matrices, generator) if several else {},
+        intervals=intervals,
         split=di.split_half(*matrices) if several else None,
         distance=lens.distance(obs_ND, scale_D, local.strength_N),
-        course=_course(local, states),
-        series=_series(local, states, found.worst),
+        course=_course((local, states), (series_local, series_states)),
+        series=_series(series_local, series_states, found.worst),
         responses=responses,
         noisy=_noisy(lens, raw_NRD, layout, some) if mode in ("action", "choice") else None,
         gains=[]
@@ -222,13 +228,19 @@ def _noisy(lens: Lens, raw_NRD: Tensor, layout: Layout, some: slice) -> Noisy | 
     )
 
 
-def _course(local: di.Local, states: States) -> dict[str, float]:
+def _course(
+    looked_at: tuple[di.Local, States], in_steps: tuple[di.Local, States]
+) -> dict[str, float]:
+    """Over the states that were looked at; changes over those between which no step is missing."""
+    local, states = looked_at
     if not states.in_order:
         return {}
     try:
-        return di.over_time(local.strength_N, states.episode)
+        found = di.over_time(local.strength_N, states.episode)
     except InputError:
         return {}
+    local, states = in_steps
+    return found | {"tv": di.variation(local.strength_N, states.episode)}
 
 
 def _series(local: di.Local, states: States, worst: Tensor) -> list[tuple[Tensor, Tensor]]:

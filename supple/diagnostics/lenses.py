@@ -73,6 +73,22 @@ def _divergence(before: Tensor, after: Tensor) -> Tensor:
     return (moved_log_std - log_std + 0.5 * (ratio + shift - 1)).sum(-1).clamp(min=0)
 
 
+def observed(
+    policy: Policy, mode: str, states: States, generator: torch.Generator
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What a lens of this mode reads of some states: observations, and what is held.
+
+    Args:
+        policy: frozen.
+        mode: one of ``policy.modes``.
+        states: which.
+        generator: draws the candidates of the mode ``critic``.
+    """
+    if mode != "critic":
+        return states.obs, (states.memory,)
+    return states.critic_obs, (candidates(policy, states.obs, generator),)
+
+
 def lens_of(policy: Policy, mode: str, states: States, generator: torch.Generator) -> Lens:
     """What a mode of this policy looks at.
 
@@ -82,29 +98,29 @@ def lens_of(policy: Policy, mode: str, states: States, generator: torch.Generato
         states: where.
         generator: draws the candidates of the mode ``critic``.
     """
-    held = (states.memory,)
+    obs, held = observed(policy, mode, states, generator)
     if mode in ("choice", "information"):
         logits = policy.logits
         assert logits is not None
         factor = se.choice_factor if mode == "choice" else se.information_factor
         rows = lambda obs, *h: factor(logits, obs, *h)  # noqa: E731
         slopes = lambda obs, *h: se.jacobian(logits, obs, *h)  # noqa: E731
-        return Lens(states.obs, held, logits, "choice", rows, slopes)
+        return Lens(obs, held, logits, "choice", rows, slopes)
     if mode == "action":
         command = policy.command
         assert command is not None
         rows = lambda obs, *h: se.jacobian(command, obs, *h)  # noqa: E731
-        return Lens(states.obs, held, command, "point", rows)
+        return Lens(obs, held, command, "point", rows)
     if mode == "fisher":
         gaussian = policy.gaussian
         assert gaussian is not None
         se.require_reads_mean(se.fisher_factor)
         rows = lambda obs, *h: se.fisher_factor(gaussian, obs, *h)  # noqa: E731
-        return Lens(states.obs, held, gaussian, "gaussian", rows)
+        return Lens(obs, held, gaussian, "gaussian", rows)
     value = policy.value
     assert value is not None
-    values, offered = se.over_candidates(value), candidates(policy, states.obs, generator)
-    heat = preference_temperature(values, policy.alpha, states.critic_obs, offered)
+    values = se.over_candidates(value)
+    heat = preference_temperature(values, policy.alpha, obs, *held)
     rows = lambda obs, *h: se.choice_factor(values, obs, *h, temperature=heat)  # noqa: E731
     slopes = lambda obs, *h: se.candidate_slopes(value, obs, *h)  # noqa: E731
-    return Lens(states.critic_obs, (offered,), values, "choice", rows, slopes)
+    return Lens(obs, held, values, "choice", rows, slopes)

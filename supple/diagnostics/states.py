@@ -50,6 +50,11 @@ class States(NamedTuple):
         """Evenly many of each episode."""
         return self.rows(slice(None, None, -(-len(self.obs) // most)))
 
+    def first(self, episodes: int, most: int) -> States:
+        """Every step of the first episodes: of as many as ``most`` states hold, of one at least."""
+        ends = self.episode.unique_consecutive(return_counts=True)[1].cumsum(0)[:episodes]
+        return self.rows(slice(int(ends[max(int((ends <= most).sum()), 1) - 1])))
+
 
 def visited(policy: Policy, rollout: Rollout) -> States:
     """The states of whole episodes, as the policy was told them."""

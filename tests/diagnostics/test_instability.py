@@ -150,6 +150,23 @@ def test_order_of_states_changes_nothing_but_the_course():
     assert "needs whole episodes" in reasons[0]
 
 
+def test_a_course_over_time_has_every_step_of_whole_episodes(monkeypatch):
+    at = states()  # four episodes of 100 steps
+    at.obs[:, -1] = torch.arange(400) % 2  # every other step is ten times as sensitive
+    policy = linear()
+    policy = dataclasses.replace(policy, command=lambda obs, *_: (0.1 + obs[:, 2:]) * obs[:, :1])
+    whole = analysed(policy, at=at)
+    monkeypatch.setattr(instability, "MOST_STATES", 300)
+    thinned = analysed(policy, at=at)
+    assert (whole.states, thinned.states) == (400, 200)
+    assert thinned.course["tv"] == pytest.approx(whole.course["tv"], rel=1e-2)
+    assert [len(strength) for strength, _ in thinned.series] == [100, 100, 100]
+    for own, expected in zip(thinned.series, whole.series, strict=True):
+        torch.testing.assert_close(own[0] / thinned.scale[0], expected[0] / whole.scale[0])
+    monkeypatch.setattr(instability, "MOST_STATES", 150)  # whole ones as far as they fit
+    assert [len(strength) for strength, _ in analysed(policy, at=at).series] == [100]
+
+
 def test_choices_flip_along_the_difference_of_their_rows():
     rows = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 2.0]])
     policy = dataclasses.replace(
