@@ -1,6 +1,7 @@
 """Policies with a planted illness, from their episodes through measurement to the verdict."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import Evidence
 from supple.diagnostics.rollouts import roll
 from supple.diagnostics.states import visited
-from supple.envs.base import Env, reset_result, step_result
+from supple.envs.base import Discrete, Env, reset_result, step_result
 from tests.diagnostics.test_instability import analysed, linear, spec, states
+from tests.diagnostics.test_report import made, page_of
 
 WIDTH, EPISODES, STEPS = 24, 8, 200
 NAMES = tuple(f"joint{number}_pos" for number in range(WIDTH))
@@ -125,6 +127,24 @@ def test_a_fragile_direction_among_few_channels_is_one_too(width):
         # One channel holds all sensitivity by itself: that supports nothing.
         expected = "warn" if width == 1 else level
         assert (found and found.level) == expected
+
+
+def test_what_noise_does_to_a_choice_is_said_as_a_probability():
+    rows = torch.tensor([[50.0, 0.0, 0.0], [-50.0, 0.0, 0.0]])
+    policy = dataclasses.replace(
+        linear(), command=None, gaussian=None, logits=lambda obs, *_: obs @ rows.T
+    )
+    named = spec(3, names=NAMES[:3], noise=5e-2, action=Discrete(n=2))
+    actuators = channels.actuators_of(named)
+    one = analysed(policy, "choice", at=states(scale=5e-2), spec=named, actuators=actuators)
+    verdict = judged(one, instability.readings(one))["V10"]
+    points = f"{100 * one.gains[0].share:.0f} percentage points."
+    assert f"0.05 rad on joint0_pos alone moves the probability of choice 0 by {points}" in (
+        verdict.sentence
+    )
+    (table,) = re.findall("Which sensor moves.*?</thead>", page_of(made(one=one), one))
+    assert "<th>choice</th>" in table
+    assert "half range" not in table
 
 
 def test_noise_beside_the_worst_direction_is_a_fragile_direction_of_its_own():

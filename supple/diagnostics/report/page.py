@@ -279,18 +279,22 @@ def _gains(analyses: Mapping[tuple[int, str], Instability], document: Mapping[st
         declared = any(gain.declared for gain in one.gains)
         noise = "declared" if declared else "assumed, 1 % of each channel's deviation"
         label = document["targets"][number]["label"]
+        moved, share = "actuator", "of half range"
+        if one.mode == "choice":
+            moved, share = "choice", "in probability"
         tables.append(
             f'<p class="under">{escape(label)}, {one.states:,} states. Sensor noise: {noise}.</p>'
-            '<div class="scroll"><table><thead><tr><th>sensor</th><th>actuator</th>'
+            f'<div class="scroll"><table><thead><tr><th>sensor</th><th>{moved}</th>'
             '<th class="n">gain</th><th></th><th class="n">jitter</th>'
-            '<th class="n">of half range</th></tr></thead>'
+            f'<th class="n">{share}</th></tr></thead>'
             f"<tbody>{rows}</tbody></table></div>"
         )
     if not tables:
         return ""
     return (
         "<section><h2>Which sensor moves which actuator</h2><p>Root mean square gain over states in"
-        " physical units, and how much the command trembles from the sensor's own noise.</p>"
+        " physical units, and how much the command, or the probability of a choice, trembles from"
+        " the sensor's own noise.</p>"
         f"{''.join(tables)}</section>"
     )
 

@@ -87,11 +87,14 @@ def _fragile_sentence(evidence: Evidence, one: Instability) -> str:
     noise = one.layout.noise
     assert noise is not None
     size = float(noise[one.layout.names.index(gain.sensor)])
-    unit = one.layout.channels[one.layout.names.index(gain.sensor)].unit or ""
+    unit = one.layout.channels[one.layout.names.index(gain.sensor)].unit
+    moves = f"{gain.actuator} by {gain.share:.0%} of its half range"
+    if one.mode == "choice":
+        moves = f"the probability of {gain.actuator} by {100 * gain.share:.0f} percentage points"
     return (
         f"An error within sensor specification, mostly on {channels}, changes the decision at"
-        f" {evidence.label}: {size:g} {unit} on {gain.sensor} alone moves {gain.actuator} by"
-        f" {gain.share:.0%} of its half range."
+        f" {evidence.label}: {size:g}{f' {unit}' if unit else ''} on {gain.sensor} alone moves"
+        f" {moves}."
     )
 
 
