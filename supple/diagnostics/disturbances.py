@@ -5,6 +5,7 @@ Shapes: ``D`` channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -49,10 +50,14 @@ def drop(clean: Rollout, disturbed: Rollout, chance: float, generator: torch.Gen
             f"the policy earns {float(clean.returns.mean()):g} an episode, random actions"
             f" {chance:g}: there is nothing to lose, train it first"
         )
-    loss = (clean.returns - disturbed.returns).cpu() / earned
-    index = torch.randint(len(loss), (DRAWS, len(loss)), generator=generator)
-    low, high = torch.quantile(loss[index].mean(1), loss.new_tensor([0.025, 0.975])).tolist()
-    return Drop(float(loss.mean()), low, high)
+    lost = (clean.returns - disturbed.returns).cpu()
+    index = torch.randint(len(lost), (DRAWS, len(lost)), generator=generator)
+    # What the policy earns is of the same episodes: numerator and denominator vary together. A
+    # draw that earns nothing has no share to lose: there the interval has no end.
+    earned_B = (clean.returns.cpu()[index].mean(1) - chance).clamp_min(0)
+    share_B = (lost[index].mean(1) / earned_B).nan_to_num(0, math.inf, -math.inf).sort().values
+    low, high = (float(share_B[int(share * (DRAWS - 1))]) for share in (0.025, 0.975))
+    return Drop(float(lost.mean()) / earned, low, high)
 
 
 def shifts(

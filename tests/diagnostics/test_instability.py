@@ -372,8 +372,11 @@ def test_a_drop_is_what_is_lost_of_what_was_earned():
         return SimpleNamespace(returns=values, episodes=len(values))
 
     generator = torch.Generator().manual_seed(0)
+    # 5 of the 10 that both episodes earn on average; of one alone 5 of 5, or of 15.
     found = disturbances.drop(earned(10, 20), earned(5, 15), 5.0, generator)
-    assert found == pytest.approx((0.5, 0.5, 0.5))
+    assert found == pytest.approx((0.5, 1 / 3, 1.0))
+    found = disturbances.drop(earned(10, 20), earned(5, 15), 10.0, generator)
+    assert found == pytest.approx((1.0, 0.5, math.inf))
     with pytest.raises(InputError, match="nothing to lose"):
         disturbances.drop(earned(1, 1), earned(1, 1), 5.0, generator)
     with pytest.raises(InputError, match="expected 2 disturbed ones, got 1"):
