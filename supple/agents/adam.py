@@ -43,6 +43,12 @@ class Adam:
         self._root = torch.zeros((), device=device)
         self._keep = torch.ones((), device=device)
 
+    @property
+    def decays(self) -> list[float]:
+        """By this times the learning rate each of ``params`` shrinks at a step."""
+        shrunk = {id(part) for part in self._decayed}
+        return [self._decay if id(part) in shrunk else 0.0 for part in self.params]
+
     def begin(self, rate: float, number: int | Tensor) -> None:
         """Say what the next step is.
 

@@ -1,7 +1,7 @@
 """The update that would come next, made on copies: what it changes is measured, nothing is kept.
 
 The gradient is that of the diagnostics' objective (evaluation mode, one-step targets) on as many
-rows as training uses; moments, learning rate, clipping and projection are training's own.
+rows as training uses; moments, learning rate, decay, clipping and projection are training's own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def next_step(subject: Subject, role: str, data: Transitions) -> nn.Module:
     after: nn.Module = copy.deepcopy(view.module)
     adam = Adam([part for _, part in after.named_parameters()])
     adam.load_state_dict({"mean": moments.mean, "square": moments.square})
+    with torch.no_grad():
+        for part, decay in zip(adam.params, moments.decays, strict=False):
+            part *= 1 - moments.rate * decay
     adam.begin(moments.rate, moments.steps + 1)
     adam.step(gradients)
     if subject.projected(role):

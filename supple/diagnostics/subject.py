@@ -42,6 +42,8 @@ class Moments:
     """Learning rate of the next step."""
     share: float = 1.0
     """The loss that the optimiser sees, of what ``Subject.objective`` gives for a network."""
+    decays: Sequence[float] = ()
+    """By this times the learning rate each parameter shrinks at a step; empty where none does."""
 
     @property
     def step_size(self) -> float:

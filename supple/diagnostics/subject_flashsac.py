@@ -238,7 +238,7 @@ class FlashSACSubject(Subject):
         rate = agent.rate_scale * agent.learning_rate(steps)
         # A critic's loss is the mean over its members, its objective here their sum.
         share = 1.0 if role == "actor" else 1 / self._critic.size.members
-        return Moments(adam.mean, adam.square, steps, rate, share)
+        return Moments(adam.mean, adam.square, steps, rate, share, adam.decays)
 
     def projected(self, role: str) -> bool:
         """As its switch says."""

@@ -165,8 +165,9 @@ class PPOSubject(Subject):
         own = {id(part) for part in (agent.actor if role == "actor" else agent.critic).parameters()}
         kept = [i for i, part in enumerate(adam.params) if id(part) in own]
         mean, square = ([each[i] for i in kept] for each in (adam.mean, adam.square))
+        decays = [adam.decays[i] for i in kept]
         share = agent.settings.value_coef if role == "value" else 1.0
-        return Moments(mean, square, agent.updates, float(agent._rate), share)
+        return Moments(mean, square, agent.updates, float(agent._rate), share, decays)
 
     def probe_rate(self, role: str) -> float:
         """With a linear schedule that of its begin: at its end nothing is learned, by anyone."""

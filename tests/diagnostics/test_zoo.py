@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from supple.agents.remedies import RemedySettings
 from supple.diagnostics import curvature, gradients, movement, online_groups
 from supple.diagnostics.context import Context
 from supple.diagnostics.data import DataSets
@@ -117,6 +118,29 @@ def test_a_learning_rate_of_zero_moves_nothing():
         value = found[metric]
         assert value is not None
         assert value < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["scalar", "ppo"])
+def test_the_next_step_has_the_decay_of_training(kind):
+    if kind == "ppo":
+        subject, data = subject_with_data(kind, weight_decay=0.5)
+        subject.agent._rate.fill_(0.1)
+    else:
+        remedy, rates = RemedySettings(weight_decay=0.5), dict.fromkeys(("lr_init", "lr_peak"), 0.1)
+        subject, data = subject_with_data(kind, remedy=remedy, project_critic=False, **rates)
+    view, rate = subject.views[subject.critic_role], subject.moments(subject.critic_role).rate
+    assert rate == pytest.approx(0.1, rel=1e-2)
+    whole = next_step(subject, view.role, data.recent)
+    for adam in [subject.agent._optimizer] if kind == "ppo" else subject.agent._optimizers.values():
+        adam._decay = 0.0
+    without = next_step(subject, view.role, data.recent)
+    shrunk = dict[str, bool]()
+    pairs = zip(view.parameters(), whole.parameters(), without.parameters(), strict=True)
+    for (name, before), own, other in pairs:
+        expected = gradients.is_matrix(name, view.split(name, before)) * 0.5 * rate * before
+        torch.testing.assert_close(other - own, expected, rtol=1e-3, atol=1e-6)
+        shrunk[name] = bool(expected.any())
+    assert 0 < sum(shrunk.values()) < len(shrunk)
 
 
 def test_the_next_step_has_the_gradients_that_adam_knows():
