@@ -217,7 +217,9 @@ class Online:
         """Whether rows for the anchor set are to be drawn now."""
         if self._anchor is not None:
             return False
-        enough = min(self._settings.anchor_size, self._planned // 2)
+        # A ring that has wrapped has one row of each environment that is being overwritten.
+        room = (self._replay.num_rows - 1) * self._replay.num_envs
+        enough = min(self._settings.anchor_size, self._planned // 2, room)
         late = env_steps >= ANCHOR_AT * self._planned
         return self._on_policy() or (late and self._replay.size >= enough)
 

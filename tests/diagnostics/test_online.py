@@ -151,6 +151,15 @@ def test_a_checkpoint_holds_the_transitions_for_later_and_a_resume_keeps_the_anc
     assert_same_bits(later.state["diagnostics"]["anchor"], found.state["diagnostics"]["anchor"])
 
 
+def test_a_small_ring_gives_an_anchor_set_too(tmp_path):
+    settings = settings_of(tmp_path / "run", "categorical", env_steps=160)
+    settings.replay.capacity = 64  # less than half of the run, and than the set's size
+    run_whole(settings)
+    anchor = stored_sets(newest_state(tmp_path / "run")[1]["diagnostics"]).anchor
+    assert anchor is not None
+    assert 62 <= len(anchor) <= 64
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, IndexError])
 def test_a_measurement_that_fails_is_switched_off_and_training_goes_on(
     tmp_path, monkeypatch, capsys, kind
