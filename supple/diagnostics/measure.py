@@ -156,7 +156,8 @@ def _with_reference(found: list[Reading], of_twins: Iterable[Iterable[Reading]])
     values: dict[str, list[float]] = {}
     for readings in of_twins:
         for each in readings:
-            if each.value is not None:
+            # An optimiser is not part of a twin: what it says of one is of the trained network.
+            if each.value is not None and each.metric != "eps_frac":
                 values.setdefault(each.name, []).append(each.value)
     return [
         replace(each, reference={**each.reference, **_summary(values[each.name])})

@@ -277,6 +277,15 @@ def test_gradients_of_single_samples_are_measured_with_their_untrained_twins():
     assert "fresh" in rank.reference
 
 
+def test_an_untrained_twin_has_no_optimiser_to_compare_with():
+    subject, data = subject_with_data("ppo")
+    subject.agent.updates = 1
+    found = measure(subject, DataSets(recent=data.recent), groups=["weights"]).readings
+    assert number(found, "value/all/mean/eps_frac") == 1
+    assert "fresh" not in found["value/all/mean/eps_frac"].reference
+    assert "fresh" in found["value/all/mean/grad_norm"].reference
+
+
 def test_sets_of_transitions_move_to_a_device_as_far_as_there_are_any():
     there = DataSets(recent=transitions("categorical", 100)).to(torch.device("meta"))
     assert there.recent is not None
