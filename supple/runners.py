@@ -35,6 +35,9 @@ from supple.errors import InputError
 from supple.quarantine import Quarantine
 from supple.replay import Replay
 
+WHOLE = ("actor", "critic", "optimizer")
+"""What of rsl_rl's ``load_cfg`` makes up an agent."""
+
 
 class FlashSAC:
     """What rsl_rl's ``OnPolicyRunner`` asks of an algorithm, around our agent and ring."""
@@ -175,11 +178,30 @@ class FlashSAC:
         return {"supple": self._agent.state_dict()}
 
     def load(self, loaded: Mapping[str, Any], load_cfg: Any = None, strict: bool = True) -> bool:
-        """Continue from ``save``'s value; the ring starts empty. Whether to count on from there."""
-        self._agent.load_state_dict(loaded["supple"])
-        self._agent.forget_ring()
-        self._agent.forget_episodes()  # the environments' were never those of the checkpoint
-        return True
+        """Continue from ``save``'s value, in any number of environments; the ring starts empty.
+
+        Args:
+            loaded: the runner's checkpoint.
+            load_cfg: what rsl_rl asks for, None for everything. Unless actor, critic and optimiser
+                are among it, networks and statistics are taken over, and nothing else.
+            strict: not read, nothing may be missing.
+
+        Returns:
+            Whether the runner counts on from there.
+        """
+        agent, state = self._agent, loaded["supple"]
+        wanted = dict.fromkeys((*WHOLE, "iteration"), True) if load_cfg is None else load_cfg
+        if all(wanted.get(name) for name in WHOLE):
+            # The environments were never those of the checkpoint: what there is one of for each
+            # stays as it is, and is forgotten.
+            own = agent.state_dict()
+            scaler = state["reward_scaler"] | {"sum": own["reward_scaler"]["sum"]}
+            agent.load_state_dict(state | {"reward_scaler": scaler, "noise": own["noise"]})
+        else:
+            agent.start_from(state)
+        agent.forget_ring()
+        agent.forget_episodes()
+        return bool(wanted.get("iteration"))
 
     def _named(self, obs: Mapping[str, Any]) -> dict[str, Tensor]:
         return {name: _joined(obs, parts) for name, parts in self._groups.items()}

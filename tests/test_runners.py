@@ -33,10 +33,10 @@ class RslRlEnv(fake_isaac.VecEnv):
         self.unwrapped = SimpleNamespace()
 
 
-def runner(folder, *, flags=FLAGS):
+def runner(folder, *, flags=FLAGS, num_envs=3):
     config = copy.deepcopy(CONFIG)
     config["algorithm"]["flags"] = flags
-    return OnPolicyRunner(RslRlEnv(), config, str(folder), "cpu")
+    return OnPolicyRunner(RslRlEnv(num_envs=num_envs), config, str(folder), "cpu")
 
 
 def test_rsl_rls_own_runner_picks_flashsac_by_name_and_trains_it(tmp_path):
@@ -72,6 +72,28 @@ def test_a_checkpoint_of_the_runner_restores_the_policy(tmp_path):
     expected = first.get_inference_policy("cpu")(obs)
     assert torch.equal(second.get_inference_policy("cpu")(obs), expected)
     assert expected.shape == (3, 2)
+
+
+@pytest.mark.parametrize("asked", [None, {"actor": True}, {"actor": True, "iteration": True}])
+def test_a_checkpoint_serves_another_number_of_environments(tmp_path, asked):
+    first = runner(tmp_path / "a")
+    first.learn(6)
+    first.save(str(tmp_path / "model.pt"))
+    second = runner(tmp_path / "b", num_envs=5)
+    second.load(str(tmp_path / "model.pt"), load_cfg=asked)
+    obs = first.env.get_observations()
+    expected = first.get_inference_policy("cpu")(obs)
+    assert torch.equal(second.get_inference_policy("cpu")(obs), expected)
+    agent, trained = second.alg._agent, first.alg._agent
+    # A part of it is the policy and what belongs to it: mjlab plays so. The rest is untrained.
+    assert agent.updates == (trained.updates if asked is None else 0)
+    moments = agent.state_dict()["optimizers"]["critic"]["mean"]
+    assert any(part.any() for part in moments) == (asked is None)
+    counts_on = asked is None or "iteration" in asked
+    assert second.current_learning_iteration == (first.current_learning_iteration * counts_on)
+    before = agent.updates
+    second.learn(2)
+    assert agent.updates > before
 
 
 def test_a_resumed_training_fills_its_ring_before_it_learns_again(tmp_path):
