@@ -47,7 +47,8 @@ from supple.replay.buffer import STEP_FIELDS
 from supple.rng import Generators
 
 SLOWEST, FASTEST = 1e-5, 1e-2
-"""Bounds of the adaptive learning rate."""
+"""How far the adaptive learning rate falls and rises; beyond it only moves back, where rsl_rl's
+jumps to the bound, whichever way that is."""
 RATE_FACTOR = 1.5
 """What the adaptive rate is multiplied or divided by at each gradient step."""
 ACTOR_GAIN, CRITIC_GAIN = 0.01, 1.0
@@ -668,8 +669,8 @@ class PPO(Agent):
     def _adapt_rate(self, kl: Tensor) -> None:
         """Move the learning rate so that steps keep about ``desired_kl`` from the old policy."""
         aim = self.settings.desired_kl
-        slower = (self._rate / RATE_FACTOR).clamp_min(SLOWEST)
-        faster = (self._rate * RATE_FACTOR).clamp_max(FASTEST)
+        slower = torch.minimum(self._rate, (self._rate / RATE_FACTOR).clamp_min(SLOWEST))
+        faster = torch.maximum(self._rate, (self._rate * RATE_FACTOR).clamp_max(FASTEST))
         near = torch.where((kl < aim / 2) & (kl > 0), faster, self._rate)
         adapted = torch.where(kl > 2 * aim, slower, near)
         self._rate.copy_(torch.where(self._going, adapted, self._rate))

@@ -39,8 +39,8 @@ class PPOSettings:
     lr: float = 1e-3
     """Adam's learning rate, at the start."""
     lr_schedule: Literal["adaptive", "linear", "fixed"] = "adaptive"
-    """adaptive keeps the divergence of a step near desired_kl; linear falls to 0 at the run's end,
-    the new end where a run is extended."""
+    """adaptive keeps the divergence of a step near desired_kl, itself in [1e-5, 1e-2] unless lr is
+    not; linear falls to 0 at the run's end, the new end where a run is extended."""
     desired_kl: float = 0.01
     """KL divergence per learning phase that the adaptive rate aims at [nats]."""
     kl_stop: float = 0.0

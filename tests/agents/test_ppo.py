@@ -305,6 +305,23 @@ def test_the_rate_follows_the_divergence_or_the_run():
     assert rates_of(agent, 1) == pytest.approx([1e-3])
 
 
+@pytest.mark.parametrize(
+    ("lr", "kl", "expected"),
+    [
+        (3e-6, 1.0, 3e-6),
+        (3e-6, 1e-4, 4.5e-6),
+        (1.2e-5, 1.0, 1e-5),
+        (8e-3, 1e-4, 1e-2),
+        (0.05, 1e-4, 0.05),
+        (0.05, 1.0, 0.05 / 1.5),
+    ],
+)
+def test_an_adaptive_rate_beyond_its_bounds_never_moves_the_wrong_way(lr, kl, expected):
+    agent = small_agent(lr=lr)
+    agent._adapt_rate(torch.tensor(kl))
+    assert float(agent._rate) == pytest.approx(expected)
+
+
 def rates_of(agent, phases, **chances):
     replay, random, rates = ring_of(agent), generator(1), []
     for _ in range(phases):
