@@ -667,11 +667,15 @@ class PPO(Agent):
         return network.unroll(obs, row[f"{name}_memory"][:sequences], row["fresh"])
 
     def _adapt_rate(self, kl: Tensor) -> None:
-        """Move the learning rate so that steps keep about ``desired_kl`` from the old policy."""
+        """Move the learning rate so that steps keep about ``desired_kl`` from the old policy.
+
+        Before a phase's first step the two are one policy: what divergence is found is rounding.
+        """
         aim = self.settings.desired_kl
+        moved = self._sums[-1] > 0
         slower = torch.minimum(self._rate, (self._rate / RATE_FACTOR).clamp_min(SLOWEST))
         faster = torch.maximum(self._rate, (self._rate * RATE_FACTOR).clamp_max(FASTEST))
-        near = torch.where((kl < aim / 2) & (kl > 0), faster, self._rate)
+        near = torch.where((kl < aim / 2) & (kl > 0) & moved, faster, self._rate)
         adapted = torch.where(kl > 2 * aim, slower, near)
         self._rate.copy_(torch.where(self._going, adapted, self._rate))
 

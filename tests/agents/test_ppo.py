@@ -286,6 +286,7 @@ def test_an_early_stop_that_never_comes_changes_nothing():
 
 def test_the_rate_follows_the_divergence_or_the_run():
     agent = small_agent(desired_kl=0.01, lr=1e-3)
+    agent._sums.fill_(1)  # a step of this phase was taken
     for kl, expected in ((0.021, 1e-3 / 1.5), (0.004, 1e-3), (0.0, 1e-3), (0.01, 1e-3)):
         agent._adapt_rate(torch.tensor(kl))
         assert float(agent._rate) == pytest.approx(expected)
@@ -318,8 +319,23 @@ def test_the_rate_follows_the_divergence_or_the_run():
 )
 def test_an_adaptive_rate_beyond_its_bounds_never_moves_the_wrong_way(lr, kl, expected):
     agent = small_agent(lr=lr)
+    agent._sums.fill_(1)
     agent._adapt_rate(torch.tensor(kl))
     assert float(agent._rate) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("moved_by", "steps", "factor"), [(1e-3, 1, 1.0), (1e-3, 2, 1.5), (1.0, 1, 1 / 1.5)]
+)
+def test_the_first_step_of_a_phase_never_raises_the_rate(moved_by, steps, factor):
+    """What a categorical policy's KL is then is rounding, of either sign: here of one sign."""
+    agent = small_agent(minibatches=steps, epochs=1)
+    replay = ring_of(agent)
+    collect(agent, replay, generator(1))
+    agent.actor.layers[-1].bias.data.add_(moved_by)
+    metrics = agent.update(replay)
+    assert float(metrics["actor/kl"]) > 0
+    assert float(metrics["actor/learning_rate"]) == pytest.approx(factor * agent.settings.lr)
 
 
 def rates_of(agent, phases, **chances):
