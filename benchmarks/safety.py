@@ -92,7 +92,7 @@ def bench_guard(rounds: int, modes: Sequence[str]) -> Iterator[dict[str, Any]]:
         good = all_finite(torch.ones(()), gradients)
         undo_unless(good, statistics, before)
         agent.skips.count("critic", good)
-        agent.skips.note((), dict)
+        agent.skips.note(("critic",), (), dict)
 
     found = interleaved({"guard": guard}, rounds, clock=time.process_time)
     weights = sum(value.numel() for value in gradients)

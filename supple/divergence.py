@@ -2,7 +2,8 @@
 
 The steps themselves are left out on the device (``agents/care.py``). Here, on the host, the first
 of them is repeated under a watch that finds its first bad tensor, and written down with all it
-takes to repeat it elsewhere; many in a row take the networks back to the newest checkpoint.
+takes to repeat it elsewhere; many in a row take the networks back to the newest checkpoint. A GPU
+keeps the newest step alone: there it is the first that was the last one of its bout.
 
 A dump is a folder in the format of checkpoints, ``<run>/nan/checkpoints/step_<k>``; a simulator's
 bad rows leave one in ``<run>/nan/rows``, too.
@@ -80,13 +81,11 @@ class Divergence:
             skips.catch(lambda: copy.deepcopy(self._agent.state_dict()))
         news = []
         caught, skips.caught = skips.caught, None
-        if caught is not None and skips.skipped() >= 2 * self._told:
+        if (caught or in_a_row) and skips.skipped() >= 2 * self._told:
             self._told = skips.skipped()
-            where = self._dump(caught, env_steps)
-            found = first_bad(self._agent, caught)
+            found = self._describe(caught, env_steps)
             news.append(
                 f"a gradient step was not finite and was left out, {self._told} so far: {found}"
-                + (f"; to repeat it: supple doctor --nan-dump {where}" if where else "")
             )
         if in_a_row >= self._settings.patience:
             news.append(self._roll_back(in_a_row))
@@ -118,6 +117,13 @@ class Divergence:
         """Continue from ``state_dict()``'s value."""
         self._told, self._dumps = state["told"], state["dumps"]
         self._rollbacks = state["rollbacks"]
+
+    def _describe(self, caught: Caught | None, env_steps: int) -> str:
+        if caught is None:
+            return "not the newest one, which is all that a GPU keeps"
+        where = self._dump(caught, env_steps)
+        found = first_bad(self._agent, caught)
+        return found + (f"; to repeat it: supple doctor --nan-dump {where}" if where else "")
 
     def _roll_back(self, in_a_row: int) -> str:
         what = f"{in_a_row} gradient steps in a row were not finite"

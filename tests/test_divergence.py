@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from supple import checkpoint, distributed, launch
 from supple.agents import PPO, FlashSAC, PPOSettings
 from supple.agents.adam import Adam
-from supple.agents.care import Caught, Skips, all_finite, undo_unless
+from supple.agents.care import CareSettings, Caught, Skips, all_finite, undo_unless
 from supple.cli import DONE, FAILED, main
-from supple.divergence import DUMPS, first_bad
+from supple.divergence import DUMPS, Divergence, first_bad
 from supple.errors import DivergedError
 from tests.agents.small_agents import (
     assert_same_bits,
@@ -199,7 +200,7 @@ def test_a_gpus_newest_step_is_caught_when_it_is_looked_for(monkeypatch):
     skips = Skips(("step",), torch.device("cpu"))
     given = (torch.ones(2),)
     skips.count("step", torch.tensor(False))
-    skips.note(given, dict)
+    skips.note(("step",), given, dict)
     before = skips.caught
     skips.catch(dict)
     assert before is None
@@ -209,6 +210,25 @@ def test_a_gpus_newest_step_is_caught_when_it_is_looked_for(monkeypatch):
     skips.count("step", torch.tensor(True))
     skips.catch(dict)
     assert not skips.caught
+
+
+def test_a_step_is_not_caught_for_one_of_another_kind(tmp_path):
+    """Every other step of FlashSAC moves the critic alone."""
+    agent, random = small_agent(), generator(0)
+    batch = random_batch(agent, random)
+    batch.critic_obs_2BD[3, 2] = NAN
+    assert caught(agent, batch).inputs[1].isnan().any()
+    agent.skips.caught = None  # the host took it
+    agent.learn(random_batch(agent, random), *random_noise(random))
+    assert (agent.skips.in_a_row["actor"], agent.skips.in_a_row["critic"]) == (1, 0)
+    assert agent.skips.caught is None
+    # What a GPU would find: the bad step is not the newest.
+    replay: Any = None
+    care = Divergence(CareSettings(), agent=agent, replay=replay, folder=tmp_path, header={})
+    (news,) = care.after_update(100)
+    assert news.endswith("left out, 2 so far: not the newest one, which is all that a GPU keeps")
+    assert care.after_update(200) == []
+    assert not list(tmp_path.iterdir())
 
 
 # --- whole runs ------------------------------------------------------------------------------

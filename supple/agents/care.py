@@ -93,6 +93,8 @@ class Skips:
         self.total, self.in_a_row = counts(), counts()
         self.newest: tuple[Tensor, ...] = ()
         """What the newest step was given."""
+        self._kinds: tuple[str, ...] = ()
+        """Of the newest step."""
         self.caught: Caught | None = None
 
     def count(self, name: str, good: Tensor) -> None:
@@ -100,22 +102,32 @@ class Skips:
         self.total[name].add_(~good)
         self.in_a_row[name].copy_(torch.where(good, 0, self.in_a_row[name] + 1))
 
-    def note(self, inputs: tuple[Tensor, ...], state: Callable[[], Mapping[str, Any]]) -> None:
+    def note(
+        self,
+        kinds: tuple[str, ...],
+        inputs: tuple[Tensor, ...],
+        state: Callable[[], Mapping[str, Any]],
+    ) -> None:
         """Remember what a step was given, and all of it where that was left out.
 
-        A GPU is not asked: there, ``catch`` finds the newest step, where that was left out.
+        A GPU is not asked: there, ``catch`` finds the newest step, where that was left out, and no
+        earlier one, whose inputs may have been written over since.
 
         Args:
+            kinds: of the steps that were taken at once, all with these inputs.
             inputs: tensors.
             state: copies the agent's state.
         """
-        self.newest = inputs
+        self._kinds, self.newest = kinds, inputs
         if self.caught is None and is_readable(next(iter(self.total.values()))):
             self.catch(state)
 
     def catch(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep the newest step, if it was left out; copies to the host."""
-        if self.longest() and self.caught is None:
+        """Keep the newest step, if it was left out; copies to the host.
+
+        A kind that it is not of may have been left out before: that says nothing of this step.
+        """
+        if self.caught is None and any(int(self.in_a_row[kind]) for kind in self._kinds):
             self.caught = Caught(tuple(value.clone() for value in self.newest), state())
 
     def longest(self) -> int:

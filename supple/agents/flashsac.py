@@ -432,7 +432,9 @@ class FlashSAC(Agent):
         settings = self.settings
         denominator = self.reward_scaler.denominator()
         optimizers = self._optimizers
+        kinds: tuple[str, ...] = ("critic",)
         if self.updates % settings.actor_period == 0:
+            kinds = ("actor", "critic")
             rate = self.rate_scale * self.learning_rate(self._actor_updates)
             for name in ("actor", "temperature"):
                 optimizers[name].begin(rate, self._actor_updates + 1)
@@ -452,6 +454,7 @@ class FlashSAC(Agent):
         self.updates += 1
         given = (*batch, actor_noise_BA, next_noise_BA, actor_uniform_BR, critic_uniform_BR)
         self.skips.note(
+            kinds,
             tuple(value for value in given if value is not None),
             lambda: copy.deepcopy(self.state_dict()),
         )

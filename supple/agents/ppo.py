@@ -49,6 +49,8 @@ from supple.rng import Generators
 SLOWEST, FASTEST = 1e-5, 1e-2
 """How far the adaptive learning rate falls and rises; beyond it only moves back, where rsl_rl's
 jumps to the bound, whichever way that is."""
+STEP = "gradient step"
+"""The one kind of them."""
 RATE_FACTOR = 1.5
 """What the adaptive rate is multiplied or divided by at each gradient step."""
 ACTOR_GAIN, CRITIC_GAIN = 0.01, 1.0
@@ -193,7 +195,7 @@ class PPO(Agent):
         self._seen = torch.zeros((), dtype=torch.float64, device=self.device)
         self._sums = torch.zeros(len(AVERAGED) + 1, device=self.device)
 
-        self.skips = Skips(("gradient step",), self.device)
+        self.skips = Skips((STEP,), self.device)
         self.compute = compute or Compute()
         self._act_step = self._region(self._explore)
         self._observe_step = self._region(self._observe)
@@ -431,7 +433,7 @@ class PPO(Agent):
                 batch = (self._mirrored(rows_RK.index_select(0, index)), *noise)
                 self._learn_step(*batch)
                 self.updates += 1
-                self.skips.note(batch, lambda: copy.deepcopy(self.state_dict()))
+                self.skips.note((STEP,), batch, lambda: copy.deepcopy(self.state_dict()))
         self._normalise_by(rollout)
         self._seen.add_(sum_over_ranks(rollout["valid"].sum()))
         replay.clear()
@@ -642,7 +644,7 @@ class PPO(Agent):
                 factor=self._rate,
                 enabled=good & self._going if settings.kl_stop else good,
             )
-            self.skips.count("gradient step", good)
+            self.skips.count(STEP, good)
             self._taken.add_(self._going)
             outside = ((ratio - clipped) != 0).float()
             found = {
