@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from supple.deploy.joints import COMMAND_UNITS
 from supple.deploy.onnx_file import FINITE, OPSET
 from supple.deploy.plain import PlainPolicy, command_map
 from supple.deploy.terms import check_terms
 from supple.envs.base import Box, Channel, Deployment, EnvSpec
-from supple.errors import InputError
 
 UNKNOWN_IN = ("identity", "contract", "evidence")
 """Parts of a manifest whose unknown values are listed."""
@@ -30,12 +30,6 @@ DAMPING_SPEED = 10.0
 """Where no damping gain is known, damping takes a joint's whole effort at this speed [rad/s]."""
 NO_LIMIT = 1e8
 """Efforts from here on are a simulator's word for none, as Isaac Lab's 1e9 and infinity [N·m]."""
-PER_JOINT = (
-    *("joint_names", "stiffness", "damping", "default_position", "action_scale", "action_offset"),
-    *("position_limit_low", "position_limit_high", "velocity_limit", "effort_limit"),
-)
-"""Fields of ``Deployment`` with an entry for each joint."""
-COMMAND_UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s", "delta": "rad"}
 SINGLE = "single frame"
 REPEATED = "the first frame repeats"
 NON_FINITE_RULE = (
@@ -56,7 +50,6 @@ def contract(
         origin: task, agent, run and training steps.
     """
     robot = _told(spec.deployment or Deployment())
-    _check_joints(robot, spec)
     check_terms(spec)
     record = {
         "origin": dict(origin),
@@ -143,34 +136,6 @@ def _told(robot: Deployment) -> Deployment:
     if max(robot.effort_limit or (0.0,)) >= NO_LIMIT:
         robot = dataclasses.replace(robot, effort_limit=None)
     return robot
-
-
-def _check_joints(robot: Deployment, spec: EnvSpec) -> None:
-    """Every list is of the same joints, as many as there are actions.
-
-    Raises:
-        InputError: the environment describes another robot than it drives.
-    """
-    names = robot.joint_names
-    size = spec.action.size if isinstance(spec.action, Box) else len(names or ())
-    for name in PER_JOINT:
-        values = getattr(robot, name)
-        if values is not None and len(values) != size:
-            raise InputError(
-                f"EnvSpec.deployment.{name} has {len(values)} entries, expected {size}, one for"
-                " each action: mend the environment's description"
-            )
-    if (robot.action_scale is None) != (robot.action_offset is None):
-        raise InputError(
-            "EnvSpec.deployment gives one of action_scale and action_offset: expected both or"
-            " neither, since commands are offset + scale * action"
-        )
-    missing = set(names or ()) - set(robot.robot_joint_names or names or ())
-    if missing:
-        raise InputError(
-            f"EnvSpec.deployment.robot_joint_names lacks {', '.join(sorted(missing))}, which the"
-            " policy moves: mend the environment's description"
-        )
 
 
 def _joints(robot: Deployment) -> dict[str, Any]:

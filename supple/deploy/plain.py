@@ -21,6 +21,7 @@ from supple.agents.flashsac import FlashSAC
 from supple.agents.mlp import NORMALISER_EPS, Network
 from supple.agents.nets import BATCH_NORM_EPS, RMS_NORM_EPS
 from supple.agents.ppo import GreedyPolicy
+from supple.deploy.joints import check_joints
 from supple.envs.base import Box, Discrete, EnvSpec
 from supple.errors import InputError
 
@@ -194,8 +195,10 @@ def plain_policy(agent: Agent, spec: EnvSpec) -> PlainPolicy:
     """The agent's deterministic policy in plain layers, on the CPU.
 
     Raises:
-        InputError: an agent whose policy is not built of known layers.
+        InputError: an agent whose policy is not built of known layers, or an environment that
+            describes another robot than it drives.
     """
+    check_joints(spec)
     policy = agent.policy()
     if isinstance(policy, FoldedPolicy) and isinstance(agent, FlashSAC):
         return _norm_bounded(policy, agent, spec).cpu()

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from supple.deploy.golden import channel_of
+from supple.deploy.joints import is_number
 from supple.envs.base import Deployment, EnvSpec
 from supple.errors import InputError
 
@@ -41,13 +42,13 @@ def check_terms(spec: EnvSpec) -> None:
     """
     for channel in spec.channels or ():
         scale, clip = channel.scale, channel.clip
-        if scale is not None and not (_is_number(scale) and math.isfinite(scale)):
+        if scale is not None and not (is_number(scale) and math.isfinite(scale)):
             raise InputError(
                 f"EnvSpec.channels: the scale of {channel.name} is {scale!r}, expected a number"
             )
         if clip is None or clip is False:
             continue
-        pair = isinstance(clip, Sequence) and len(clip) == 2 and all(map(_is_number, clip))
+        pair = isinstance(clip, Sequence) and len(clip) == 2 and all(map(is_number, clip))
         if not pair or not clip[0] <= clip[1]:
             raise InputError(
                 f"EnvSpec.channels: the clip of {channel.name} is {clip!r}, expected [low, high],"
@@ -60,10 +61,6 @@ def check_terms(spec: EnvSpec) -> None:
             f"EnvSpec.deployment.commands is {commands!r}, expected names with their ranges, as in"
             ' {"base_velocity": {"lin_vel_x": [-0.5, 1.0]}}'
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def terms_of(contract: Mapping[str, Any]) -> list[Term]:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import shutil
 import zipfile
 from contextlib import closing
@@ -200,6 +201,39 @@ def test_a_description_of_another_robot_is_refused():
         odd = robot_spec(deployment=dataclasses.replace(robot, **change))
         with pytest.raises(InputError, match=text):
             contract_of(odd)
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"stiffness": "abc"}, "stiffness is 'abc', expected a list, or null"),
+        ({"stiffness": 20.0}, r"stiffness is 20\.0, expected a list, or null"),
+        ({"damping": (0.5, "0.5", 0.5)}, "damping holds '0.5', expected numbers"),
+        ({"damping": (0.5, None, 0.5)}, "damping holds None, expected numbers"),
+        ({"default_position": (0.1, math.nan, 0.1)}, "default_position holds nan, expected n"),
+        ({"action_scale": (0.1, True, 0.1)}, "action_scale holds True, expected numbers"),
+        ({"action_offset": (0.1, math.inf, 0.1)}, "action_offset holds inf, expected numbers"),
+        ({"effort_limit": ("80", 80.0, 80.0)}, "effort_limit holds '80', expected numbers, inf"),
+        ({"position_limit_low": (math.nan,) * 3}, "position_limit_low holds nan"),
+        ({"joint_names": ("hip", 2, "ankle")}, "joint_names holds 2, expected joint names"),
+        ({"robot_joint_names": "hip"}, "robot_joint_names is 'hip', expected a list"),
+        ({"control_mode": "Position"}, "control_mode is 'Position', expected torque, position"),
+        ({"control_mode": ["position"]}, "control_mode is .*, expected torque, position"),
+        ({"history_order": "newest"}, "history_order is 'newest', expected newest_first, oldest"),
+        ({"sim_dt": "0.005"}, "sim_dt is '0.005', expected seconds above 0, or null"),
+        ({"decimation": 4.5}, r"decimation is 4\.5, expected a whole number >= 1, or null"),
+        ({"action_delay": -1}, "action_delay is -1, expected a whole number >= 0, or null"),
+    ],
+)
+def test_what_is_told_by_hand_is_of_its_kind(told, text):
+    with pytest.raises(InputError, match=rf"^EnvSpec\.deployment\.{text}") as refused:
+        contract_of(described(**told))
+    assert "\n" not in str(refused.value)
+
+
+def test_limits_without_end_may_be_told():
+    endless = described(effort_limit=(math.inf,) * 3, position_limit_low=(-math.inf,) * 3)
+    assert contract_of(endless)["joints"]["effort_limit"] is None
 
 
 def test_gains_of_0_and_limits_without_end_are_unknown_and_brake_nothing():
