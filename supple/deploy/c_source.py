@@ -296,8 +296,11 @@ def _outputs(policy: PlainPolicy, writer: _Writer, head: str, width: int) -> Non
         writer.add("state->last_action[0] = action[0];")
         writer.each(width, f"command[i] = {head}[i]")
         return
-    for name, values in (("scale", policy.scale), ("offset", policy.offset)):
-        writer.tables.append(f"static const float {name}[{width}] = {_floats(values)};\n")
+    tables = {"scale": _floats(policy.scale), "offset": _floats(policy.offset)}
+    if policy.clips_commands:
+        tables |= {"low": _limits(policy.low), "high": _limits(policy.high)}
+    for name, values in tables.items():
+        writer.tables.append(f"static const float {name}[{width}] = {values};\n")
     writer.add(f"for (int i = 0; i < {width}; ++i) {{")
     writer.add(f"    const float raw = {'tanhf' if policy.squash else ''}({head}[i]);")
     bounded = "raw < -1.0f ? -1.0f : raw > 1.0f ? 1.0f : raw" if policy.clip else "raw"
@@ -305,6 +308,9 @@ def _outputs(policy: PlainPolicy, writer: _Writer, head: str, width: int) -> Non
     writer.add("    action[i] = raw;")
     writer.add("    state->last_action[i] = raw;")
     writer.add("    command[i] = offset[i] + scale[i] * bounded;")
+    if policy.clips_commands:
+        writer.add("    if (command[i] < low[i]) command[i] = low[i];")
+        writer.add("    if (command[i] > high[i]) command[i] = high[i];")
     writer.add("}")
 
 
@@ -338,7 +344,15 @@ def _floats(values: Iterable[float] | Tensor) -> str:
             "the policy has a weight that is not finite: it cannot run on a robot; export an"
             " earlier checkpoint"
         )
-    texts = np.char.add(numbers.astype(str), "f").tolist()
+    return _rows(np.char.add(numbers.astype(str), "f").tolist())
+
+
+def _limits(values: Tensor) -> str:
+    """Numbers of which some may be infinite."""
+    return _rows([_float(each).replace("inff", "INFINITY") for each in values.tolist()])
+
+
+def _rows(texts: Sequence[str]) -> str:
     lines = [", ".join(texts[at : at + 8]) for at in range(0, len(texts), 8)]
     return "{\n    " + ",\n    ".join(lines) + "}"
 

@@ -279,14 +279,18 @@ def mapping_holds(contract: Mapping[str, Any], answers: Outputs) -> Verdict:
     bounded = answers.action.astype(np.float64)
     if steps["clip"]["low"] is not False:
         bounded = bounded.clip(steps["clip"]["low"], steps["clip"]["high"])
+    limits = _joint_clip(steps["joint_clip"])
     if steps["squash"]["function"] == "tanh" and np.abs(answers.action).max() > 1:
         faults.append("actions leave [-1, 1] although the manifest lists a tanh")
     measured = _unit_responses(bounded, answers.command.astype(np.float64))
-    if measured is None:
-        error = relative_error(answers.command, offset + scale * bounded, command_unit(contract))
+    if measured is None or limits is not None:
+        rule, wanted = "offset + scale * action", offset + scale * bounded
+        if limits is not None:
+            rule, wanted = f"{rule}, clipped", wanted.clip(*limits)
+        error = relative_error(answers.command, wanted, command_unit(contract))
         odd = np.flatnonzero(error.max(0) > TOLERANCE)
-        faults += [f"the command of {names[i]} is not offset + scale * action" for i in odd]
-        return verdict("action mapping", faults, "commands are offset + scale * action")
+        faults += [f"the command of {names[i]} is not {rule}" for i in odd]
+        return verdict("action mapping", faults, f"commands are {rule}")
     response, zero = measured
     size = np.maximum(1, np.abs(scale))
     for i, j in zip(*np.nonzero(np.abs(response - np.diag(scale)) > 1e-3 * size), strict=True):
@@ -298,6 +302,15 @@ def mapping_holds(contract: Mapping[str, Any], answers: Outputs) -> Verdict:
     for i in np.flatnonzero(np.abs(zero - offset) > 1e-3 * np.maximum(1, np.abs(offset))):
         faults.append(f"action 0 puts {names[i]} at {zero[i]:.4g}: expected {offset[i]:.4g}")
     return verdict("action mapping", faults, f"unit action on each of {len(names)} moves its own")
+
+
+def _joint_clip(step: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What commands are clipped to, (A,) each; None where they are not, or nobody told."""
+    if not step["low"] or not step["high"]:
+        return None
+    # The contract has infinity as text.
+    low, high = (np.array([float(each) for each in step[side]]) for side in ("low", "high"))
+    return low, high
 
 
 def _unit_responses(

@@ -16,7 +16,7 @@ import numpy as np
 
 from supple.deploy.joints import COMMAND_UNITS
 from supple.deploy.onnx_file import FINITE, OPSET
-from supple.deploy.plain import PlainPolicy, command_map
+from supple.deploy.plain import PlainPolicy, command_clip, command_map
 from supple.deploy.terms import check_terms
 from supple.envs.base import Box, Channel, Deployment, EnvSpec
 
@@ -184,12 +184,12 @@ def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
             {"step": "clip", "low": bounds[0], "high": bounds[1]},
             {"step": "scale", "values": scale},
             {"step": "offset", "values": offset},
-            {"step": "joint_clip", "low": False, "high": False},
-            {"step": "rate_limit", "values": False},
-            {"step": "low_pass", "values": False},
+            {"step": "joint_clip", "low": robot.action_clip_low, "high": robot.action_clip_high},
+            {"step": "rate_limit", "values": robot.action_filter},
+            {"step": "low_pass", "values": robot.action_filter},
         ],
         "command_unit": COMMAND_UNITS.get(robot.control_mode or ""),
-        "zero_action_command": offset,
+        "zero_action_command": np.clip(offset, *_command_clip(spec)).tolist(),
         "trained_with": _added(spec, "action_scale", "action_offset"),
         "deterministic": "tanh(mean)" if policy.squash else "mean",
         "safe_action": [0.0] * size,
@@ -339,13 +339,18 @@ def _safety(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
         return record | {"command_low": False, "command_high": False}
     scale, offset = (np.array(values) for values in command_map(spec))
     reach = abs(scale) if policy.clip or policy.squash else np.full(len(scale), np.inf)
-    limits = _command_limits(robot, len(scale))
-    low, high = ((offset + side).clip(*limits) for side in (-reach, reach))
+    clip, limits = _command_clip(spec), _command_limits(robot, len(scale))
+    low, high = ((offset + side).clip(*clip).clip(*limits) for side in (-reach, reach))
     return record | {
         "command_low": _bounds(low),
         "command_high": _bounds(high),
-        "safe_command": offset.tolist(),
+        "safe_command": offset.clip(*clip).tolist(),
     }
+
+
+def _command_clip(spec: EnvSpec) -> tuple[Any, Any]:
+    """What the simulator clips commands to; infinite where it does not."""
+    return command_clip(spec) or (-np.inf, np.inf)
 
 
 def _command_limits(robot: Deployment, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,11 @@ def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
             f" * action; here the control mode is {mode}, the offset {robot['action_offset']}: drop"
             " the flag"
         )
+    if robot["action_clip_low"]:
+        raise InputError(
+            "--also mjlab: its keys do not say what commands are clipped to, here"
+            f" {robot['action_clip_low']} to {robot['action_clip_high']}: drop the flag"
+        )
     _require({**robot, **_untold(terms), "commands": contract["commands"]["names"]}, "mjlab")
     _require_layout("term_major" in layouts(contract, terms), "mjlab")
     lists = {
@@ -132,15 +137,18 @@ def _robot(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
     joints, gains = contract["joints"], contract["gains"]
     if contract["action"]["kind"] != "continuous":
         raise InputError(f"--also {name}: it drives joints, this policy chooses: drop the flag")
-    values = {step["step"]: step.get("values") for step in contract["action"]["pipeline"]}
+    steps = {step["step"]: step for step in contract["action"]["pipeline"]}
     return {
         "joint_names": joints["policy_names"],
         "control_mode": gains["control_mode"],
         "stiffness": gains["stiffness"],
         "damping": gains["damping"],
         "default_position": joints["default_position"],
-        "action_scale": values["scale"],
-        "action_offset": values["offset"],
+        "action_scale": steps["scale"]["values"],
+        "action_offset": steps["offset"]["values"],
+        "action_clip_low": steps["joint_clip"]["low"],
+        "action_clip_high": steps["joint_clip"]["high"],
+        "action_filter": steps["low_pass"]["values"],
     }
 
 

@@ -119,8 +119,7 @@ def answer(
         else:
             command, action = policy(obs)[1], trained(obs)
         if not policy.choices:
-            bounded = action.clamp(-1, 1) if policy.clip else action
-            command = policy.offset + policy.scale * bounded
+            command = policy.command(action)
         actions.append(action)
         commands.append(command)
         memories.append(memory)

@@ -143,7 +143,7 @@ _KNOWN_WORDS = frozenset(
         *("dense", "all_finite", "rms_norm", "sigmoid", "reset", "update", "new"),
         *("w", "b", "x", "y", "row", "rows", "inputs", "k", "i", "sum", "bits", "count", "factor"),
         *("eps", "state", "observation", "action", "command", "raw", "bounded", "scale", "offset"),
-        *("best", "fine", "memory", "last_action"),
+        *("best", "fine", "memory", "last_action", "low", "high", "INFINITY"),
     )
 )
 _DIRECTIVE = re.compile(

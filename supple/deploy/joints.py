@@ -10,12 +10,15 @@ from supple.errors import InputError
 
 PER_JOINT = (
     *("joint_names", "stiffness", "damping", "default_position", "action_scale", "action_offset"),
+    *("action_clip_low", "action_clip_high"),
     *("position_limit_low", "position_limit_high", "velocity_limit", "effort_limit"),
 )
 """Fields of ``Deployment`` with an entry for each joint."""
 NAMES = ("joint_names", "robot_joint_names")
 """Fields of texts; all others in ``PER_JOINT`` are numbers."""
-ENDLESS = tuple(name for name in PER_JOINT if "limit" in name)
+CLIP = ("action_clip_low", "action_clip_high")
+"""Fields that may be false: there is none."""
+ENDLESS = (*CLIP, *(name for name in PER_JOINT if "limit" in name))
 """Those that may be infinite: a simulator's word for none."""
 COMMAND_UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s", "delta": "rad"}
 """By control mode."""
@@ -35,7 +38,7 @@ def check_joints(spec: EnvSpec) -> None:
     size = spec.action.size if isinstance(spec.action, Box) else len(names or ())
     for name in PER_JOINT:
         values = getattr(robot, name)
-        if values is not None and len(values) != size:
+        if values not in (None, False) and len(values) != size:
             raise InputError(
                 f"EnvSpec.deployment.{name} has {len(values)} entries, expected {size}, one for"
                 " each action: mend the environment's description"
@@ -46,6 +49,7 @@ def check_joints(spec: EnvSpec) -> None:
             "EnvSpec.deployment gives one of action_scale and action_offset: expected both or"
             " neither, since commands are offset + scale * action"
         )
+    _check_clip(robot)
     missing = set(names or ()) - set(robot.robot_joint_names or names or ())
     if missing:
         raise InputError(
@@ -55,9 +59,11 @@ def check_joints(spec: EnvSpec) -> None:
 
 
 def _check_list(name: str, values: Any) -> None:
-    if values is None:
+    if values is None or (values is False and name in CLIP):
         return
-    _require(isinstance(values, tuple | list), name, values, "a list, or null where it is unknown")
+    none = ", false where there is none" if name in CLIP else ""
+    expected = f"a list{none}, or null where it is unknown"
+    _require(isinstance(values, tuple | list), name, values, expected)
     for value in values:
         if name in NAMES:
             _require(isinstance(value, str), name, value, "joint names", "holds")
@@ -68,12 +74,37 @@ def _check_list(name: str, values: Any) -> None:
             _require(is_number(value) and math.isfinite(value), name, value, "numbers", "holds")
 
 
+def _check_clip(robot: Deployment) -> None:
+    low, high = robot.action_clip_low, robot.action_clip_high
+    if not low and not high:
+        if low is not high:
+            raise InputError(
+                f"EnvSpec.deployment gives action_clip_low {low!r} and action_clip_high {high!r}:"
+                " expected two lists, false twice or null twice"
+            )
+        return
+    pairs = zip(low or (), high or (), strict=False)
+    if not low or not high or any(one > other for one, other in pairs):
+        raise InputError(
+            "EnvSpec.deployment's action_clip_low is not below its action_clip_high: expected two"
+            " lists, infinite where a joint's command is not clipped"
+        )
+    if robot.action_scale is None:
+        raise InputError(
+            "EnvSpec.deployment gives action_clip_low without action_scale: what is clipped is"
+            " offset + scale * action"
+        )
+
+
 def _check_single(robot: Deployment) -> None:
     """Numbers and words of the whole robot."""
     for name, known in (("control_mode", COMMAND_UNITS), ("history_order", HISTORY_ORDERS)):
         value = getattr(robot, name)
         fine = value is None or (isinstance(value, str) and value in known)
         _require(fine, name, value, f"{', '.join(known)} or null")
+    filtered = robot.action_filter
+    fine = filtered is None or filtered is False
+    _require(fine, "action_filter", filtered, "false, or null: filters cannot be exported")
     sim_dt = robot.sim_dt
     fine = sim_dt is None or (is_number(sim_dt) and 0 < sim_dt < math.inf)
     _require(fine, "sim_dt", sim_dt, "seconds above 0, or null")

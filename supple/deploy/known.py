@@ -15,6 +15,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
         *("contract.joints.position_limit.hard", "contract.joints.velocity_limit"),
         "contract.joints.effort_limit",
     ),
+    "clips and filters of commands": ("contract.action.pipeline",),
     "control period": ("contract.timing.control_dt",),
     "latency": (
         *("contract.timing.allowed_latency", "contract.timing.action_delay"),

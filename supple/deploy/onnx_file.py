@@ -25,8 +25,8 @@ FINITE = "finite"
 OPERATORS = frozenset(
     (
         *("Add", "ArgMax", "Cast", "Clip", "Concat", "Div", "Elu", "Gemm", "Identity", "IsInf"),
-        *("IsNaN", "Less", "Mul", "Or", "ReduceMax", "ReduceMean", "Relu", "Sigmoid", "Split"),
-        *("Sqrt", "Sub", "Tanh", "Where"),
+        *("IsNaN", "Less", "Max", "Min", "Mul", "Or", "ReduceMax", "ReduceMean", "Relu"),
+        *("Sigmoid", "Split", "Sqrt", "Sub", "Tanh", "Where"),
     )
 )
 """Every operator that is written; ``verify`` runs no other."""
@@ -178,7 +178,14 @@ def _policy(policy: PlainPolicy, graph: _Graph) -> dict[str, int | None]:
             bounds = (graph.constant("low", -1.0), graph.constant("high", 1.0))
             raw = graph("Clip", raw, *bounds)
         scaled = graph("Mul", raw, graph.constant("scale", policy.scale))
-        graph("Add", scaled, graph.constant("offset", policy.offset), output="command")
+        offset, last = graph.constant("offset", policy.offset), "command"
+        if policy.clips_commands:  # each by its own bounds, which Clip cannot
+            command = graph(
+                "Max", graph("Add", scaled, offset), graph.constant("lowest", policy.low)
+            )
+            graph("Min", command, graph.constant("highest", policy.high), output=last)
+        else:
+            graph("Add", scaled, offset, output=last)
         outputs = {"action": policy.actions, "command": policy.actions}
     if policy.memory is not None:
         before = graph("Where", graph.finite("memory_in"), "memory_in", "zero")

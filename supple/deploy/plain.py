@@ -113,8 +113,9 @@ class PlainPolicy(nn.Module):
     """Observation to action and command, the same numbers as the agent's ``policy()``.
 
     Continuous: ``action = tanh(head)`` or ``head``, what the agent calls its action, and
-    ``command = offset + scale * clamp(action, -1, 1)``, in the simulator's or robot's units; the
-    clamp only where the environment clips. Discrete: ``scores = head``, ``action = argmax``.
+    ``command = clamp(offset + scale * clamp(action, -1, 1), low, high)``, in the simulator's or
+    robot's units; clamps only where the environment clips. Discrete: ``scores = head``,
+    ``action = argmax``.
 
     Args:
         normaliser: of observations, or None.
@@ -126,6 +127,8 @@ class PlainPolicy(nn.Module):
 
     scale: Tensor
     offset: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -149,6 +152,10 @@ class PlainPolicy(nn.Module):
             # Whole numbers in a description stay floats in a graph.
             self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
             self.register_buffer("offset", torch.tensor(offset, dtype=torch.float32))
+        limits = command_clip(spec)
+        self.clips_commands = limits is not None
+        for name, values in zip(("low", "high"), limits or (), strict=False):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
         self.requires_grad_(False)
 
     def forward(self, obs_BD: Tensor, memory_BH: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -168,14 +175,19 @@ class PlainPolicy(nn.Module):
             outputs = (head.argmax(1), head)
         else:
             action = torch.tanh(head) if self.squash else head
-            bounded = action.clamp(-1.0, 1.0) if self.clip else action
-            outputs = (action, self.offset + self.scale * bounded)
+            outputs = (action, self.command(action))
         if after is None:
             return outputs
         assert memory_BH is not None
         kept = torch.isfinite(memory_BH).all(1, keepdim=True)
         before = torch.where(kept, memory_BH, 0.0)
         return (*outputs, torch.where(fine, after, before))
+
+    def command(self, action_BA: Tensor) -> Tensor:
+        """What the robot is told where the policy acts so, (B, A)."""
+        bounded = action_BA.clamp(-1.0, 1.0) if self.clip else action_BA
+        command: Tensor = self.offset + self.scale * bounded
+        return torch.clamp(command, self.low, self.high) if self.clips_commands else command
 
 
 def command_map(spec: EnvSpec) -> tuple[list[float], list[float]]:
@@ -189,6 +201,14 @@ def command_map(spec: EnvSpec) -> tuple[list[float], list[float]]:
         return [*map(float, robot.action_scale)], [*map(float, robot.action_offset)]
     pairs = list(zip(spec.action.low, spec.action.high, strict=True))
     return [(high - low) / 2 for low, high in pairs], [(high + low) / 2 for low, high in pairs]
+
+
+def command_clip(spec: EnvSpec) -> tuple[list[float], list[float]] | None:
+    """Lowest and highest command, (A,) each, where the simulator clips commands."""
+    robot = spec.deployment
+    if robot is None or not robot.action_clip_low or not robot.action_clip_high:
+        return None
+    return [*map(float, robot.action_clip_low)], [*map(float, robot.action_clip_high)]
 
 
 def plain_policy(agent: Agent, spec: EnvSpec) -> PlainPolicy:

@@ -112,6 +112,13 @@ class Deployment:
     """Physical command per unit of policy action."""
     action_offset: tuple[float, ...] | None = None
     """Physical command at policy action 0."""
+    action_clip_low: tuple[float, ...] | Literal[False] | None = None
+    """What commands are clipped to, after scale and offset; infinite where a joint's is not.
+    False: none is clipped, None: unknown, as in ``action_clip_high`` and ``action_filter``."""
+    action_clip_high: tuple[float, ...] | Literal[False] | None = None
+    """See ``action_clip_low``."""
+    action_filter: Literal[False] | None = None
+    """False: commands are neither limited in rate nor smoothed. No filter can be exported."""
     position_limit_low: tuple[float, ...] | None = None
     """[rad, or m]."""
     position_limit_high: tuple[float, ...] | None = None

@@ -59,6 +59,9 @@ def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment |
     kinds = (model.actuator_biastype, model.actuator_gaintype, model.actuator_dyntype)
     motors = not any(kind.any() for kind in kinds)
     torque = model.actuator_gear[:, 0] * model.actuator_gainprm[:, 0]
+    # Between an action and its joint: what Gymnasium itself wrote is known to put nothing there.
+    ours = type(robot).__module__.startswith("gymnasium.") and motors
+    straight = ours and not model.actuator_forcelimited.any()
     limited = bool(model.jnt_limited[joints].all())
     strongest = np.maximum(abs(low), abs(high)) * abs(torque)
     return Deployment(
@@ -67,6 +70,9 @@ def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment |
         default_position=_floats(model.qpos0[model.jnt_qposadr[joints]]),
         action_scale=_floats((high - low) / 2 * torque) if motors else None,
         action_offset=_floats((high + low) / 2 * torque) if motors else None,
+        action_clip_low=False if straight else None,
+        action_clip_high=False if straight else None,
+        action_filter=False if straight else None,
         position_limit_low=_floats(model.jnt_range[joints, 0]) if limited else None,
         position_limit_high=_floats(model.jnt_range[joints, 1]) if limited else None,
         effort_limit=_floats(strongest) if motors and action.clip else None,

@@ -32,6 +32,8 @@ MODES = {
     "JointEffort": "torque",
 }
 """Beginnings of action classes' names, and what they command."""
+SIMULATORS = ("isaaclab", "mjlab")
+"""Packages whose own action classes do as they say here."""
 
 
 def joint_action(env: Any) -> Any | None:
@@ -63,7 +65,7 @@ def joint_names(term: Any) -> tuple[str, ...] | None:
 def action_facts(
     term: Any, bound: float, default_position: tuple[float, ...] | None
 ) -> dict[str, Any]:
-    """Names, mode, scale and offset of a joint action, as fields of ``Deployment``.
+    """Names, mode, scale, offset and clip of a joint action, as fields of ``Deployment``.
 
     Args:
         term: its scale is per unit of the simulator's action.
@@ -80,12 +82,41 @@ def action_facts(
     elif offset is None:
         offset = configured(getattr(config, "offset", None), names, 0.0)
     known = scale is not None and offset is not None  # one without the other maps nothing
+    clip: dict[str, Any] = {}
+    if _is_theirs(term, "process_actions"):
+        clip = _action_clip(config, names, known=known)
+        clip["action_filter"] = False if _is_theirs(term, "apply_actions") else None
     return {
         "joint_names": names,
         "control_mode": mode,
         "action_scale": tuple(bound * each for each in scale) if scale and known else None,
         "action_offset": offset if known else None,
+        **clip,
     }
+
+
+def _is_theirs(term: Any, method: str) -> bool:
+    """Whether a simulator wrote it, and not the task: then it is known what it does."""
+    module = getattr(getattr(type(term), method, None), "__module__", "")
+    return module.partition(".")[0] in SIMULATORS
+
+
+def _action_clip(config: Any, names: Sequence[str], *, known: bool) -> dict[str, Any]:
+    """What both simulators clip commands to, behind scale and offset: [low, high] by patterns.
+
+    Source: ``process_actions`` of isaaclab 3.0.0, envs/mdp/actions/joint_actions.py, and of mjlab
+    1.6.0, envs/mdp/actions/actions.py.
+    """
+    found = getattr(config, "clip", math.nan)  # no field of theirs: nothing is known
+    sides: tuple[Any, Any] = (None, None)
+    if found is None:
+        sides = (False, False)
+    elif isinstance(found, Mapping) and known:
+        each = [{pattern: pair[side] for pattern, pair in found.items()} for side in (0, 1)]
+        ends = zip(each, (-math.inf, math.inf), strict=True)
+        low, high = (configured(side, names, end) for side, end in ends)
+        sides = (low, high)
+    return {"action_clip_low": sides[0], "action_clip_high": sides[1]}
 
 
 def per_joint(value: Any, size: int) -> tuple[float, ...] | None:

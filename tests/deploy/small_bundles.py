@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import torch
 
@@ -41,6 +42,9 @@ def robot_spec(**changes):
         default_position=(0.1, 0.7, -0.3),
         action_scale=(0.25, 0.5, 0.33),
         action_offset=(0.1, 0.7, -0.3),
+        action_clip_low=False,
+        action_clip_high=False,
+        action_filter=False,
         history_length=FRAMES,
         history_order="newest_first",
         sim_dt=0.005,
@@ -118,9 +122,16 @@ def trained(agent, spec, folder, **changes):
     return Trained(folder=folder, settings=settings, agent=agent, spec=spec, **{**facts, **changes})
 
 
+def clipped_spec():
+    """The robot, unbounded but for what the simulator clips its commands to."""
+    low, high = (-math.inf, 0.6, -0.35), (0.15, math.inf, -0.32)
+    robot = described(action_clip_low=low, action_clip_high=high)
+    return dataclasses.replace(robot, action=Box(low=(-1.0,) * 3, high=(1.0,) * 3, clip=False))
+
+
 def agents():
     """Name to (agent, spec): every kind of policy there is."""
-    robot, plain = robot_spec(), plain_spec()
+    robot, plain, clipped = robot_spec(), plain_spec(), clipped_spec()
     choices = plain_spec(action=Discrete(n=4))
     unclipped = plain_spec(action=Box(low=(-1.0,) * 2, high=(1.0,) * 2, clip=False))
     seeing = dataclasses.replace(plain, observation={"policy": 5, "critic": 7})
@@ -128,6 +139,7 @@ def agents():
         "flashsac": (flashsac(robot), robot),
         "flashsac asymmetric": (flashsac(seeing), seeing),
         "ppo": (ppo(plain), plain),
+        "ppo clipped behind scale and offset": (ppo(clipped), clipped),
         "ppo unclipped elu": (ppo(unclipped, activation="elu"), unclipped),
         "ppo squashed": (ppo(plain, distribution="squashed", activation="relu"), plain),
         "ppo with a deviation of the state": (ppo(plain, std="state"), plain),

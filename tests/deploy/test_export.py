@@ -4,6 +4,7 @@ import math
 import shutil
 import zipfile
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from supple.deploy.bundle import read_bundle, write_bundle
 from supple.deploy.contract import action_names, unknown
 from supple.deploy.export import bundle_files
 from supple.deploy.golden import Golden, history_pairs
+from supple.deploy.known import not_known
 from supple.envs import EnvSettings, make
 from supple.envs.base import Box, Channel, Discrete
 from supple.errors import InputError
@@ -22,6 +24,7 @@ from tests.deploy.small_bundles import (
     FRAMES,
     JOINTS,
     TERMS,
+    clipped_spec,
     contract_of,
     described,
     flashsac,
@@ -215,6 +218,9 @@ def test_a_description_of_another_robot_is_refused():
         ({"action_offset": (0.1, math.inf, 0.1)}, "action_offset holds inf, expected numbers"),
         ({"effort_limit": ("80", 80.0, 80.0)}, "effort_limit holds '80', expected numbers, inf"),
         ({"position_limit_low": (math.nan,) * 3}, "position_limit_low holds nan"),
+        ({"action_clip_low": (0.0, "a", 0.0)}, "action_clip_low holds 'a', expected numbers"),
+        ({"action_clip_high": True}, "action_clip_high is True, expected a list, false where"),
+        ({"action_filter": 0.5}, r"action_filter is 0\.5, expected false, or null"),
         ({"joint_names": ("hip", 2, "ankle")}, "joint_names holds 2, expected joint names"),
         ({"robot_joint_names": "hip"}, "robot_joint_names is 'hip', expected a list"),
         ({"control_mode": "Position"}, "control_mode is 'Position', expected torque, position"),
@@ -229,6 +235,41 @@ def test_what_is_told_by_hand_is_of_its_kind(told, text):
     with pytest.raises(InputError, match=rf"^EnvSpec\.deployment\.{text}") as refused:
         contract_of(described(**told))
     assert "\n" not in str(refused.value)
+
+
+def test_half_of_a_clip_is_refused():
+    ends: dict[str, Any] = {"action_clip_low": (0.0, 0.0, 0.0), "action_clip_high": (1.0,) * 3}
+    for change, text in (
+        ({"action_clip_high": None}, "is not below its action_clip_high: expected two lists"),
+        ({"action_clip_low": (2.0, 0.0, 0.0)}, "is not below its action_clip_high"),
+        ({"action_clip_low": False, "action_clip_high": None}, "two lists, false twice or null"),
+        ({"action_scale": None, "action_offset": None}, "action_clip_low without action_scale"),
+    ):
+        with pytest.raises(InputError, match=text):
+            contract_of(described(**(ends | change)))
+
+
+def test_a_clip_or_filter_that_nobody_told_is_unknown_and_not_absent():
+    def steps(**told):
+        found = contract_of(described(**told))
+        listed = [path for path in unknown(found) if "pipeline" in path]
+        return {step["step"]: step for step in found["action"]["pipeline"]}, listed
+
+    names = ("action_clip_low", "action_clip_high", "action_filter")
+    known, listed = steps()
+    assert (known["joint_clip"]["low"], known["low_pass"]["values"], listed) == (False, False, [])
+    _, listed = steps(**dict.fromkeys(names))
+    assert len(listed) == 4 and set(not_known(listed)) == set()
+    whole = [f"contract.{path}" for path in listed]
+    assert not_known(whole) == ["clips and filters of commands"]
+    clipped = contract_of(clipped_spec())["action"]["pipeline"][4]
+    assert clipped == {
+        **{"step": "joint_clip", "low": ["-inf", 0.6, -0.35]},
+        "high": [0.15, "inf", -0.32],
+    }
+    with closing(make("gym/HalfCheetah-v5", EnvSettings())) as env:
+        torque = contract_of(env.spec)["action"]["pipeline"]
+    assert [step for step in torque if None in step.values()] == []
 
 
 def test_limits_without_end_may_be_told():

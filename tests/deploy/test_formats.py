@@ -193,6 +193,22 @@ def test_what_a_manager_does_not_tell_is_named_and_not_invented(lacking, what):
         assert "say it in the environment's EnvSpec.deployment and EnvSpec.channels" in text
 
 
+def test_what_clips_commands_is_written_or_refused():
+    spec = walker()
+    clipped = dataclasses.replace(
+        spec.deployment, action_clip_low=(0.0, 0.6, -0.4), action_clip_high=(0.2, 0.8, 0.1)
+    )
+    clipped_spec = dataclasses.replace(spec, deployment=clipped)
+    found = of_unitree(clipped_spec)["actions"]["JointPositionAction"]
+    assert found["clip"] == [pytest.approx(pair) for pair in ([0, 0.2], [0.6, 0.8], [-0.4, 0.03])]
+    with pytest.raises(InputError, match="its keys do not say what commands are clipped to"):
+        of_mjlab(clipped_spec)
+    names = ("action_clip_low", "action_clip_high", "action_filter")
+    untold = dataclasses.replace(spec.deployment, **dict.fromkeys(names))
+    for text in refusals(dataclasses.replace(spec, deployment=untold)):
+        assert "action_clip_low; action_clip_high; action_filter, which the run does not" in text
+
+
 def test_parameters_and_ranges_are_only_needed_where_they_are_written():
     odd = walker(base_ang_vel=told(3, sensor=object()))
     with pytest.raises(InputError, match="needs params of base_ang_vel, which"):

@@ -49,7 +49,7 @@ def c_runtime(policy, spec, **options):
 
 KINDS = (
     *("flashsac", "ppo unclipped elu", "ppo squashed", "ppo without a normaliser"),
-    *("ppo recurrent", "ppo recurrent discrete"),
+    *("ppo recurrent", "ppo recurrent discrete", "ppo clipped behind scale and offset"),
 )
 """One of each kind of layer and output; ``test_plain.py`` has all."""
 

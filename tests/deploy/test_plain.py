@@ -8,7 +8,15 @@ import torch
 from supple.deploy.golden import TOLERANCE
 from supple.deploy.plain import command_map, denominator, plain_policy
 from supple.errors import InputError
-from tests.deploy.small_bundles import agents, flashsac, plain_spec, ppo, robot_spec
+from tests.deploy.small_bundles import (
+    agents,
+    clipped_spec,
+    contract_of,
+    flashsac,
+    plain_spec,
+    ppo,
+    robot_spec,
+)
 
 AGENTS = agents()
 
@@ -54,6 +62,21 @@ def test_commands_are_scaled_shifted_and_clipped_by_hand():
     action, command = policy(torch.zeros(1, 5))
     assert action.tolist() == [[0.25, 3.0]]
     assert command.tolist() == [[0.5, 1.0]]  # 3 is clipped to 1 before it is scaled
+
+
+def test_commands_are_clipped_where_the_simulator_clips_them():
+    spec = clipped_spec()
+    policy: Any = plain_policy(ppo(spec), spec)
+    for action, expected in (
+        (1.0, [0.15, 1.2, -0.32]),  # 0.35 and 0.03 without
+        (-2.0, [-0.4, 0.6, -0.35]),  # -0.3 and -0.96 without
+        (0.0, [0.1, 0.7, -0.32]),  # the offset of the last is -0.3
+    ):
+        assert policy.command(torch.full((1, 3), action)).tolist()[0] == pytest.approx(expected)
+    safety = contract_of(spec)["safety"]
+    assert safety["command_low"] == [None, 0.6, -0.35]
+    assert safety["command_high"] == [0.15, None, -0.32]
+    assert safety["safe_command"] == [0.1, 0.7, -0.32]
 
 
 def test_a_robots_own_scale_and_offset_come_before_the_simulators():

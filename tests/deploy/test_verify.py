@@ -36,6 +36,7 @@ from supple.errors import InputError
 from supple.evaluate import Evaluation
 from tests.deploy.small_bundles import (
     TERMS,
+    clipped_spec,
     contract_of,
     flashsac,
     plain_spec,
@@ -273,6 +274,17 @@ def test_a_planted_fault_is_named(fault, files, tmp_path):
     found = faults(tmp_path, planted)
     for sentence in sentences:
         assert sentence in found
+
+
+def test_commands_that_the_simulator_clips_are_told_from_a_wrong_scale(tmp_path):
+    spec = clipped_spec()
+    files = bundle_files(trained(ppo(spec), spec, tmp_path))
+    found = {each.check: each for each in report_of(tmp_path, files).verdicts}
+    assert {each.check: each.detail for each in found.values() if each.status == FAILED} == {}
+    assert found["action mapping"].detail == "commands are offset + scale * action, clipped"
+    (tmp_path / "other").mkdir()
+    wrong = faults(tmp_path / "other", on_contract(scaled)(files))
+    assert "the command of knee is not offset + scale * action, clipped" in wrong
 
 
 def test_an_intact_bundle_passes_every_check(files, tmp_path):

@@ -1,5 +1,6 @@
 """Isaac Lab's contract on a stand-in; the simulator itself where it is installed."""
 
+import math
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from supple.envs import EnvSettings, isaaclab, make, managers, mjlab
+from supple.envs.base import Deployment
 from supple.envs.check import check_env
 from supple.envs.isaaclab import IsaacLab
 from supple.errors import InputError, SimulatorError
@@ -29,6 +31,36 @@ def test_a_joints_scale_is_per_unit_of_the_policys_action():
 def named(kind, **fields):
     """An action term whose class has this name."""
     return type(kind, (), fields)()
+
+
+def acting(module="isaaclab.envs.mdp", **config):
+    """A joint action of a simulator, or of a task that processes actions in its own way."""
+
+    def process_actions(self, actions):
+        pass
+
+    process_actions.__module__ = module
+    methods = {"process_actions": process_actions, "apply_actions": process_actions}
+    fields = {"_joint_names": ["hip", "knee"], "_scale": 0.5, "_offset": 0.1}
+    return named("JointPositionAction", cfg=SimpleNamespace(**config), **methods, **fields)
+
+
+@pytest.mark.parametrize(
+    ("term", "low", "high", "filtered"),
+    [
+        (acting(clip=None), False, False, False),
+        (acting("mjlab.envs.mdp", clip=None), False, False, False),
+        (acting(clip={"h.*": (-0.2, 0.3)}), (-0.2, -math.inf), (0.3, math.inf), False),
+        (acting(clip=(-1, 1)), None, None, False),
+        (acting(), None, None, False),
+        (acting("my_task", clip={"hip": (-0.2, 0.3)}), None, None, None),
+    ],
+)
+def test_what_clips_commands_is_known_of_the_simulators_own_actions(term, low, high, filtered):
+    facts = managers.action_facts(term, 3.0, None)  # clipped in the command's unit
+    found = Deployment(**facts)
+    assert (found.action_clip_low, found.action_clip_high) == (low, high)
+    assert found.action_filter is filtered
 
 
 def managed(term, **terms):
