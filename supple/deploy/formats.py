@@ -37,13 +37,19 @@ def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
             f" * action; here the control mode is {mode}, the offset {robot['action_offset']}: drop"
             " the flag"
         )
+    _require({**robot, **_untold(terms), "commands": contract["commands"]["names"]}, "mjlab")
+    _require_layout("term_major" in layouts(contract, terms), "mjlab")
+    squash, clip, *_ = contract["action"]["pipeline"]
+    if clip["low"] is not False and squash["function"] != "tanh":  # a tanh stays within
+        raise InputError(
+            "--also mjlab: its keys do not say that actions are clipped to [-1, 1], as here: drop"
+            " the flag"
+        )
     if robot["action_clip_low"]:
         raise InputError(
             "--also mjlab: its keys do not say what commands are clipped to, here"
             f" {robot['action_clip_low']} to {robot['action_clip_high']}: drop the flag"
         )
-    _require({**robot, **_untold(terms), "commands": contract["commands"]["names"]}, "mjlab")
-    _require_layout("term_major" in layouts(contract, terms), "mjlab")
     lists = {
         "joint_names": robot["joint_names"],
         "joint_stiffness": robot["stiffness"],

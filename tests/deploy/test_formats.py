@@ -11,12 +11,14 @@ import yaml
 
 from supple.deploy import manifest
 from supple.deploy.card import model_card
+from supple.deploy.contract import contract
 from supple.deploy.export import bundle_files
 from supple.deploy.formats import mjlab_properties, unitree_yaml
+from supple.deploy.plain import plain_policy
 from supple.deploy.terms import feed
 from supple.deploy.verify import verify
 from supple.envs import managers
-from supple.envs.base import Channel, Discrete, EnvSpec
+from supple.envs.base import Box, Channel, Discrete, EnvSpec
 from supple.errors import InputError
 from tests.deploy.small_bundles import (
     FRAMES,
@@ -90,7 +92,10 @@ def walker(history=0, *, time_major=False, command=None, **terms):
         history_order=None,
     )
     return robot_spec(
-        observation={"policy": len(channels)}, channels=tuple(channels), deployment=robot
+        observation={"policy": len(channels)},
+        channels=tuple(channels),
+        deployment=robot,
+        action=Box(low=(-1.0,) * 3, high=(1.0,) * 3, clip=False),  # as its adapters have it
     )
 
 
@@ -200,13 +205,24 @@ def test_what_clips_commands_is_written_or_refused():
     )
     clipped_spec = dataclasses.replace(spec, deployment=clipped)
     found = of_unitree(clipped_spec)["actions"]["JointPositionAction"]
-    assert found["clip"] == [pytest.approx(pair) for pair in ([0, 0.2], [0.6, 0.8], [-0.4, 0.03])]
+    assert found["clip"] == [[0.0, 0.2], [0.6, 0.8], [-0.4, 0.1]]
     with pytest.raises(InputError, match="its keys do not say what commands are clipped to"):
         of_mjlab(clipped_spec)
     names = ("action_clip_low", "action_clip_high", "action_filter")
     untold = dataclasses.replace(spec.deployment, **dict.fromkeys(names))
     for text in refusals(dataclasses.replace(spec, deployment=untold)):
         assert "action_clip_low; action_clip_high; action_filter, which the run does not" in text
+
+
+def test_mjlabs_keys_cannot_say_that_actions_are_clipped():
+    spec = walker()
+    clipping = dataclasses.replace(spec, action=robot_spec().action)
+    with pytest.raises(InputError, match=r"do not say that actions are clipped to \[-1, 1\]"):
+        of_mjlab(clipping)
+    squashed = ppo(clipping, distribution="squashed")
+    policy = plain_policy(squashed, clipping)
+    found = contract(policy, clipping, groups=("policy",), origin={"run": "r"})
+    assert mjlab_properties(found) == of_mjlab(spec)  # what a tanh gives no clip changes
 
 
 def test_parameters_and_ranges_are_only_needed_where_they_are_written():
