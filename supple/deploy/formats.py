@@ -99,9 +99,13 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
     lie = layouts(contract, terms)
     _require_layout(bool(lie), "unitree")
     low, high = contract["safety"]["command_low"], contract["safety"]["command_high"]
-    bounds = [list(pair) for pair in zip(low, high, strict=True)] if low and high else [[None]]
+    low, high = (side or [None] * len(robot["joint_names"]) for side in (low, high))
+    bounds = [
+        [-inf if one is None else one, inf if other is None else other]
+        for one, other in zip(low, high, strict=True)
+    ]
     action = {
-        "clip": None if any(None in pair for pair in bounds) else bounds,
+        "clip": None if bounds == [[-inf, inf]] * len(bounds) else bounds,
         "joint_names": robot["joint_names"],
         "scale": robot["action_scale"],
         "offset": robot["action_offset"],

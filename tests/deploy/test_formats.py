@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -223,6 +224,16 @@ def test_mjlabs_keys_cannot_say_that_actions_are_clipped():
     policy = plain_policy(squashed, clipping)
     found = contract(policy, clipping, groups=("policy",), origin={"run": "r"})
     assert mjlab_properties(found) == of_mjlab(spec)  # what a tanh gives no clip changes
+
+
+def test_a_joint_without_bounds_leaves_the_others_theirs():
+    spec = walker()
+    ends = {"position_limit_low": (-1.0, -1e9, -2.0), "position_limit_high": (1.0, 1e9, 2.0)}
+    robot = dataclasses.replace(spec.deployment, **ends)
+    found = of_unitree(dataclasses.replace(spec, deployment=robot))
+    bounds = [[-1.0, 1.0], [-math.inf, math.inf], [-2.0, 2.0]]
+    assert found["actions"]["JointPositionAction"]["clip"] == bounds
+    assert of_unitree(spec)["actions"]["JointPositionAction"]["clip"] is None
 
 
 def test_parameters_and_ranges_are_only_needed_where_they_are_written():
