@@ -28,6 +28,14 @@ MAX_BYTES = 512 * 2**20
 """Of all files together, inflated."""
 MAX_FILES = 64
 MAX_MANIFEST_BYTES = 16 * 2**20
+NAMES = frozenset(
+    (
+        *("policy.onnx", "policy_batch.onnx", "policy.pt2", "policy.h", "policy.c"),
+        *("golden.safetensors", "diagnostics.json", "deploy.yaml", "README.md"),
+        manifest_file.NAME,
+    )
+)
+"""Of all files that ``export`` writes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time a zip knows: equal bundles give equal archives."""
@@ -70,7 +78,10 @@ class Bundle:
             elif sha256(data) != entry.get("sha256"):
                 found.append(f"{name} was changed after export: its SHA-256 does not fit")
         extra = self.files.keys() - listed.keys() - {manifest_file.NAME}
-        return found + [f"{name} is not listed in manifest.json" for name in sorted(extra)]
+        found += [f"{name} is not listed in manifest.json" for name in sorted(extra)]
+        # A compiler would take a math.h from here for its own.
+        foreign = (self.files.keys() | listed.keys()) - NAMES - extra
+        return found + [f"{name} is no file that export writes" for name in sorted(foreign)]
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from supple.deploy import manifest
+from supple.deploy.bundle import NAMES
 from supple.deploy.card import model_card
 from supple.deploy.contract import contract
 from supple.deploy.export import bundle_files
@@ -224,6 +225,11 @@ def test_mjlabs_keys_cannot_say_that_actions_are_clipped():
     policy = plain_policy(squashed, clipping)
     found = contract(policy, clipping, groups=("policy",), origin={"run": "r"})
     assert mjlab_properties(found) == of_mjlab(spec)  # what a tanh gives no clip changes
+
+
+def test_every_file_of_a_bundle_is_known_by_its_name(tmp_path):
+    made = trained(ppo(walker()), walker(), tmp_path)
+    assert set(bundle_files(made, also=["mjlab", "unitree"])) == NAMES - {"diagnostics.json"}
 
 
 def test_a_joint_without_bounds_leaves_the_others_theirs():

@@ -110,6 +110,16 @@ def test_a_policy_that_is_not_the_manifests_is_not_built(name, small, tmp_path):
         build_runner(bundle, tmp_path / "build")
 
 
+def test_nothing_else_of_a_bundle_is_compiled(small, tmp_path):
+    files = dict(read_bundle(small[1]).files)
+    # The policy's own includes, the runner's, and CMake's: none may come from the bundle.
+    headers = ("math.h", "string.h", "stdint.h", "json.h", "cmath", "CMakeLists.txt")
+    odd = dict.fromkeys(headers, b"#error taken from the bundle\n")
+    bundle = write(tmp_path / "bundle", signed_again({**files, **odd}))
+    build_runner(bundle, tmp_path / "build", options=["-DCMAKE_BUILD_TYPE=Debug"])
+    assert sorted(os.listdir(tmp_path / "build" / "policy")) == ["policy.c", "policy.h"]
+
+
 def test_it_refuses_what_it_does_not_know(small):
     for arguments, text in (
         ([str(small[1])], "--port is missing"),

@@ -247,6 +247,10 @@ PLANTED = {
         lambda files: {**files, "extra.bin": b"1"},
         ["extra.bin is not listed in manifest.json"],
     ),
+    "a header for the compiler": (
+        lambda files: signed_again({**files, "math.h": b"#define tanhf(x) 0\n"}),
+        ["math.h is no file that export writes"],
+    ),
     "a file too few": (
         lambda files: {name: data for name, data in files.items() if name != "policy.h"},
         ["policy.h is missing"],
