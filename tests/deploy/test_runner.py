@@ -340,6 +340,16 @@ def test_a_result_that_overflows_brakes(kind, robot, tmp_path, small):
     assert {packet.kind for _, packet in robot.packets} == {Kind.DAMP}
 
 
+def test_no_other_onnxruntime_is_linked_than_the_one_that_was_named(small, tmp_path, monkeypatch):
+    named, other = tmp_path / "named", tmp_path / "other"
+    for folder in (named / "include", other / "lib"):
+        folder.mkdir(parents=True)
+    (other / "lib" / "libonnxruntime.so").write_bytes(b"")
+    monkeypatch.setenv("CMAKE_PREFIX_PATH", str(other))
+    with pytest.raises(InputError, match=r"does not build: .*ONNXRUNTIME_LIBRARY"):
+        build_runner(small[1], tmp_path / "build", options=[f"-DSUPPLE_ONNXRUNTIME={named}"])
+
+
 REFUSED = {
     "another order": (
         {"joints": ("hip", "ankle", "knee")},
