@@ -101,6 +101,15 @@ def test_it_refuses_a_bundle_it_was_not_built_for(cheetah, small):
     assert "refused: this runner was built for another bundle" in done.stderr
 
 
+def test_it_refuses_another_policy_of_the_same_contract(small, tmp_path):
+    manifest = signed_again(dict(read_bundle(small[1]).files) | {"policy.c": b"another"})
+    (tmp_path / "manifest.json").write_bytes(manifest["manifest.json"])
+    command = [str(small[0]), str(tmp_path), "--port", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "refused: this runner was built for another bundle" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["policy.c", "policy.h"])
 def test_a_policy_that_is_not_the_manifests_is_not_built(name, small, tmp_path):
     files = dict(read_bundle(small[1]).files)
