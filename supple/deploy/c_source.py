@@ -116,6 +116,7 @@ extern "C" {{
 
 /* What an episode leaves behind; one for each robot. Start with {PREFIX}_reset. */
 typedef struct {{
+    /* Of the last step, 0 after a reset: what an observation of the policy's own action shows. */
     float last_action[{PREFIX.upper()}_ACTIONS];
 {memory}}} {PREFIX}_state;
 

@@ -226,10 +226,19 @@ def _observation(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Any]:
     return {
         "groups": list(groups),
         "quaternion_order": None,
-        "last_action": None,
+        "last_action": _last_action(channels or ()) or None,
         "trained_with": _added(spec, "obs_noise", "declared_noise", "obs_bias"),
         "terms": terms,
     }
+
+
+def _last_action(channels: Sequence[Channel]) -> list[dict[str, Any]]:
+    """Which observations are which of the policy's own actions, and how they are shown."""
+    return [
+        {"observation": place, "action": one.index, "factor": one.factor, "steps": one.steps}
+        for place, one in enumerate(channel.last_action for channel in channels)
+        if one is not None
+    ]
 
 
 def _added(spec: EnvSpec, *names: str) -> dict[str, float]:

@@ -5,11 +5,12 @@ Their keys, with full precision and without tags that a safe YAML reader refuses
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from supple.deploy.terms import Term, layouts, terms_of
+from supple.deploy.terms import Term, clips_actions, layouts, terms_of
 from supple.errors import InputError, how_to_install
 
 FORMATS = ("mjlab", "unitree")
@@ -29,7 +30,7 @@ def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
 
     Source: mujocolab/mjlab 1.6.0, ``rl/exporter_utils.py``.
     """
-    robot, terms = _robot(contract, "mjlab"), terms_of(contract)
+    robot, terms = _robot(contract, "mjlab"), _terms(contract, "mjlab")
     mode, rest = robot["control_mode"], robot["default_position"]
     if mode not in (None, "position") or rest not in (None, robot["action_offset"]):
         raise InputError(
@@ -39,8 +40,7 @@ def mjlab_properties(contract: Mapping[str, Any]) -> dict[str, str]:
         )
     _require({**robot, **_untold(terms), "commands": contract["commands"]["names"]}, "mjlab")
     _require_layout("term_major" in layouts(contract, terms), "mjlab")
-    squash, clip, *_ = contract["action"]["pipeline"]
-    if clip["low"] is not False and squash["function"] != "tanh":  # a tanh stays within
+    if clips_actions(contract):
         raise InputError(
             "--also mjlab: its keys do not say that actions are clipped to [-1, 1], as here: drop"
             " the flag"
@@ -80,7 +80,7 @@ def unitree_yaml(contract: Mapping[str, Any]) -> str:
         import yaml
     except ImportError as error:
         raise InputError(f"deploy.yaml needs PyYAML: {how_to_install('export')}") from error
-    robot, terms = _robot(contract, "unitree"), terms_of(contract)
+    robot, terms = _robot(contract, "unitree"), _terms(contract, "unitree")
     mode, ranges = robot["control_mode"], contract["commands"]["ranges"]
     if mode not in (None, *UNITREE_ACTIONS):
         raise InputError(
@@ -160,6 +160,35 @@ def _robot(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
         "action_clip_high": steps["joint_clip"]["high"],
         "action_filter": steps["low_pass"]["values"],
     }
+
+
+def _terms(contract: Mapping[str, Any], name: str) -> list[Term]:
+    """Terms by what these runtimes feed: of the policy's own action, what the network gave last.
+
+    Raises:
+        InputError: the policy wants an older one.
+    """
+    return [_as_network_gives(term, name) for term in terms_of(contract)]
+
+
+def _as_network_gives(term: Term, name: str) -> Term:
+    if term.last_action is None:
+        return term
+    factor, steps = term.last_action["factor"], term.last_action["steps"]
+    if steps != 1:
+        raise InputError(
+            f"--also {name}: its runtimes feed the action of the step before, {term.name} is of"
+            f" {steps} steps before: drop the flag"
+        )
+    ends = term.clip if isinstance(term.clip, list) else (-inf, inf)
+    low, high = (end / factor for end in ends)
+    if term.last_action["bounded"]:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return dataclasses.replace(
+        term,
+        scale=[factor * each for each in term.scale or ()],
+        clip=False if (low, high) == (-inf, inf) else [low, high],
+    )
 
 
 def _untold(terms: Sequence[Term], *further: str) -> dict[str, None]:

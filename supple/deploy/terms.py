@@ -10,7 +10,7 @@ from typing import Any
 
 from supple.deploy.golden import channel_of
 from supple.deploy.joints import is_number
-from supple.envs.base import Deployment, EnvSpec
+from supple.envs.base import Box, Channel, Deployment, EnvSpec
 from supple.errors import InputError
 
 SHOWN = 8
@@ -32,6 +32,9 @@ class Term:
     """[low, high] before the scale; False: none."""
     params: Mapping[str, Any] | None
     """What the function is called with."""
+    last_action: Mapping[str, Any] | None
+    """Where it shows the policy's own actions: ``factor`` and ``steps`` of ``LastAction``, and
+    ``bounded``, whether to [-1, 1] first."""
 
 
 def check_terms(spec: EnvSpec) -> None:
@@ -54,6 +57,8 @@ def check_terms(spec: EnvSpec) -> None:
                 f"EnvSpec.channels: the clip of {channel.name} is {clip!r}, expected [low, high],"
                 " or false for none"
             )
+    for channel in spec.channels or ():
+        _check_last_action(channel, spec)
     commands = (spec.deployment or Deployment()).commands
     named = commands is None or isinstance(commands, Mapping)
     if not named or any(not isinstance(each, Mapping | None) for each in (commands or {}).values()):
@@ -63,13 +68,43 @@ def check_terms(spec: EnvSpec) -> None:
         )
 
 
+def _check_last_action(channel: Channel, spec: EnvSpec) -> None:
+    shown, what = channel.last_action, f"EnvSpec.channels: the last_action of {channel.name}"
+    if shown is None:
+        return
+    if not isinstance(spec.action, Box):
+        raise InputError(f"{what} cannot be told of a policy that chooses")
+    whole = type(shown.index) is int and type(shown.steps) is int
+    if not whole or not 0 <= shown.index < spec.action.size or shown.steps < 1:
+        raise InputError(
+            f"{what} has index {shown.index!r} and steps {shown.steps!r}, expected one of"
+            f" {spec.action.size} actions, from 0, and steps >= 1"
+        )
+    if not is_number(shown.factor) or not 0 < shown.factor < math.inf:
+        raise InputError(f"{what} has the factor {shown.factor!r}, expected a number above 0")
+    if channel.scale is None or channel.clip is None:
+        raise InputError(f"{what} needs the channel's scale and clip as well: 1 and false for none")
+
+
 def terms_of(contract: Mapping[str, Any]) -> list[Term]:
     """The policy's terms in the order of their first entries."""
     entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in contract["observation"]["terms"]:
+    observed = contract["observation"]
+    shown = {
+        each["observation"]: {**each, "bounded": clips_actions(contract)}
+        for each in observed["last_action"] or ()
+    }
+    for place, entry in enumerate(observed["terms"]):
         name = (entry["source"] or {}).get("term") or channel_of(entry)[0]
-        entries.setdefault((entry["group"], name), []).append(entry)
+        own = {**entry, "last_action": shown.get(place)}
+        entries.setdefault((entry["group"], name), []).append(own)
     return [_term(name, own) for (_, name), own in entries.items()]
+
+
+def clips_actions(contract: Mapping[str, Any]) -> bool:
+    """Whether what the policy gives may be beyond what the simulator takes."""
+    squash, clip, *_ = contract["action"]["pipeline"]
+    return clip["low"] is not False and squash["function"] != "tanh"
 
 
 def _term(name: str, own: Sequence[Mapping[str, Any]]) -> Term:
@@ -85,6 +120,7 @@ def _term(name: str, own: Sequence[Mapping[str, Any]]) -> Term:
         # The contract has infinity as text.
         clip=[float(each) for each in clip] if isinstance(clip, list) else clip,
         params=(newest[0]["source"] or {}).get("params", {}),
+        last_action=newest[0]["last_action"],
     )
 
 
@@ -131,4 +167,13 @@ def _line(term: Term) -> str:
         same = len(set(term.scale)) == 1
         text = f"{term.scale[0]:g}" if same else f"[{', '.join(f'{x:g}' for x in term.scale)}]"
         scale = "not scaled" if same and term.scale[0] == 1 else f"times {text}"
-    return f"{term.name} ({size}): {clip}, {'then ' if term.clip else ''}{scale}"
+    line = f"{term.name} ({size}): {clip}, {'then ' if term.clip else ''}{scale}"
+    return f"{line}; {_whose(term.last_action)}" if term.last_action else line
+
+
+def _whose(shown: Mapping[str, Any]) -> str:
+    before = "the step" if shown["steps"] == 1 else f"{shown['steps']} steps"
+    what = f"the policy's own action of {before} before, 0 where there is none"
+    what += ", within [-1, 1]" if shown["bounded"] else ""
+    what += "" if shown["factor"] == 1 else f", times {shown['factor']:g} before that"
+    return f"{what}, which supple_runner fills in"

@@ -63,6 +63,18 @@ class Discrete:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LastAction:
+    """Which action of its own the policy sees in a channel; 0 where an episode has none so far."""
+
+    index: int
+    """Of the action's entry."""
+    factor: float = 1.0
+    """What the simulator shows for the policy's 1, before the channel's clip and scale; > 0."""
+    steps: int = 1
+    """Control steps ago that the policy gave it, >= 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
     """What one observation channel is; read by diagnostics and export."""
 
@@ -87,6 +99,8 @@ class Channel:
     """Range that the value is clipped to, before the scale; False: it is not, None: unknown."""
     params: Mapping[str, Any] | None = field(default_factory=dict)
     """What the term's function is called with, in values that JSON has; None: in others."""
+    last_action: LastAction | None = None
+    """What the runner fills in by itself; None: it is no action, or nobody told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,9 +208,16 @@ class EnvSpec:
         if fields["deployment"] is not None:
             fields["deployment"] = Deployment(**_tuples(fields["deployment"]))
         if fields["channels"] is not None:
-            fields["channels"] = tuple(Channel(**_tuples(each)) for each in fields["channels"])
+            fields["channels"] = tuple(map(_channel, fields["channels"]))
         fields["device"] = torch.device(fields["device"])
         return EnvSpec(**fields)
+
+
+def _channel(record: Mapping[str, Any]) -> Channel:
+    fields = _tuples(record)
+    if fields.get("last_action") is not None:
+        fields["last_action"] = LastAction(**fields["last_action"])
+    return Channel(**fields)
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:

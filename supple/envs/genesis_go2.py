@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from supple.envs.base import Box, Channel, Deployment
+from supple.envs.base import Box, Channel, Deployment, LastAction
 from supple.envs.genesis_task import Task, from_euler, inverse, rotated
 
 JOINTS = tuple(
@@ -256,6 +256,12 @@ class Go2WalkEasy(Task):
         )
 
 
+def _last_action(index: int) -> dict[str, Any]:
+    """What else is known of an entry: the target that was given last, from the stance."""
+    shown = LastAction(index=index, factor=SCALES["action"] * REACH / UNIT)
+    return {"last_action": shown, "term": "action", "scale": 1.0, "clip": False}
+
+
 def channels(noise: Mapping[str, float] | None = None, group: str = "policy") -> list[Channel]:
     """Of the entries in ``SCALES``; scaled ones have no unit."""
     channels = []
@@ -268,7 +274,8 @@ def channels(noise: Mapping[str, float] | None = None, group: str = "policy") ->
                 group=group,
                 unit="rad" if part == "joint_pos" else None,
                 noise=None if most is None else most * scale / math.sqrt(3),
+                **({} if part != "action" else _last_action(index)),
             )
-            for name in names
+            for index, name in enumerate(names)
         ]
     return channels

@@ -113,7 +113,7 @@ class IsaacLab(TorchSim):
         term = managers.joint_action(env)
         joints = tuple(term._asset.joint_names) if term is not None else ()
         named = {name: groups.source(name) for name in groups.widths}
-        described = managers.channels(env, named, joints)
+        described = managers.channels(env, named, joints, action_bound=action_bound)
         self._finite = bool(getattr(env.cfg, "is_finite_horizon", False))
         super().__init__(
             groups,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from supple.envs.base import Channel
+from supple.envs.base import Channel, LastAction
 
 UNITS = {
     "base_lin_vel": "m/s",
@@ -97,7 +97,10 @@ def action_facts(
 
 def _is_theirs(term: Any, method: str) -> bool:
     """Whether a simulator wrote it, and not the task: then it is known what it does."""
-    module = getattr(getattr(type(term), method, None), "__module__", "")
+    return _in_simulator(getattr(getattr(type(term), method, None), "__module__", ""))
+
+
+def _in_simulator(module: str) -> bool:
     return module.partition(".")[0] in SIMULATORS
 
 
@@ -180,7 +183,9 @@ def commands(env: Any) -> dict[str, Any] | None:
     return {name: _ranges(manager.get_term(name)) for name in manager.active_terms}
 
 
-def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list[Channel] | None:
+def channels(
+    env: Any, groups: Mapping[str, str], joints: Sequence[str], *, action_bound: float = 1.0
+) -> list[Channel] | None:
     """One channel per observation entry, in order.
 
     Args:
@@ -188,6 +193,7 @@ def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list
         groups: our name of each group to the simulator's.
         joints: the robot's joint names; entries of joint terms of this width are named after them,
             those of actions after the action term's.
+        action_bound: what the policy's 1 means to the simulator.
     """
     manager = getattr(env, "observation_manager", None)
     if manager is None:
@@ -205,7 +211,10 @@ def channels(env: Any, groups: Mapping[str, str], joints: Sequence[str]) -> list
         own = [
             channel
             for name, shape, config in terms
-            for channel in _term(ours, name, math.prod(shape), config, names)
+            for channel in _term(
+                *(ours, name, math.prod(shape), config, names),
+                shown=action_bound if _shows_last_action(env, config) else None,
+            )
         ]
         if getattr(manager, "_group_obs_time_major", {}).get(theirs):  # a frame of all terms
             own.sort(key=lambda channel: -channel.history)
@@ -238,10 +247,33 @@ def remembered(env: Any, groups: Iterable[str]) -> list[str]:
     ]
 
 
+def _shows_last_action(env: Any, config: Any) -> bool:
+    """Whether a term is what the policy did last, as the simulator was given it and at once.
+
+    Source: ``last_action`` of isaaclab 3.0.0 and mjlab 1.6.0, envs/mdp/observations.py.
+    """
+    function = getattr(config, "func", None)
+    module = getattr(function, "__module__", None) or ""
+    if getattr(function, "__name__", "") != "last_action" or not _in_simulator(module):
+        return False
+    named = (getattr(config, "params", None) or {}).get("action_name")
+    whole = named is None or [named] == list(env.action_manager.active_terms)
+    return whole and not getattr(config, "delay_max_lag", 0)
+
+
 def _term(
-    ours: str, name: str, size: int, config: Any, joints: Mapping[str, Sequence[str]]
+    ours: str,
+    name: str,
+    size: int,
+    config: Any,
+    joints: Mapping[str, Sequence[str]],
+    *,
+    shown: float | None,
 ) -> Iterator[Channel]:
-    """Entries of one term, history oldest first within it, as both simulators lay it out."""
+    """Entries of one term, history oldest first within it, as both simulators lay it out.
+
+    ``shown`` is what it shows for the policy's 1, where it is the policy's last action.
+    """
     frames = max(int(getattr(config, "history_length", 0) or 0), 1)
     width = size // frames
     # Both simulators take the noise out of a term where its group is not corrupted.
@@ -272,6 +304,9 @@ def _term(
                 scale=scales[index] if scales and whole else None,
                 clip=((float(clip[0]), float(clip[1])) if clip else False) if whole else None,
                 params=params,
+                last_action=None
+                if shown is None or not (scales and whole)
+                else LastAction(index=index, factor=shown),
             )
 
 

@@ -74,9 +74,8 @@ class Mjlab(TorchSim):
         env.cfg.auto_reset = False
         sample, _ = env.reset()
         groups = Groups(sample, task_id)
-        described = managers.channels(
-            env, {name: groups.source(name) for name in groups.widths}, _joints(env)
-        )
+        named = {name: groups.source(name) for name in groups.widths}
+        described = managers.channels(env, named, _joints(env), action_bound=action_bound)
         super().__init__(
             groups,
             action=unbounded(env.action_manager.total_action_dim, action_bound),

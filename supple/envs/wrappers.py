@@ -23,7 +23,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, Deployment, Env, EnvSpec
+from supple.envs.base import Box, Channel, Deployment, Env, EnvSpec
 from supple.errors import InputError
 from supple.rng import derive_seed, restore
 
@@ -192,8 +192,9 @@ class Delay(Wrapper):
         _require_box(env.spec, "--env.action-delay")
         robot = env.spec.deployment or Deployment()
         late = dataclasses.replace(robot, action_delay=(robot.action_delay or 0) + steps)
+        channels = env.spec.channels and tuple(_seen_later(c, steps) for c in env.spec.channels)
         spec = _added(env.spec, {"action_delay": steps})
-        super().__init__(env, dataclasses.replace(spec, deployment=late))
+        super().__init__(env, dataclasses.replace(spec, deployment=late, channels=channels))
         size = (steps, env.spec.num_envs, env.spec.action.size)
         self._memory["waiting"] = torch.zeros(size, device=env.spec.device)
 
@@ -204,6 +205,15 @@ class Delay(Wrapper):
 
     def _begin(self, begins: Tensor) -> None:
         self._memory["waiting"] = self._memory["waiting"].where(~begins[:, None], 0.0)
+
+
+def _seen_later(channel: Channel, steps: int) -> Channel:
+    """A channel of a simulator that is given its actions so many steps later, and shows them."""
+    if channel.last_action is None:
+        return channel
+    before = channel.last_action
+    late = dataclasses.replace(before, steps=before.steps + steps)
+    return dataclasses.replace(channel, last_action=late)
 
 
 class Noise(Wrapper):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from supple.deploy import manifest
 from supple.deploy.contract import contract
 from supple.deploy.export import bundle_files
 from supple.deploy.plain import plain_policy
-from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec
+from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec, LastAction
 from supple.launch import Trained
 from supple.signed_json import sha256
 
@@ -73,6 +74,26 @@ def described(**changes):
 
 def contract_of(spec):
     return contract(plain_policy(ppo(spec), spec), spec, groups=("policy",), origin={"run": "r"})
+
+
+def remembering_spec():
+    """The robot, whose policy sees its own last actions: doubled, clipped, halved; one is late."""
+    shown: dict[str, Any] = {"group": "policy", "scale": 0.5, "clip": (-0.8, 0.8)}
+    channels = [Channel(name=name, group="policy", scale=1.0, clip=False) for name in TERMS]
+    channels += [
+        Channel(
+            name=f"actions[{joint}]",
+            term="actions",
+            history=age,
+            last_action=LastAction(index=index, factor=2.0),
+            **shown,
+        )
+        for age in (1, 0)
+        for index, joint in enumerate(JOINTS)
+    ]
+    late = LastAction(index=1, steps=3)
+    channels.append(Channel(name="late", group="policy", scale=1.0, clip=False, last_action=late))
+    return robot_spec(channels=tuple(channels), observation={"policy": len(channels)})
 
 
 def plain_spec(observation=5, action=None, **changes):

@@ -64,7 +64,7 @@ def told(width, scale=None, clip=None, modifiers=None, **params):
     return width, config
 
 
-def walker(history=0, *, time_major=False, command=None, **terms):
+def walker(history=0, *, time_major=False, command=None, action_bound=1.0, **terms):
     """The spec that its managers give; a term of None is left out."""
     terms = {
         "base_ang_vel": told(3, scale=0.2),
@@ -86,7 +86,10 @@ def walker(history=0, *, time_major=False, command=None, **terms):
     asked = SimpleNamespace(cfg=command or SimpleNamespace(ranges=Ranges()))
     commanding = SimpleNamespace(active_terms=["base_velocity"], get_term=lambda _: asked)
     env = SimpleNamespace(observation_manager=observed, command_manager=commanding)
-    channels = managers.channels(env, {"policy": "policy"}, ("hip", "knee", "ankle")) or []
+    acting = SimpleNamespace(active_terms=["joint_pos"], get_term=lambda _: object())
+    env.action_manager = acting
+    joints = ("hip", "knee", "ankle")
+    channels = managers.channels(env, {"policy": "policy"}, joints, action_bound=action_bound) or []
     robot = dataclasses.replace(
         described().deployment,
         commands=managers.commands(env),
@@ -97,7 +100,8 @@ def walker(history=0, *, time_major=False, command=None, **terms):
         observation={"policy": len(channels)},
         channels=tuple(channels),
         deployment=robot,
-        action=Box(low=(-1.0,) * 3, high=(1.0,) * 3, clip=False),  # as its adapters have it
+        # As its adapters have it.
+        action=Box(low=(-action_bound,) * 3, high=(action_bound,) * 3, clip=False),
     )
 
 
@@ -225,6 +229,93 @@ def test_mjlabs_keys_cannot_say_that_actions_are_clipped():
     policy = plain_policy(squashed, clipping)
     found = contract(policy, clipping, groups=("policy",), origin={"run": "r"})
     assert mjlab_properties(found) == of_mjlab(spec)  # what a tanh gives no clip changes
+
+
+def remembering(**changes):
+    """A walker that sees its own last action, given to the simulator thrice as large."""
+    own = told(3, scale=2.0, clip=(-6.0, 6.0))
+    own[1].func, own[1].params = named("last_action", "isaaclab.envs.mdp"), {"action_name": None}
+    for key, value in changes.items():
+        setattr(own[1], key, value)
+    return walker(last_action=own, action_bound=3.0)
+
+
+def named(name, module):
+    def function(env, action_name=None):
+        pass
+
+    function.__name__, function.__module__ = name, module
+    return function
+
+
+def test_the_policys_own_last_action_is_told_by_the_simulator():
+    found = contract_of(remembering(history_length=0))["observation"]["last_action"]
+    assert found == [
+        {"observation": 13 + index, "action": index, "factor": 3.0, "steps": 1}
+        for index in range(3)
+    ]
+    line = feed(contract_of(remembering()))[-1]
+    assert line == (
+        "last_action (3 wide): clipped to [-6, 6], then times 2; the policy's own action of the"
+        " step before, 0 where there is none, times 3 before that, which supple_runner fills in"
+    )
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"func": named("last_action", "my_task.mdp")},
+        {"func": named("last_processed_action", "isaaclab.envs.mdp")},
+        {"params": {"action_name": "gripper"}},
+        {"modifiers": ["filter"]},
+        {"delay_max_lag": 2},
+    ],
+)
+def test_what_may_be_another_action_is_not_told(odd):
+    assert contract_of(remembering(**odd))["observation"]["last_action"] is None
+
+
+def test_other_runtimes_feed_what_the_network_gave():
+    found = of_unitree(remembering())["observations"]["last_action"]
+    assert (found["scale"], found["clip"]) == ([6.0] * 3, [-2.0, 2.0])
+    assert of_mjlab(remembering())["observation_terms_clip"].endswith(",-2.0;2.0")
+    spec = remembering()
+    channels = [
+        channel.last_action
+        and dataclasses.replace(
+            channel, last_action=dataclasses.replace(channel.last_action, steps=2)
+        )
+        for channel in spec.channels
+    ]
+    late = dataclasses.replace(
+        spec, channels=tuple(new or old for new, old in zip(channels, spec.channels, strict=True))
+    )
+    assert all("last_action is of 2 steps before: drop the flag" in text for text in refusals(late))
+    clipping = dataclasses.replace(spec, action=robot_spec().action)
+    assert of_unitree(clipping)["observations"]["last_action"]["clip"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"index": 3}, r"last_action\[0\] has index 3 and steps 1, expected one of 3 actions"),
+        ({"index": 0.0}, "has index 0.0"),
+        ({"steps": 0}, "steps 0, expected"),
+        ({"factor": "3"}, "the factor '3', expected a number above 0"),
+        ({"factor": 0}, "the factor 0, expected"),
+    ],
+)
+def test_a_last_action_said_by_hand_is_checked(wrong, text):
+    record = remembering().to_json()
+    first = record["channels"][13]
+    first["last_action"] |= wrong
+    with pytest.raises(InputError, match=text):
+        contract_of(EnvSpec.from_json(record))
+    first["last_action"] = {"index": 0}
+    assert contract_of(EnvSpec.from_json(record))["observation"]["last_action"][0]["factor"] == 1.0
+    first["clip"] = None
+    with pytest.raises(InputError, match="needs the channel's scale and clip as well"):
+        contract_of(EnvSpec.from_json(record))
 
 
 def test_every_file_of_a_bundle_is_known_by_its_name(tmp_path):

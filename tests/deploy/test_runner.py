@@ -36,6 +36,7 @@ from tests.deploy.small_bundles import (
     TERMS,
     flashsac,
     ppo,
+    remembering_spec,
     robot_spec,
     signed_again,
     trained,
@@ -151,6 +152,7 @@ def signed(bundle, change):
     return signed_again(dict(files), lambda record: change(record["contract"]))["manifest.json"]
 
 
+OF_9 = [{"observation": 0, "action": 9, "factor": 1.0, "steps": 1}]
 ODD_MANIFESTS = {
     "edited by hand": (
         lambda bundle: (bundle / "manifest.json").read_bytes().replace(b"0.06", b"6.00"),
@@ -179,6 +181,10 @@ ODD_MANIFESTS = {
             bundle, lambda found: found["safety"]["damping"].update(gains=[0.5, "inf", 0.5])
         ),
         "expected a number in a list of numbers",
+    ),
+    "an action that there is not": (
+        lambda bundle: signed(bundle, lambda found: found["observation"].update(last_action=OF_9)),
+        "the manifest's last_action has an odd action",
     ),
     "limits of other joints": (
         lambda bundle: signed(bundle, lambda found: found["safety"]["command_low"].pop()),
@@ -306,6 +312,42 @@ def test_commands_end_at_the_manifests_limits_and_only_where_asked_without(small
     assert done.returncode == 0, done.stderr
     ankle, hip, _ = robot.packets[0][1].numbers.tolist()
     assert hip == -8.0 and -0.63 <= ankle <= 0.03
+
+
+def remembered(policy, count):
+    """Commands from the start of an episode on, as training would have shown the last actions."""
+    none = torch.zeros(1, len(JOINTS))
+    actions: list[torch.Tensor] = []
+    shown, commands = [none], []
+    for _ in range(count):
+        now = (2 * actions[-1]).clamp(-0.8, 0.8) * 0.5 if actions else none
+        late = actions[-3][:, 1:2] if len(actions) >= 3 else none[:, :1]
+        state = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+        action, command = policy(torch.cat((state, shown[-1], now, late), dim=1))
+        actions.append(action.clamp(-1, 1))
+        shown.append(now)
+        commands.append(command[0, [2, 0, 1]].tolist())
+    return commands
+
+
+@pytest.mark.parametrize("kind", ["c", "onnx"])
+def test_the_runner_fills_in_the_policys_own_last_actions(kind, robot, tmp_path):
+    if kind == "onnx" and not ONNXRUNTIME:
+        pytest.skip("SUPPLE_ONNXRUNTIME names no onnxruntime for C++")
+    spec = remembering_spec()
+    agent = ppo(spec)
+    options = [f"-DSUPPLE_ONNXRUNTIME={ONNXRUNTIME}"] * (kind == "onnx")
+    runner, bundle = built(tmp_path, agent, spec, options=options)
+    robot.state = np.array([0.4, 0.3, 0.2, 0.1], np.float32)  # it knows of no actions
+    command = [str(runner), str(bundle), "--port", str(robot.port), "--seconds", "0.5"]
+    done = subprocess.run(
+        [*command, "--policy", kind], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = [packet.numbers for _, packet in robot.packets if packet.kind is Kind.COMMAND]
+    expected = np.array(remembered(plain_policy(agent, spec), 8))
+    assert np.allclose(found[:8], expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-2
 
 
 @pytest.mark.skipif(not ONNXRUNTIME, reason="SUPPLE_ONNXRUNTIME names no onnxruntime for C++")

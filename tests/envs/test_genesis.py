@@ -92,6 +92,9 @@ def test_an_action_is_carried_out_one_control_step_later():
     assert first[:, 33:] == pytest.approx(0.6)  # of the published unit, a third of ours
     assert second[:, 9:21] == pytest.approx(0.075)  # half of 0.15 rad
     assert env.spec.deployment.action_delay == 1
+    seen = [channel.last_action for channel in env.spec.channels[33:]]
+    assert [action.index for action in seen] == list(range(12))
+    assert first[0, 33:] == pytest.approx([0.2 * action.factor for action in seen])
 
 
 def test_the_easy_reward_is_the_published_sum():

@@ -7,7 +7,7 @@ import torch
 
 from supple.cli import main
 from supple.envs import EnvSettings, make
-from supple.envs.base import Channel, EnvSpec
+from supple.envs.base import Channel, EnvSpec, LastAction
 from supple.envs.check import check_env
 from supple.envs.toy import Counter, make_toy
 from supple.envs.toy_hidden import Asymmetric
@@ -48,6 +48,21 @@ def test_a_delayed_action_takes_effect_so_many_steps_later():
         age[step["terminated"] | step["truncated"]] = 0
     assert env.spec.added == {"action_delay": 2}
     assert env.spec.deployment is not None and env.spec.deployment.action_delay == 2
+
+
+def test_a_simulator_that_shows_its_last_action_shows_delayed_ones_later():
+    env, shown = counter(), LastAction(index=0)
+    names = [f"c{index}" for index in range(env.spec.observation["policy"])]
+    first, *rest = (Channel(name=name, group="policy") for name in names)
+    seen = (dataclasses.replace(first, last_action=shown), *rest)
+    env.spec = dataclasses.replace(env.spec, channels=seen)
+    spec = History(Delay(env, 2), 3).spec
+    late = [channel.last_action for channel in spec.channels or () if channel.name == "c0"]
+    assert late == [LastAction(index=0, steps=3)] * 3
+    assert all(
+        channel.last_action is None for channel in spec.channels or () if channel.name != "c0"
+    )
+    assert EnvSpec.from_json(spec.to_json()) == spec
 
 
 def test_history_holds_the_newest_frames_and_ends_with_its_episode():

@@ -15,6 +15,16 @@
 
 namespace supple {
 
+// An observation that is an action of the policy's own: nobody but the runner has it.
+struct LastAction {
+  std::size_t observation, action, steps;  // ago
+  double factor;                           // of what training saw, in clip and scale below
+  double low, high, scale;
+  float shown(float taken) const {
+    return static_cast<float>(std::min(std::max(factor * taken, low), high) * scale);
+  }
+};
+
 struct Contract {
   std::vector<std::string> joints;        // the policy's order
   std::vector<std::string> robot_joints;  // the robot's order; the same where nothing else is known
@@ -22,6 +32,8 @@ struct Contract {
   std::vector<std::string> observations;  // the policy's order
   std::vector<std::string> channels;      // the robot's channel for each of them
   std::vector<std::size_t> ages;          // [control steps]
+  std::vector<LastAction> last_actions;
+  bool clips_actions = false;  // to [-1, 1], before the simulator sees them
   std::string control_mode;
   double control_dt = 0;   // [s]
   double stale_after = 0;  // [s]
@@ -85,6 +97,40 @@ inline std::vector<double> bounds(const Json& listed, std::size_t joints, double
   return found;
 }
 
+// Infinity is a text.
+inline double limit(const Json& item) {
+  return item.kind == Json::kString ? std::strtod(item.text.c_str(), nullptr) : item.number;
+}
+
+inline std::size_t whole(const Json& item, std::size_t below, const std::string& what) {
+  if (item.kind != Json::kNumber || !(item.number >= 0 && item.number < static_cast<double>(below)) ||
+      item.number != std::floor(item.number))
+    throw std::runtime_error("the manifest's last_action has an odd " + what);
+  return static_cast<std::size_t>(item.number);
+}
+
+// What is null or of another kind is fed by the robot's side, as all other channels.
+inline std::vector<LastAction> last_actions(const Json& observation) {
+  std::vector<LastAction> found;
+  const std::vector<Json>& terms = observation.at("terms").list;
+  for (const Json& item : observation.at("last_action").list) {
+    LastAction each{};
+    each.observation = whole(item.at("observation"), terms.size(), "observation");
+    each.action = whole(item.at("action"), SUPPLE_POLICY_ACTIONS, "action");
+    each.steps = whole(item.at("steps"), 1000, "number of steps");
+    each.factor = item.at("factor").number;
+    const Json &term = terms[each.observation], &clip = term.at("clip");
+    const bool clipped = clip.kind == Json::kList && clip.list.size() == 2;
+    each.low = clipped ? limit(clip.list[0]) : -INFINITY;
+    each.high = clipped ? limit(clip.list[1]) : INFINITY;
+    each.scale = term.at("scale").number;
+    if (each.steps == 0 || !term.at("scale").known() || !clip.known())
+      throw std::runtime_error("the manifest does not say how a last_action is shown");
+    found.push_back(each);
+  }
+  return found;
+}
+
 inline void require_bounds(const Contract& contract) {
   for (std::size_t i = 0; i < contract.joints.size(); ++i)
     if (!std::isfinite(contract.command_low[i]) || !std::isfinite(contract.command_high[i]))
@@ -127,6 +173,9 @@ inline Contract read_contract(const std::string& bundle) {
     found.ages.push_back(age);
     found.channels.push_back(name.substr(0, name.size() - mark.size()));
   }
+  found.last_actions = last_actions(contract.at("observation"));
+  for (const Json& step : contract.at("action").at("pipeline").list)
+    if (step.at("step").text == "clip") found.clips_actions = step.at("low").kind == Json::kList;
   found.control_mode = contract.at("gains").at("control_mode").text;
   found.control_dt = contract.at("timing").at("control_dt").number;
   if (!(found.control_dt > 0)) throw std::runtime_error("the manifest knows no control_dt");

@@ -21,17 +21,18 @@ class Controller {
  public:
   virtual ~Controller() = default;
   virtual void reset() = 0;
-  // Fills `command`; false where a number was not finite.
-  virtual bool step(const std::vector<float>& observation, std::vector<float>& command) = 0;
+  // Fills the policy's own `action` and the `command`; false where a number was not finite.
+  virtual bool step(const std::vector<float>& observation, std::vector<float>& action,
+                    std::vector<float>& command) = 0;
 };
 
 class GeneratedController : public Controller {
  public:
   GeneratedController() { reset(); }
   void reset() override { supple_policy_reset(&state_); }
-  bool step(const std::vector<float>& observation, std::vector<float>& command) override {
-    float action[SUPPLE_POLICY_ACTIONS];
-    return supple_policy_step(&state_, observation.data(), action, command.data()) == 0;
+  bool step(const std::vector<float>& observation, std::vector<float>& action,
+            std::vector<float>& command) override {
+    return supple_policy_step(&state_, observation.data(), action.data(), command.data()) == 0;
   }
 
  private:
@@ -58,28 +59,30 @@ class OnnxController : public Controller {
       throw std::runtime_error("policy.onnx does not tell what was not finite: export again");
   }
   void reset() override { memory_.assign(memory_.size(), 0.0f); }
-  bool step(const std::vector<float>& observation, std::vector<float>& command) override {
+  bool step(const std::vector<float>& observation, std::vector<float>& action,
+            std::vector<float>& command) override {
     std::vector<Ort::Value> inputs;
     std::vector<float> row = observation;
     inputs.push_back(tensor(row));
     if (!memory_.empty()) inputs.push_back(tensor(memory_));
     const char* input_names[] = {"observation", "memory_in"};
-    const char* output_names[] = {"command", "finite", "memory_out"};
+    const char* output_names[] = {"command", "action", "finite", "memory_out"};
     const std::size_t count = inputs.size();
     std::vector<Ort::Value> outputs = session_->Run(
-        Ort::RunOptions{nullptr}, input_names, inputs.data(), count, output_names, count + 1);
-    if (outputs[0].GetTensorTypeAndShapeInfo().GetElementCount() != command.size())
-      throw std::runtime_error("policy.onnx gives another number of commands");
-    const float* found = outputs[0].GetTensorData<float>();
-    command.assign(found, found + command.size());
-    if (count == 2) {
-      const float* after = outputs[2].GetTensorData<float>();
-      memory_.assign(after, after + memory_.size());
-    }
-    return *outputs[1].GetTensorData<bool>();
+        Ort::RunOptions{nullptr}, input_names, inputs.data(), count, output_names, count + 2);
+    copy(outputs[0], command);
+    copy(outputs[1], action);
+    if (count == 2) copy(outputs[3], memory_);
+    return *outputs[2].GetTensorData<bool>();
   }
 
  private:
+  static void copy(const Ort::Value& output, std::vector<float>& to) {
+    if (output.GetTensorTypeAndShapeInfo().GetElementCount() != to.size())
+      throw std::runtime_error("policy.onnx gives outputs of another size");
+    const float* found = output.GetTensorData<float>();
+    to.assign(found, found + to.size());
+  }
   bool gives(const std::string& name) const {
     Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_->GetOutputCount(); ++i)

@@ -152,27 +152,50 @@ Robot shake_hands(supple::Link& link, const Contract& contract) {
   return found;
 }
 
-// Puts the robot's channels into the policy's order, older frames from memory.
+// Puts the robot's channels into the policy's order, its own actions among them, older frames from
+// memory.
 class Observer {
  public:
   Observer(const Contract& contract, const std::vector<std::string>& channels)
-      : ages_(contract.ages) {
-    for (const std::string& name : contract.channels)
-      places_.push_back(supple::index_of(name, channels));
+      : ages_(contract.ages), shown_(contract.last_actions), clips_(contract.clips_actions) {
+    places_.resize(ages_.size(), kOwn);
+    for (std::size_t i = 0; i < shown_.size(); ++i) {
+      places_[shown_[i].observation] = channels.size() + i;
+      kept_ = std::max(kept_, shown_[i].steps);
+    }
+    for (std::size_t i = 0; i < places_.size(); ++i)
+      if (places_[i] == kOwn) places_[i] = supple::index_of(contract.channels[i], channels);
     frames_ = 1 + *std::max_element(ages_.begin(), ages_.end());
   }
-  void forget() { history_.clear(); }
+  void forget() {
+    history_.clear();
+    actions_.clear();
+  }
   void observe(const std::vector<float>& state, std::vector<float>& observation) {
-    history_.push_front(state);
-    while (history_.size() < frames_) history_.push_back(state);  // the first frame repeats
+    std::vector<float> frame = state;
+    for (const supple::LastAction& each : shown_) {
+      const bool any = each.steps <= actions_.size();
+      frame.push_back(each.shown(any ? actions_[each.steps - 1][each.action] : 0.0f));
+    }
+    history_.push_front(frame);
+    while (history_.size() < frames_) history_.push_back(frame);  // the first frame repeats
     history_.resize(frames_);
     for (std::size_t i = 0; i < places_.size(); ++i) observation[i] = history_[ages_[i]][places_[i]];
   }
+  void acted(std::vector<float> action) {
+    if (clips_)
+      for (float& each : action) each = std::clamp(each, -1.0f, 1.0f);
+    actions_.push_front(std::move(action));
+    if (actions_.size() > kept_) actions_.pop_back();
+  }
 
  private:
+  static constexpr std::size_t kOwn = std::numeric_limits<std::size_t>::max();
   std::vector<std::size_t> ages_, places_;
-  std::size_t frames_ = 1;
-  std::deque<std::vector<float>> history_;
+  std::vector<supple::LastAction> shown_;
+  bool clips_;
+  std::size_t frames_ = 1, kept_ = 0;
+  std::deque<std::vector<float>> history_, actions_;
 };
 
 // The robot's clock in our own: the quickest packet so far is taken to have come within `delay`.
@@ -247,7 +270,7 @@ int run(const Options& options) {
 
   const std::size_t count = contract.joints.size();
   std::vector<float> state(robot.channels.size()), observation(contract.observations.size());
-  std::vector<float> command(count), sent(count), gains(count);
+  std::vector<float> action(SUPPLE_POLICY_ACTIONS), command(count), sent(count), gains(count);
   for (std::size_t i = 0; i < count; ++i)
     gains[contract.to_robot[i]] = static_cast<float>(contract.damping[i]);
 
@@ -307,7 +330,8 @@ int run(const Options& options) {
       }
       observer.observe(state, observation);
       const double before = now();
-      damp = !controller->step(observation, command) || !all_finite(command);
+      damp = !controller->step(observation, action, command) || !all_finite(command);
+      observer.acted(action);
       taken = now() - before;
       found.step.push_back(taken);
       stale = !(age + taken <= contract.stale_after);  // it may have been held up
