@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from supple.agents import PPOSettings
+from supple.agents.base import concat
 from supple.envs.base import Box
 from supple.errors import InputError
 from supple.launch import Trained, load_trained
@@ -59,13 +60,13 @@ class TrainedPolicy:
         """How long it was trained."""
         self._trained = trained
         own = trained.settings.agent
-        self._remembers = isinstance(own, PPOSettings) and own.memory > 0
+        self._policy = trained.agent.policy()
+        self._memory_width = own.memory if isinstance(own, PPOSettings) else 0
         self.reset()
 
     def reset(self) -> None:
         """Begin episodes: a recurrent policy forgets; others remember nothing."""
-        self._act = self._trained.greedy()
-        self._rows = 0
+        self._memory: list[Tensor] = []
 
     def __call__(self, obs: Array | Mapping[str, Array]) -> Any:
         """The action for an observation, or one for each of several.
@@ -76,7 +77,8 @@ class TrainedPolicy:
 
         Returns:
             (A,) or (N, A) float32, or a choice or (N,) choices, int64: an array for an array, a
-            tensor on the same device for a tensor.
+            tensor on the same device for a tensor. As in a bundle, an observation that is not
+            finite gets the safe action, 0 to the policy, and leaves the memory as it was.
 
         Raises:
             InputError: the group is missing or has another shape, or a recurrent policy meets more
@@ -87,8 +89,7 @@ class TrainedPolicy:
         given = {name: self._rows_of(groups, name) for name in names}
         first = given[names[0]]
         rows = {name: torch.atleast_2d(value) for name, value in given.items()}
-        self._require_same_rows(len(rows[names[0]]))
-        action = self._in_units(self._act(rows))
+        action = self._in_units(self._act(concat(rows, names)))
         action = action[0] if first.dim() == 1 else action
         source = groups[names[0]]
         if isinstance(source, Tensor):
@@ -112,13 +113,27 @@ class TrainedPolicy:
             )
         return value.to(self._trained.agent.device, torch.float32)
 
-    def _require_same_rows(self, rows: int) -> None:
-        if self._remembers and self._rows not in (0, rows):
+    @torch.no_grad()
+    def _act(self, obs_ND: Tensor) -> Tensor:
+        """The policy's own action, (N, A) or choices (N,)."""
+        memory = self._remembered(obs_ND)
+        found = self._policy(obs_ND, *memory)
+        action, *after = found if memory else (found,)
+        outcomes = [obs_ND, action.reshape(len(action), -1), *after]
+        fine = torch.cat([torch.isfinite(each) for each in outcomes], dim=1).all(1)
+        self._memory = [_where(fine, new, old) for new, old in zip(after, memory, strict=True)]
+        return _where(fine, action, torch.zeros_like(action))
+
+    def _remembered(self, obs_ND: Tensor) -> list[Tensor]:
+        """The memory, (N, H), empty where episodes begin; none of a policy without one."""
+        if not self._memory_width:
+            return []
+        if self._memory and len(self._memory[0]) != len(obs_ND):
             raise InputError(
-                f"this policy remembers {self._rows} environments, got {rows}: call reset() as"
-                " episodes begin"
+                f"this policy remembers {len(self._memory[0])} environments, got {len(obs_ND)}:"
+                " call reset() as episodes begin"
             )
-        self._rows = rows
+        return self._memory or [obs_ND.new_zeros(len(obs_ND), self._memory_width)]
 
     def _in_units(self, action: Tensor) -> Tensor:
         """Of the simulator, as its adapter maps them (``supple/envs/base.py``)."""
@@ -131,3 +146,8 @@ class TrainedPolicy:
         )
         units = (high + low) / 2 + action.double() * (high - low) / 2
         return (units.clamp(low, high) if bounds.clip else units).float()
+
+
+def _where(fine_N: Tensor, value: Tensor, otherwise: Tensor) -> Tensor:
+    """Row by row."""
+    return torch.where(fine_N[:, None] if value.dim() > 1 else fine_N, value, otherwise)

@@ -1,5 +1,7 @@
 """``supple.load``: a trained policy in somebody else's loop."""
 
+import math
+
 import gymnasium
 import numpy as np
 import pytest
@@ -73,6 +75,32 @@ def test_a_memory_lasts_until_it_is_reset(tmp_path):
         policy(observations(3))
     policy.reset()
     assert (policy(obs), policy(obs)) == (first, second)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_gives_the_safe_action_and_leaves_the_memory(value, tmp_path):
+    settings = small_settings("gym/Pendulum-v1", tmp_path, env_steps=40, agent="ppo", memory=4)
+    run_until(settings, 20)
+    policy, other, obs = supple.load(tmp_path), supple.load(tmp_path), observations(2)
+    np.testing.assert_array_equal(policy(obs), other(obs))
+    bad = obs.copy()
+    bad[1, 2] = value
+    first, second = policy(bad)
+    assert first == other(obs)[0] and second == 0  # between the bounds, -2 and 2
+    other.reset()
+    # The first has seen it three times by now, the second but twice.
+    expected = [other(obs) for _ in range(3)]
+    found = policy(obs)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, [expected[2][0], expected[1][1]], atol=1e-6)
+
+
+def test_a_policy_without_a_memory_gives_the_safe_action_too(pendulum):
+    obs = observations(2)
+    obs[0, 0] = math.nan
+    action = supple.load(pendulum)(obs)
+    assert action[0] == 0 and np.isfinite(action).all()
+    assert np.isfinite(supple.load(pendulum)(np.full((1, 3), 3e38, np.float32))).all()
 
 
 def test_the_process_keeps_its_threads(pendulum):
