@@ -6,6 +6,7 @@ more than ``MAX_BYTES``.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -139,6 +140,11 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     files[member.filename] = file.read(member.file_size + 1)
     except InputError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        # It names a place before its own beginning.
+        raise InputError(f"{path} is no intact zip: {error}; export again") from error
     except _DAMAGE as error:
         raise InputError(f"{path} is no intact zip: {error}; export again") from error
     return files

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from supple.cli import main
@@ -16,6 +17,7 @@ from supple.deploy.contract import action_names, unknown
 from supple.deploy.export import bundle_files
 from supple.deploy.golden import Golden, history_pairs
 from supple.deploy.known import not_known
+from supple.deploy.verify import verify
 from supple.envs import EnvSettings, make
 from supple.envs.base import Box, Channel, Discrete
 from supple.errors import InputError
@@ -30,7 +32,9 @@ from tests.deploy.small_bundles import (
     flashsac,
     robot_files,
     robot_spec,
+    signed_again,
     trained,
+    write,
 )
 from tests.small_runs import run_whole, small_settings
 
@@ -325,6 +329,19 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
     for check in ("golden, torch", "golden, onnxruntime", "golden, C", "closed loop"):
         assert status[check] == "passed"
     assert status["the run itself"] == "passed"
+
+
+def test_golden_actions_of_another_width_than_the_runs_are_a_fault(run, tmp_path):
+    found = dict(read_bundle(export.export(run, tmp_path / "bundle", archive=False)).files)
+    tensors = safetensors.torch.load(found["golden.safetensors"])
+    tensors["action"] = tensors["action"].repeat(1, 3)
+    odd = signed_again({**found, "golden.safetensors": safetensors.torch.save(tensors)})
+    report = verify(write(tmp_path / "odd", odd), run=run, episodes=0, latency=False)
+    details = {verdict.check: verdict.detail for verdict in report.verdicts}
+    assert (
+        details["the run itself"]
+        == "its golden vectors are not those of the run at 1,200 env steps"
+    )
 
 
 def test_an_export_that_is_stopped_leaves_nothing_behind(files, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every planted fault is caught by a sentence that names it; hostile bundles are refused."""
 
 import dataclasses
+import errno
 import json
 import re
 import stat
@@ -456,6 +457,27 @@ def test_a_zip_cut_off_is_refused(kept, files, tmp_path):
     path = tmp_path / "bundle.zip"
     path.write_bytes(zipped_files(files)[:kept])
     with pytest.raises(InputError, match="is no intact zip"):
+        read_bundle(path)
+
+
+def test_a_zip_that_names_a_place_before_its_beginning_is_damaged(files, tmp_path):
+    path = tmp_path / "bundle.zip"
+    data = bytearray(zipped_files(files))
+    struct.pack_into("<I", data, data.rindex(b"PK\5\6") + 16, len(data))  # of the directory
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"^{path} is no intact zip: .*; export again$"):
+        read_bundle(path)
+
+
+def test_a_disk_that_cannot_be_read_damages_no_zip(files, tmp_path, monkeypatch):
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(zipped_files(files))
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", broken)
+    with pytest.raises(InputError, match=rf"^cannot read {path}: Input/output error$"):
         read_bundle(path)
 
 
