@@ -57,7 +57,7 @@ def contract(
             "control_dt": spec.control_dt,
             "sim_dt": robot.sim_dt,
             "decimation": robot.decimation,
-            "allowed_latency": None,
+            "allowed_latency": robot.allowed_latency,
             "action_delay": robot.action_delay,
             "observation_delay": robot.observation_delay,
             "delay_unit": "control steps",

@@ -105,9 +105,10 @@ def _check_single(robot: Deployment) -> None:
     filtered = robot.action_filter
     fine = filtered is None or filtered is False
     _require(fine, "action_filter", filtered, "false, or null: filters cannot be exported")
-    sim_dt = robot.sim_dt
-    fine = sim_dt is None or (is_number(sim_dt) and 0 < sim_dt < math.inf)
-    _require(fine, "sim_dt", sim_dt, "seconds above 0, or null")
+    for name in ("sim_dt", "allowed_latency"):
+        value = getattr(robot, name)
+        fine = value is None or (is_number(value) and 0 < value < math.inf)
+        _require(fine, name, value, "seconds above 0, or null")
     counts = {"decimation": 1, "action_delay": 0, "observation_delay": 0, "history_length": 1}
     for name, least in counts.items():
         value = getattr(robot, name)

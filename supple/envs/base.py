@@ -149,6 +149,8 @@ class Deployment:
     """Control steps until an action takes effect; 0: at once."""
     observation_delay: int | None = None
     """Control steps that an observation is old; 0: it is of now."""
+    allowed_latency: float | None = None
+    """Most that a state may be on its way to the policy [s]; the runner refuses a longer one."""
     history_length: int | None = None
     """Observation frames the policy sees at once."""
     history_order: str | None = None

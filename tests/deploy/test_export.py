@@ -231,6 +231,7 @@ def test_a_description_of_another_robot_is_refused():
         ({"control_mode": ["position"]}, "control_mode is .*, expected torque, position"),
         ({"history_order": "newest"}, "history_order is 'newest', expected newest_first, oldest"),
         ({"sim_dt": "0.005"}, "sim_dt is '0.005', expected seconds above 0, or null"),
+        ({"allowed_latency": 0}, "allowed_latency is 0, expected seconds above 0, or null"),
         ({"decimation": 4.5}, r"decimation is 4\.5, expected a whole number >= 1, or null"),
         ({"action_delay": -1}, "action_delay is -1, expected a whole number >= 0, or null"),
     ],
@@ -274,6 +275,12 @@ def test_a_clip_or_filter_that_nobody_told_is_unknown_and_not_absent():
     with closing(make("gym/HalfCheetah-v5", EnvSettings())) as env:
         torque = contract_of(env.spec)["action"]["pipeline"]
     assert [step for step in torque if None in step.values()] == []
+
+
+def test_the_latency_that_is_allowed_can_be_told():
+    timing = contract_of(described(allowed_latency=0.015))["timing"]
+    assert timing["allowed_latency"] == 0.015
+    assert "timing.allowed_latency" in unknown(contract_of(described()))
 
 
 def test_limits_without_end_may_be_told():

@@ -34,6 +34,8 @@ from supple.errors import InputError, SimulatorError
 from tests.deploy.small_bundles import (
     JOINTS,
     TERMS,
+    contract_of,
+    described,
     flashsac,
     ppo,
     remembering_spec,
@@ -530,7 +532,8 @@ def test_a_machine_that_pauses_again_and_again_is_given_up(small, robot, state, 
 
 
 def test_a_robot_that_was_far_away_from_the_start_is_refused(small, robot, tmp_path):
-    near = signed(small[1], lambda found: found["timing"].update(allowed_latency=0.02))
+    told = contract_of(described(allowed_latency=0.02))["timing"]
+    near = signed(small[1], lambda found: found["timing"].update(told))
     (tmp_path / "manifest.json").write_bytes(near)
     for bundle, pause, text in ((small[1], 0.15, "at most 60 ms"), (tmp_path, 0.06, "20 ms:")):
         robot.pause = pause
