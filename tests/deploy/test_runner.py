@@ -188,6 +188,10 @@ ODD_MANIFESTS = {
         lambda bundle: signed(bundle, lambda found: found["observation"].update(last_action=OF_9)),
         "the manifest's last_action has an odd action",
     ),
+    "commands of nobody knows what": (
+        lambda bundle: signed(bundle, lambda found: found["gains"].update(control_mode=None)),
+        "the manifest does not know what commands are",
+    ),
     "limits of other joints": (
         lambda bundle: signed(bundle, lambda found: found["safety"]["command_low"].pop()),
         "the manifest's command limits are not one for each joint",
@@ -577,11 +581,18 @@ def test_it_can_be_stopped_before_the_first_state(small, robot):
     assert json.loads(out)["ticks"] == 0
 
 
-def test_a_log_that_cannot_be_written_is_said_first(small, robot):
-    command = [str(small[0]), str(small[1]), "--port", str(robot.port), "--log", "/no/where"]
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--log", "/no/where", "cannot write /no/where"),
+        ("--policy", "tflite", "--policy tflite is not in this runner"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_robot_hears_of_it(small, robot, option, value, text):
+    command = [str(small[0]), str(small[1]), "--port", str(robot.port), option, value]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 2 and "cannot write /no/where" in done.stderr
-    assert robot.packets == []
+    assert done.returncode == 2 and text in done.stderr
+    assert robot.packets == [] and not robot.sending.is_set()
 
 
 def test_a_robot_that_breaks_down_is_no_success(cheetah, small):

@@ -177,6 +177,9 @@ inline Contract read_contract(const std::string& bundle) {
   for (const Json& step : contract.at("action").at("pipeline").list)
     if (step.at("step").text == "clip") found.clips_actions = step.at("low").kind == Json::kList;
   found.control_mode = contract.at("gains").at("control_mode").text;
+  if (found.control_mode.empty())
+    throw std::runtime_error("the manifest does not know what commands are, positions or torques:"
+                             " tell control_mode in EnvSpec.deployment and export again");
   found.control_dt = contract.at("timing").at("control_dt").number;
   if (!(found.control_dt > 0)) throw std::runtime_error("the manifest knows no control_dt");
   found.stale_after = safety.at("stale_after").number;

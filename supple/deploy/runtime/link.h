@@ -33,6 +33,7 @@ struct Head {
   double time = 0;          // sender's clock [s]
 };
 static_assert(sizeof(Head) == 24, "the head has no padding");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packets are copied as they lie in memory");
 
 struct Packet {
   Head head;
@@ -89,7 +90,8 @@ class Link {
       if (std::memcmp(packet.head.magic, "SUPL", 4) != 0 || packet.head.version != 1) continue;
       const std::size_t left = static_cast<std::size_t>(size) - sizeof(Head);
       const bool text = packet.head.kind == static_cast<std::uint16_t>(Kind::kDescription);
-      if (left != std::size_t{packet.head.count} * (text ? 1 : sizeof(float))) continue;
+      // In 64 bits: a count times 4 wraps in the 32 of a small computer.
+      if (left != std::uint64_t{packet.head.count} * (text ? 1 : sizeof(float))) continue;
       packet.text.assign(text ? bytes + sizeof(Head) : "", text ? left : 0);
       packet.numbers.resize(text ? 0 : packet.head.count);
       if (!packet.numbers.empty()) std::memcpy(packet.numbers.data(), bytes + sizeof(Head), left);

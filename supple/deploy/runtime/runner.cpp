@@ -259,14 +259,15 @@ struct Statistics {
 int run(const Options& options) {
   const Contract contract = supple::read_contract(options.bundle);
   if (!options.unbounded) supple::require_bounds(contract);
-  supple::Link link(options.host, options.port);
-  const Robot robot = shake_hands(link, contract);
-  Observer observer(contract, robot.channels);
+  // Before the robot hears of it: its states would wait while a graph is read.
   const auto controller =
       supple::make_controller(options.policy, options.bundle, contract.onnx_digest);
   std::FILE* log = options.log.empty() ? nullptr : std::fopen(options.log.c_str(), "w");
   if (!options.log.empty() && !log) throw std::runtime_error("cannot write " + options.log);
   if (log) std::fprintf(log, "tick,time_s,late_us,state,state_age_ms,mode,step_us\n");
+  supple::Link link(options.host, options.port);
+  const Robot robot = shake_hands(link, contract);
+  Observer observer(contract, robot.channels);
 
   const std::size_t count = contract.joints.size();
   std::vector<float> state(robot.channels.size()), observation(contract.observations.size());
@@ -334,16 +335,16 @@ int run(const Options& options) {
       observer.acted(action);
       taken = now() - before;
       found.step.push_back(taken);
-      stale = !(age + taken <= contract.stale_after);  // it may have been held up
+      for (std::size_t i = 0; i < count; ++i)
+        sent[contract.to_robot[i]] =
+            std::clamp(command[i], static_cast<float>(contract.command_low[i]),
+                       static_cast<float>(contract.command_high[i]));
+      stale = !(now() - sent_at <= contract.stale_after);  // it may have been held up
       damp = damp || stale;
     }
     if (damp) {
       link.send(Kind::kDamp, static_cast<std::uint32_t>(found.ticks), woke, gains);
     } else {
-      for (std::size_t i = 0; i < count; ++i)
-        sent[contract.to_robot[i]] =
-            std::clamp(command[i], static_cast<float>(contract.command_low[i]),
-                       static_cast<float>(contract.command_high[i]));
       link.send(Kind::kCommand, static_cast<std::uint32_t>(found.ticks), woke, sent);
     }
     was_damped = damp;
