@@ -83,13 +83,13 @@ class VecTask(TorchSim):
         )
 
     def _restart(self, seed: int | None) -> Mapping[str, Any]:
-        if self._next_step:
-            self._env.reset_buf.fill_(1)
-        else:
-            _reset_all(self._env)
+        env = self._env
+        env.reset_buf.fill_(1)
+        if not self._next_step and callable(getattr(env, "reset_idx", None)):
+            env.reset_idx(torch.arange(env.num_envs, device=env.reset_buf.device))
         # reset() returns buffers of zeros: only a step computes observations.
         observation = self._step(self._zeros)[0]
-        self._bridge = self._env.reset_buf.bool() & self._next_step
+        self._bridge = env.reset_buf.bool() & self._next_step
         return observation
 
     def _advance(self, action: Tensor) -> Outcome:
@@ -129,7 +129,9 @@ class VecTask(TorchSim):
     def _measure(self, task_id: str) -> tuple[Mapping[str, Any], bool, int, int]:
         """An observation; whether it resets a step late, at which count, and from which count."""
         env = self._env
-        _reset_all(env)
+        # In the step, for arguments of reset_idx are each task's own.
+        env.reset_buf.fill_(1)
+        self._step(self._zeros)
         limit = int(env.max_episode_length)
         env.progress_buf.fill_(max(limit - PROBED, 0))
         for _ in range(2 * PROBED):
@@ -275,10 +277,3 @@ def _first_of(env: Any, task_id: str, *names: str) -> int:
         if isinstance(getattr(env, name, None), int):
             return int(getattr(env, name))
     raise InputError(f"{task_id} has no {' or '.join(names)}: expected the number of its actions")
-
-
-def _reset_all(env: Any) -> None:
-    """Every environment now, or in the next step where there is no ``reset_idx``."""
-    env.reset_buf.fill_(1)
-    if callable(getattr(env, "reset_idx", None)):
-        env.reset_idx(torch.arange(env.num_envs, device=env.reset_buf.device))

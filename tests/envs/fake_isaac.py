@@ -136,6 +136,34 @@ class VecTask(Cart):
         self.reset_buf[:] = self.failed() | (self.progress_buf >= LIMIT - 1)
 
 
+class Hand(VecTask):
+    """AllegroHand and ShadowHand: their goals are reset along with them."""
+
+    def __init__(self):
+        super().__init__("B")
+        self.reset_goal_buf = self.reset_buf.clone()
+
+    def reset_idx(self, env_ids, goal_env_ids):  # type: ignore[override]
+        super().reset_idx(env_ids)
+        self.reset_goal_buf[goal_env_ids] = 0
+
+    def _reset_flagged(self):
+        env_ids = self.reset_buf.nonzero().squeeze(-1)
+        if len(env_ids):
+            self.reset_idx(env_ids, self.reset_goal_buf.nonzero().squeeze(-1))
+
+
+class Anymal(VecTask):
+    """Its ``reset_idx`` leaves ``reset_buf`` set, which the end of the step judges anew."""
+
+    def __init__(self):
+        super().__init__("A")
+
+    def reset_idx(self, env_ids):
+        super().reset_idx(env_ids)
+        self.reset_buf[env_ids] = 1
+
+
 class WithHistory(VecTask):
     """Terrain task whose observations cannot be computed twice."""
 
