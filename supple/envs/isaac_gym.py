@@ -59,7 +59,8 @@ class VecTask(TorchSim):
         action_bound: what the policy's 1 means to the simulator.
 
     Raises:
-        InputError: it does not end at its time limit, or names no group for the policy.
+        InputError: it does not end at its time limit or leaves resets to its caller, or names no
+            group for the policy.
     """
 
     def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
@@ -140,7 +141,13 @@ class VecTask(TorchSim):
             if done.all():
                 next_step = bool((env.progress_buf != 0).all())
                 self._step(self._zeros)
-                return observation, next_step, age, int(env.progress_buf.min()) if next_step else 0
+                first = int(env.progress_buf.min()) if next_step else 0
+                if first >= age:
+                    raise InputError(
+                        f"{task_id} ended at {age} steps and did not begin anew in the next:"
+                        " expected it to reset itself within step, say by calling reset_done first"
+                    )
+                return observation, next_step, age, first
         raise InputError(
             f"{task_id} did not end within {PROBED} steps of max_episode_length={limit}: expected"
             " it to set reset_buf by progress_buf there, which shows when it resets"

@@ -164,6 +164,16 @@ class Anymal(VecTask):
         self.reset_buf[env_ids] = 1
 
 
+class ResetByCaller(VecTask):
+    """HumanoidAMP: nothing within a step resets it, its learner calls ``reset_done``."""
+
+    def __init__(self):
+        super().__init__("A")
+
+    def _reset_flagged(self):
+        pass
+
+
 class WithHistory(VecTask):
     """Terrain task whose observations cannot be computed twice."""
 

@@ -154,6 +154,11 @@ def test_a_task_that_ignores_its_time_limit_is_refused(monkeypatch):
         VecTask(task, task_id="t")
 
 
+def test_a_task_that_its_caller_resets_is_refused():
+    with pytest.raises(InputError, match="t ended at 7 steps and did not begin anew in the next"):
+        VecTask(fake_isaac.ResetByCaller(), task_id="t")
+
+
 @pytest.mark.parametrize("time_outs", ["always", "events"])
 def test_a_stale_time_out_flag_does_not_turn_a_failure_into_a_time_out(time_outs):
     env = RslRl(fake_isaac.VecEnv(time_outs), task_id="t")
