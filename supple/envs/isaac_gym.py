@@ -32,6 +32,8 @@ from supple.errors import InputError
 
 PROBED = 4
 """Steps before the nominal time limit at which the measurement begins, and after which it ends."""
+OUTPUTS = ("obs_buf", "privileged_obs_buf", "states_buf")
+"""Where observations are computed to."""
 Observe = Callable[[], dict[str, Tensor]]
 
 
@@ -71,7 +73,7 @@ class VecTask(TorchSim):
         self._bridge = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
         sample, self._next_step, self._time_up, self._first = self._measure(task_id)
         self._capture: FinalCapture | None = None
-        if not self._next_step and computes_without_side_effects(env):
+        if not self._next_step and computes_without_side_effects(env, self._zeros):
             self._capture = FinalCapture(env, self._buffers)
         super().__init__(
             Groups(sample, task_id),
@@ -171,14 +173,18 @@ class LeggedGym(TorchSim):
     def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
         self._env = env
         size = _first_of(env, task_id, "num_actions")
-        pure = computes_without_side_effects(env)
+        device = torch.device(env.device)
+        # Before its first step it has no heights to observe.
+        groups = Groups(_named(*env.reset()), task_id)
+        zeros = torch.zeros(env.num_envs, size, device=device)
+        pure = computes_without_side_effects(env, zeros)
         self._capture = FinalCapture(env, self._buffers) if pure else None
         super().__init__(
-            Groups(_named(*env.reset()), task_id),
+            groups,
             action=unbounded(size, action_bound),
             task_id=task_id,
             num_envs=env.num_envs,
-            device=torch.device(env.device),
+            device=device,
             max_episode_steps=int(env.max_episode_length) + 1,  # it ends beyond, not at, the limit
             control_dt=getattr(env, "dt", None),
             has_final_obs=self._capture is not None,
@@ -241,33 +247,45 @@ class FinalCapture:
         return final
 
 
-def computes_without_side_effects(env: Any) -> bool:
+def computes_without_side_effects(env: Any, action: Tensor) -> bool:
     """Whether observations may be computed once more than the simulator itself does.
 
     Where a history is pushed along with them, a second call would shift it.
+
+    Args:
+        env: which is stepped before, as an episode's first frame often fills a history.
+        action: to step with.
     """
     if not all(
         callable(getattr(env, name, None)) for name in ("reset_idx", "compute_observations")
     ):
         return False
-    if any(isinstance(value, collections.deque | list) for value in vars(env).values()):
-        return False
-    outputs = {"obs_buf", "privileged_obs_buf", "states_buf", "obs_dict"}
-    tensors = {
-        name: value
-        for name, value in vars(env).items()
-        if isinstance(value, Tensor) and name not in outputs
-    }
-    before = {name: value.clone() for name, value in tensors.items()}
+    for _ in range(PROBED):
+        env.step(action)
+    before = {name: [each.clone() for each in held] for name, held in _tensors(env).items()}
     env.compute_observations()
-    return all(
-        getattr(env, name) is tensors[name] and _same(tensors[name], before[name])
-        for name in tensors
+    after = _tensors(env)
+    return all(_same(held, after.get(name, [])) for name, held in before.items())
+
+
+def _tensors(env: Any) -> dict[str, list[Tensor]]:
+    """What its attributes and lists in them hold, but for what it returns."""
+    return {
+        name: [
+            each
+            for each in (value if isinstance(value, collections.deque | list) else [value])
+            if isinstance(each, Tensor)
+        ]
+        for name, value in vars(env).items()
+        if name not in OUTPUTS
+    }
+
+
+def _same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(ours, theirs, strict=True)
     )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _named(obs: Tensor, privileged: Tensor | None = None) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ Sources: isaacgymenvs ``vec_task.py`` and tasks, legged_gym ``legged_robot.py``,
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -34,6 +35,8 @@ class Cart:
         self.reset_buf = torch.ones(num_envs, dtype=torch.int64)
         self.extras = {}
         self.closed = False
+        # As real ones have: they hold nothing that observations could change.
+        self.envs, self.reward_names = [object() for _ in range(num_envs)], ["track"]
 
     def simulate(self, actions):
         actions.clamp_(-1, 1)  # in place: whoever passes its own tensor loses it
@@ -105,6 +108,11 @@ class VecTask(Cart):
         self.progress_buf[env_ids] = 0
         self.reset_buf[env_ids] = 0
 
+    def compute_observations(self):
+        if self.kind == "C":  # AnymalTerrain measures anew, and keeps it
+            self.measured_heights = self.steps[:, None].clone()
+        super().compute_observations()
+
     def step(self, actions):
         if self.kind == "B":
             self._reset_flagged()
@@ -175,7 +183,7 @@ class ResetByCaller(VecTask):
 
 
 class WithHistory(VecTask):
-    """Terrain task whose observations cannot be computed twice."""
+    """Terrain task whose observations cannot be computed twice; an episode's first fills it."""
 
     def __init__(self):
         super().__init__("C")
@@ -183,11 +191,27 @@ class WithHistory(VecTask):
 
     def compute_observations(self):
         super().compute_observations()
-        self.frames = torch.stack((self.frames[:, 1], self.steps), dim=1)
+        oldest = torch.where(self.steps <= 1, self.steps, self.frames[:, 1])
+        self.frames = torch.stack((oldest, self.steps), dim=1)
+
+
+class WithFrames(VecTask):
+    """The same, where the history is a list of tensors."""
+
+    def __init__(self):
+        super().__init__("C")
+        self.frames = [torch.zeros(self.num_envs)] * 2
+
+    def compute_observations(self):
+        super().compute_observations()
+        self.frames = [*self.frames[1:], self.steps.clone()]
 
 
 class LeggedGym(Cart):
-    """legged_gym: 5-tuple, and ``extras["time_outs"]`` only written when something reset."""
+    """legged_gym: 5-tuple, and ``extras["time_outs"]`` only written when something reset.
+
+    Heights are measured in a step, and before the first one observations cannot be computed.
+    """
 
     def __init__(self, num_envs=3):
         super().__init__(num_envs)
@@ -196,9 +220,12 @@ class LeggedGym(Cart):
         self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int64)
         self.time_out_buf = torch.zeros(num_envs, dtype=torch.bool)
         self.privileged_obs_buf = torch.zeros(num_envs, 5)
+        self.measured_heights: Any = 0
 
     def compute_observations(self):
         super().compute_observations()
+        heights = self.steps[:, None] - self.measured_heights
+        self.obs_buf += 0 * (heights @ torch.zeros(2, 4))
         self.privileged_obs_buf[:] = torch.cat((self.obs_buf, self.steps[:, None] ** 2), dim=1)
 
     def get_observations(self):
@@ -225,6 +252,7 @@ class LeggedGym(Cart):
         self.time_out_buf = self.episode_length_buf > LIMIT
         self.reset_buf = (self.failed() | self.time_out_buf).long()
         self.rew_buf[:] = self.steps
+        self.measured_heights = torch.zeros(self.num_envs, 2)
         self.reset_idx(self.reset_buf.nonzero().squeeze(-1))
         self.compute_observations()
         limit = self.cfg.normalization.clip_observations

@@ -141,10 +141,15 @@ def test_a_late_reset_becomes_one_empty_bridge_row(kind, length):
     assert (reward[~valid] == 0).all()
 
 
-def test_terrain_tasks_with_a_history_have_no_final_observation():
-    env = VecTask(fake_isaac.WithHistory(), task_id="t")
+@pytest.mark.parametrize("task", [fake_isaac.WithHistory, fake_isaac.WithFrames])
+def test_terrain_tasks_with_a_history_have_no_final_observation(task):
+    env = VecTask(task(), task_id="t")
     assert not env.spec.has_final_obs
-    assert FAKES["vec_task_c"]().spec.has_final_obs
+
+
+@pytest.mark.parametrize("name", ["vec_task_c", "legged_gym"])
+def test_tasks_with_lists_of_handles_and_heights_have_final_observations(name):
+    assert FAKES[name]().spec.has_final_obs
 
 
 def test_a_task_that_ignores_its_time_limit_is_refused(monkeypatch):
