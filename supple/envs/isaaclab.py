@@ -57,6 +57,10 @@ FIXED = {
     "compute_final_obs": "this adapter, which needs it",
 }
 KINDS = ("ManagerBasedRLEnv", "DirectRLEnv")
+KITLESS = {"NewtonCfg", "OvPhysxCfg"}
+"""Physics that run without Isaac Sim."""
+NEWTON = "physics=newton_mjwarp"
+"""The preset that tasks with physics of Isaac Sim have besides, as far as they run on Newton."""
 PD_LAWS = {"ImplicitActuator", "IdealPDActuator"}
 """Actuator models, with all derived from them, whose stiffness and damping are kp and kd."""
 NETS = {"ActuatorNetLSTM", "ActuatorNetMLP"}
@@ -276,27 +280,31 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
 
 
 def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:
-    """The task's own configuration; on Newton with the solver it was tuned with.
+    """The task's own configuration; without Isaac Sim, if it asks for that, on Newton.
 
     Raises:
-        InputError: it has none, and Isaac Sim is not installed.
+        InputError: it cannot be read, or has no Newton where Isaac Sim is not installed.
     """
-    from isaaclab_tasks.utils import parse_env_cfg
-
-    newton = not installed.is_installed("isaacsim")
-    chosen = ["physics=newton_mjwarp"] if newton else []
-    made = {"device": str(device), "num_envs": settings.num_envs, "overrides": chosen}
-    try:
-        config: Any = parse_env_cfg(name, **made)
-    except ValueError as error:
-        raise InputError(
-            f"isaaclab/{name} cannot be configured{' on Newton' if newton else ''}:"
-            f" {' '.join(str(error).split())}; tasks without Newton need Isaac Sim"
-        ) from error
+    config = _parsed(name, settings, device)
+    physics = {kind.__name__ for kind in type(config.sim.physics).__mro__}
+    if not physics & KITLESS and not installed.is_installed("isaacsim"):
+        config = _parsed(name, settings, device, NEWTON)
     config.compute_final_obs = True
     # Isaac Lab seeds itself with it before it builds; it follows from the seed of ``make``.
     config.seed = int(torch.randint(2**31, ()))
-    if newton:
-        config.sim.physics.use_cuda_graph = device.type == "cuda"
     override(config, settings.config, f"isaaclab/{name}", fixed=FIXED)
     return config
+
+
+def _parsed(name: str, settings: EnvSettings, device: torch.device, *overrides: str) -> Any:
+    """What is registered for a task, with Isaac Lab's own choices among its presets."""
+    from isaaclab_tasks.utils import parse_env_cfg
+
+    made = {"device": str(device), "num_envs": settings.num_envs, "overrides": overrides}
+    try:
+        return parse_env_cfg(name, **made)
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        if NEWTON in overrides:
+            text = f"on Newton: {text}; tasks without Newton need Isaac Sim"
+        raise InputError(f"isaaclab/{name} cannot be configured {text}") from error

@@ -337,8 +337,20 @@ def test_on_newton_a_task_keeps_the_solver_it_was_tuned_with():
         "Isaac-Velocity-Flat-G1", EnvSettings(num_envs=4), torch.device("cpu")
     )
     assert config.sim.physics.solver_cfg.njmax == 95  # the solver's own default is another
-    assert not config.sim.physics.use_cuda_graph
     assert config.compute_final_obs
+
+
+@pytest.mark.sim("isaaclab_tasks")
+@pytest.mark.parametrize(
+    ("task", "solver"),
+    [
+        ("Isaac-Lift-Soft-Franka", "CouplerProxyCfg"),  # the only one it has
+        ("IsaacContrib-Velocity-Flat-AnymalC", "MJWarpSolverCfg"),  # Isaac Sim's own by default
+    ],
+)
+def test_every_task_that_has_newton_runs_on_it(task, solver):
+    config = isaaclab._config(task, EnvSettings(num_envs=4), torch.device("cpu"))
+    assert type(config.sim.physics.solver_cfg).__name__ == solver
 
 
 @pytest.mark.sim("isaaclab_tasks")

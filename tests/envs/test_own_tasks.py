@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,42 @@ def test_isaac_lab_is_given_a_seed_before_it_builds(monkeypatch):
     first, again, other, own = built
     assert first == again != other
     assert own == 7
+
+
+def physics_of(**presets):
+    """What physics a task is built with whose configuration has these presets of it."""
+    from isaaclab_tasks.utils import StandInCfg
+
+    gymnasium.registry.pop("Own-Physics", None)
+    gymnasium.register(
+        "Own-Physics",
+        entry_point="isaaclab.envs:ManagerBasedRLEnv",
+        disable_env_checker=True,
+        kwargs={"env_cfg_entry_point": type("OwnCfg", (StandInCfg,), {"presets": presets})},
+    )
+    env: Any = make("isaaclab/Own-Physics", EnvSettings())
+    found = env._env.cfg.sim.physics
+    env.close()
+    return found
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_without_isaac_sim_only_what_asks_for_it_is_put_on_newton():
+    from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
+
+    kamino, newton = partial(NewtonCfg, solver="kamino"), partial(NewtonCfg, solver="mjwarp")
+    assert physics_of(default=kamino, newton_mjwarp=newton).solver == "kamino"
+    assert physics_of(default=PhysxCfg, newton_mjwarp=newton).solver == "mjwarp"
+    with pytest.raises(InputError, match=r"on Newton: .*; tasks without Newton need Isaac Sim"):
+        physics_of(default=PhysxCfg)
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_with_isaac_sim_a_task_keeps_its_physics(monkeypatch):
+    from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
+
+    monkeypatch.setattr("supple.envs.installed.is_installed", lambda _: True)
+    assert type(physics_of(default=PhysxCfg, newton_mjwarp=NewtonCfg)) is PhysxCfg
 
 
 @pytest.mark.usefixtures("stand_ins")
