@@ -272,7 +272,9 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     own = registered_id(name, task_id)
     # What is launched follows from the configuration: the module comes before, like Isaac Lab's.
     config = _config(own, settings, device)
-    launched = launch_simulation(config, {"headless": True, "visualizer": ["none"]})
+    # Isaac Sim's launcher puts the simulation on cuda:0 where it is not told.
+    options = {"headless": True, "visualizer": ["none"], "device": str(device)}
+    launched = launch_simulation(config, options)
     launched.__enter__()
     leave_last(launched)
     env = gymnasium.make(own, cfg=config)

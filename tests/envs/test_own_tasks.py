@@ -118,8 +118,8 @@ def test_isaac_lab_is_given_a_seed_before_it_builds(monkeypatch):
     assert own == 7
 
 
-def physics_of(**presets):
-    """What physics a task is built with whose configuration has these presets of it."""
+def simulated(**presets):
+    """How a task is simulated whose configuration has these presets of its physics."""
     from isaaclab_tasks.utils import StandInCfg
 
     gymnasium.registry.pop("Own-Physics", None)
@@ -130,7 +130,7 @@ def physics_of(**presets):
         kwargs={"env_cfg_entry_point": type("OwnCfg", (StandInCfg,), {"presets": presets})},
     )
     env: Any = make("isaaclab/Own-Physics", EnvSettings())
-    found = env._env.cfg.sim.physics
+    found = env._env.cfg.sim
     env.close()
     return found
 
@@ -140,18 +140,19 @@ def test_without_isaac_sim_only_what_asks_for_it_is_put_on_newton():
     from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
 
     kamino, newton = partial(NewtonCfg, solver="kamino"), partial(NewtonCfg, solver="mjwarp")
-    assert physics_of(default=kamino, newton_mjwarp=newton).solver == "kamino"
-    assert physics_of(default=PhysxCfg, newton_mjwarp=newton).solver == "mjwarp"
+    assert simulated(default=kamino, newton_mjwarp=newton).physics.solver == "kamino"
+    assert simulated(default=PhysxCfg, newton_mjwarp=newton).physics.solver == "mjwarp"
     with pytest.raises(InputError, match=r"on Newton: .*; tasks without Newton need Isaac Sim"):
-        physics_of(default=PhysxCfg)
+        simulated(default=PhysxCfg)
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_with_isaac_sim_a_task_keeps_its_physics(monkeypatch):
+def test_with_isaac_sim_a_task_keeps_its_physics_and_this_runs_device(monkeypatch):
     from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
 
     monkeypatch.setattr("supple.envs.installed.is_installed", lambda _: True)
-    assert type(physics_of(default=PhysxCfg, newton_mjwarp=NewtonCfg)) is PhysxCfg
+    found = simulated(default=PhysxCfg, newton_mjwarp=NewtonCfg)
+    assert (type(found.physics), found.device) == (PhysxCfg, "cpu")
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -11,6 +11,8 @@ KIT = False
 @contextlib.contextmanager
 def launch_simulation(config, options):
     LAUNCHED.append(config)
+    if type(config.sim.physics).__name__ == "PhysxCfg":  # as Isaac Sim's launcher decides
+        config.sim.device = options.get("device", "cuda:0")
     status: Any = 0
     try:
         yield
