@@ -1,4 +1,7 @@
-"""Isaac Lab 3: ``isaaclab/<id>``, on Isaac Sim where it is installed, else on Newton.
+"""Isaac Lab 3: ``isaaclab/<id>``, on the physics of the task's configuration.
+
+That is Newton for all of its core tasks, Isaac Sim or not; what asks for Isaac Sim where it is not
+installed runs on Newton, too, if it has that preset.
 
 Tasks of one's own are ``isaaclab/<module>:<id>``: the module is imported after Isaac Lab's own and
 registers its ids as they do, with an ``env_cfg_entry_point``.
@@ -232,8 +235,9 @@ def status() -> str:
     if not installed.is_installed("isaaclab_tasks"):
         how = how_to_install("isaaclab")
         return f"not installed: Python 3.12 and {how}, or make sim-isaaclab"
-    on = "Isaac Sim" if installed.is_installed("isaacsim") else "Newton"
-    return f"installed, on {on}"
+    if installed.is_installed("isaacsim"):
+        return "installed, with Isaac Sim for the tasks that ask for it"
+    return "installed without Isaac Sim: on Newton"
 
 
 def tasks() -> tuple[str, ...]:

@@ -139,6 +139,7 @@ def simulated(**presets):
 def test_without_isaac_sim_only_what_asks_for_it_is_put_on_newton():
     from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
 
+    assert known_tasks()["isaaclab"].status == "installed without Isaac Sim: on Newton"
     kamino, newton = partial(NewtonCfg, solver="kamino"), partial(NewtonCfg, solver="mjwarp")
     assert simulated(default=kamino, newton_mjwarp=newton).physics.solver == "kamino"
     assert simulated(default=PhysxCfg, newton_mjwarp=newton).physics.solver == "mjwarp"
@@ -151,6 +152,7 @@ def test_with_isaac_sim_a_task_keeps_its_physics_and_this_runs_device(monkeypatc
     from isaaclab_tasks.utils import NewtonCfg, PhysxCfg
 
     monkeypatch.setattr("supple.envs.installed.is_installed", lambda _: True)
+    assert known_tasks()["isaaclab"].status.startswith("installed, with Isaac Sim for the tasks")
     found = simulated(default=PhysxCfg, newton_mjwarp=NewtonCfg)
     assert (type(found.physics), found.device) == (PhysxCfg, "cpu")
 
