@@ -102,8 +102,13 @@ class Mjlab(TorchSim):
         rows = ended.nonzero().squeeze(-1)
         if len(rows) == 0:
             return Outcome(reached, reward, terminated, truncated, extras=extras)
-        reward = reward.clone()
+        reward, logged = reward.clone(), extras.get("log", {})
+        before = {key: value.clone() for key, value in _command_metrics(self._env).items()}
         fresh, extras = self._env.reset(env_ids=rows)
+        # It adds to the commands' metrics of all rows, and its log takes the place of the step's.
+        for key, value in _command_metrics(self._env).items():
+            value.copy_(mixed(ended, value, before.get(key, value)))
+        extras["log"] = {**logged, **extras.get("log", {})}
         # The others' noise was drawn anew with it: only the rows that were reset are taken.
         shown = mixed(ended, fresh, reached)
         return Outcome(shown, reward, terminated, truncated, final=reached, extras=extras)
@@ -132,6 +137,18 @@ def _require_version(task_id: str) -> None:
         return  # from a checkout
     if tuple(map(int, found.split(".")[:2])) < LEAST:
         raise InputError(f"{task_id} needs mjlab 1.6 or newer, got {found}: upgrade mjlab")
+
+
+def _command_metrics(env: Any) -> dict[tuple[str, str], Tensor]:
+    """Each command's, (N,), by both names."""
+    manager = getattr(env, "command_manager", None)
+    if manager is None:
+        return {}
+    return {
+        (term, name): value
+        for term in manager.active_terms
+        for name, value in manager.get_term(term).metrics.items()
+    }
 
 
 def _joints(env: Any) -> tuple[str, ...]:

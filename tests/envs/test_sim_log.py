@@ -2,6 +2,7 @@
 
 import math
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,43 @@ def test_every_adapter_passes_on_what_its_simulator_logs(name):
     assert first == {"mean length": FAILS_AT, "reset": 1}
     env.step(torch.zeros(3, 2))
     assert env.report() == {}
+
+
+class Mjlabs(FakeMjlab):
+    """Every step and every reset begin a log; a reset adds to all commands' metrics."""
+
+    def __init__(self):
+        super().__init__()
+        self.error = torch.zeros(self.num_envs)
+        twist = SimpleNamespace(metrics={"error": self.error}, cfg=None)
+        self.command_manager = SimpleNamespace(active_terms=["twist"], get_term=lambda _: twist)
+
+    def step(self, action):
+        self.extras["log"] = {}
+        found = super().step(action)
+        self.extras["log"]["slip"] = self.steps.mean()
+        self.error += 1
+        return found
+
+    def reset(self, *, seed=None, env_ids=None, options=None):
+        rows = slice(None) if env_ids is None else env_ids
+        self.extras["log"] = {"error": self.error[rows].mean()}
+        self.error[rows] = 0
+        found = super().reset(env_ids=env_ids)
+        self.error += 1
+        return found
+
+
+def test_mjlabs_log_of_a_step_outlives_a_reset_that_leaves_the_others_metrics_alone():
+    env = Mjlab(Mjlabs(), task_id="t")
+    env.reset(0)
+    for _ in range(FAILS_AT):
+        env.step(torch.zeros(3, 2))
+    # Environment 1 ended; its reset adds 1, and every step.
+    assert env.report() == {"slip": sum(range(1, FAILS_AT + 1)) / FAILS_AT, "error": FAILS_AT + 1}
+    for _ in range(LIMIT - FAILS_AT):
+        env.step(torch.zeros(3, 2))
+    assert env.report()["error"] == pytest.approx((2 * (LIMIT + 1) + FAILS_AT + 1) / 3)
 
 
 def test_a_wrapped_environment_reports_too():
