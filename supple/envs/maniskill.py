@@ -124,13 +124,17 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     installed.require("mani_skill", "maniskill", task_id)
     import mani_skill.envs  # noqa: F401 - registers its ids
 
+    backends: dict[str, Any] = {"sim_backend": "cpu"}
+    if device.type == "cuda":
+        gpu = f"cuda:{device.index or 0}"
+        backends = {"sim_backend": gpu, "render_backend": gpu}
     env = gymnasium.make(
         name,
         num_envs=settings.num_envs,
         obs_mode="state",
         reward_mode="normalized_dense",
-        sim_backend="gpu" if device.type == "cuda" else "cpu",
         render_mode="rgb_array" if render else None,
+        **backends,
     )
     limit = env.spec.max_episode_steps if env.spec else None
     return ManiSkill(env, task_id=task_id, limit=limit or 50)

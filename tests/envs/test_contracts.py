@@ -5,7 +5,8 @@ of torch tensors, partial resets by ``env_idx``, infos that belong to the reset 
 """
 
 import math
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from gymnasium import spaces
 
 from supple.configs.base import Settings
 from supple.envs import EnvSettings, known_tasks, make
+from supple.envs import maniskill as maniskill_adapter
 from supple.envs.check import check_env
 from supple.envs.gym import wrap_factory
 from supple.envs.maniskill import ManiSkill
@@ -24,6 +26,7 @@ from supple.errors import InputError
 from supple.evaluate import make_env
 
 LIMIT = 6
+CPU = torch.device("cpu")
 
 
 class FakeManiSkill:
@@ -84,6 +87,37 @@ def test_on_the_cpu_maniskill_steps_one_environment(monkeypatch):
         make(settings.task, EnvSettings(num_envs=2))
     assert most_envs(settings.task, torch.device("cuda")) > 10
     assert most_envs("toy/lqr", torch.device("cpu")) > 10
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """What ``gymnasium.make`` is given for ManiSkill's tasks."""
+    for module in ("mani_skill", "mani_skill.envs"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.setattr("supple.envs.installed.is_installed", lambda _: True)
+    given: dict[str, Any] = {}
+
+    def note(name, **options):
+        given.update(options)
+        fake: Any = FakeManiSkill()
+        fake.spec = SimpleNamespace(max_episode_steps=LIMIT)
+        return fake
+
+    monkeypatch.setattr(gymnasium, "make", note)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("device", "backends"),
+    [
+        ("cuda:1", {"sim_backend": "cuda:1", "render_backend": "cuda:1"}),
+        ("cuda", {"sim_backend": "cuda:0", "render_backend": "cuda:0"}),
+        ("cpu", {"sim_backend": "cpu"}),
+    ],
+)
+def test_maniskill_simulates_and_draws_on_the_runs_own_gpu(built, device, backends):
+    maniskill_adapter.build("Dense", EnvSettings(), device=torch.device(device), render=True)
+    assert {name: value for name, value in built.items() if "backend" in name} == backends
 
 
 def test_success_in_maniskill_ends_no_episode_and_outlives_the_reset():
