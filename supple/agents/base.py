@@ -51,11 +51,13 @@ def check_sizes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: st
 def check_facts(own: Mapping[str, Any], state: Mapping[str, Any], name: str) -> None:
     """Refuse weights that other settings gave their meaning.
 
+    What a recording of an earlier version does not say is not asked.
+
     Raises:
-        InputError: a plain value differs, or is known to one side only.
+        InputError: a plain value is another one.
     """
-    for key in own.keys() | state.keys():
-        expected, got = own.get(key, "nothing"), state.get(key, "nothing")
+    for key, got in state.items():
+        expected = own.get(key, "nothing")
         if expected != got:
             raise InputError(
                 f"checkpoint does not fit this agent: {name} expected {key} {expected}, got {got};"
@@ -90,6 +92,9 @@ class Agent(ABC):
     """Parts of ``state_dict`` that gradient steps change."""
     inherited: tuple[str, ...] = ()
     """Parts of ``state_dict`` that ``start_from`` takes over, besides the rewards' moments."""
+    facts: str = ""
+    """Part of ``state_dict`` that says what the weights mean where no shape does, in plain values;
+    states of earlier versions lack it."""
     rate_scale: float = 1.0
     """Multiplies every learning rate."""
     remark: str = ""
@@ -181,7 +186,7 @@ class Agent(ABC):
             state: of its ``state_dict()``; the number of environments may differ.
 
         Raises:
-            InputError: the state belongs to an agent of other sizes.
+            InputError: the state belongs to an agent of other sizes, or settings.
         """
         own = self.state_dict()
         scaler = own["reward_scaler"] | {
@@ -190,6 +195,7 @@ class Agent(ABC):
         # Of several processes, what they had found together.
         scaler |= state.get("joint_rewards", {})
         taken = {name: state[name] for name in self.inherited}
+        taken |= {name: state[name] for name in (self.facts,) if name in state}
         self.load_state_dict(own | taken | {"reward_scaler": scaler})
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -236,5 +242,5 @@ class Agent(ABC):
         """Continue from ``state_dict()``'s value.
 
         Raises:
-            InputError: the state belongs to an agent of other sizes.
+            InputError: the state belongs to an agent of other sizes, or settings.
         """

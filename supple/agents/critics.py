@@ -132,6 +132,10 @@ class HeadCritic(Critic):
         self.trunk = size.trunk(generator)
         self.head = UnitLinear(size.hidden, outputs, generator, members=size.members, bias=True)
 
+    def facts(self) -> dict[str, Any]:
+        """The blocks' norm: batch and layer norm have the same tensors."""
+        return {"critic_norm": self.size.norm}
+
     def heads(self, x_MD: Tensor, *, train: bool, rows: slice) -> Tensor:
         """Raw head outputs, (E, rows, outputs), in float32."""
         out: Tensor = self.head(self.trunk(x_MD, train=train)[rows])

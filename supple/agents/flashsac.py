@@ -93,6 +93,7 @@ class FlashSAC(Agent):
     rank_state = ("reward_scaler", "noise", "generators", "metrics")
     inherited = ("actor", "critic", "target_critic", "log_alpha")
     learned = (*inherited, "optimizers")
+    facts = "critic_facts"
 
     def __init__(
         self,
@@ -657,7 +658,8 @@ class FlashSAC(Agent):
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "target_critic": self.target_critic.state_dict(),
-            "critic_facts": self.critic.facts(),
+            # Rewards are scaled to value_max, so every critic's values are in units of it.
+            "critic_facts": {"value_max": self.settings.value_max, **self.critic.facts()},
             "log_alpha": self.log_alpha.detach(),
             "optimizers": {
                 name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
@@ -684,8 +686,7 @@ class FlashSAC(Agent):
         own = self.state_dict()
         for name in ("actor", "critic", "target_critic", "reward_scaler", "noise"):
             check_sizes(own[name], state[name], name)
-        # Older checkpoints do not say them.
-        check_facts(own["critic_facts"], state.get("critic_facts", own["critic_facts"]), "critic")
+        check_facts(own["critic_facts"], state.get("critic_facts", {}), "critic")
         for name in ("actor", "critic", "target_critic"):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():

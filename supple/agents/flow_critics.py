@@ -327,6 +327,10 @@ class BoundedFlowCritic(FlowCritic):
         if settings.readout == "distilled":
             self.distilled = UnitLinear(size.hidden, 1, generator, members=size.members, bias=True)
 
+    def facts(self) -> dict[str, Any]:
+        """Those of the flow, and the norm of the trunk's blocks."""
+        return {"critic_norm": self.size.norm, **super().facts()}
+
     def forward(self, x_MD: Tensor, *, train: bool, rows: slice = ALL_ROWS) -> FlowPrediction:
         """Features and their share of the first layer."""
         return self._prediction(self.trunk(x_MD, train=train)[rows].transpose(0, 1))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.agents.adam import Adam
-from supple.agents.base import Agent, check_sizes, concat, critic_groups
+from supple.agents.base import Agent, check_facts, check_sizes, concat, critic_groups
 from supple.agents.care import Skips
 from supple.agents.distributions import (
     Categorical,
@@ -60,10 +60,9 @@ MOST_LOG_RATIO = 20.0
 LONGEST_COMPILED = 32
 """Steps of a sequence up to which learning through a memory is compiled. Every step becomes a piece
 of the graph: 128 of them compile for minutes."""
-ARCHITECTURE = (
-    *("actor_hidden", "critic_hidden", "activation", "memory", "normalise_obs", "distribution"),
-    *("std", "privileged"),
-)
+UNSHOWN = ("activation", "normalise_obs", "distribution", "privileged")
+"""Settings without which trained weights mean something else; no shape shows them."""
+ARCHITECTURE = ("actor_hidden", "critic_hidden", "memory", "std", *UNSHOWN)
 """Settings that say what the networks are."""
 AVERAGED = (
     "actor/loss",
@@ -100,6 +99,7 @@ class PPO(Agent):
     rank_state = ("reward_scaler", "memory", "generators", "metrics")
     inherited = ("actor", "critic", "distribution")
     learned = (*inherited, "optimizer", "rate")
+    facts = "facts"
 
     def __init__(
         self,
@@ -689,6 +689,7 @@ class PPO(Agent):
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "distribution": self.distribution.state_dict(),
+            "facts": {name: getattr(self.settings, name) for name in UNSHOWN},
             "optimizer": self._optimizer.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict(),
             "joint_rewards": self.reward_scaler.joint_state(),
@@ -711,6 +712,7 @@ class PPO(Agent):
         own = self.state_dict()
         for name in ("actor", "critic", "distribution", "reward_scaler", "memory"):
             check_sizes(own[name], state[name], name)
+        check_facts(own["facts"], state.get("facts", {}), "policy")
         for name in ("actor", "critic", "distribution"):
             getattr(self, name).load_state_dict(state[name])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -774,11 +774,34 @@ def test_weights_of_a_flow_with_another_meaning_are_refused(critic, changes, tex
         own.load_state_dict(snapshot(other))
 
 
+@pytest.mark.parametrize("critic", ["categorical", "scalar", "flow"])
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"value_max": 50.0}, "value_max 5.0, got 50.0"),
+        ({"critic_norm": "layer"}, "critic_norm batch, got layer"),
+    ],
+)
+def test_weights_that_other_settings_gave_their_meaning_are_refused(critic, changes, text):
+    state = snapshot(small_agent(critic=critic, flow=small_flow(), **changes))
+    own = small_agent(critic=critic, flow=small_flow())
+    before = snapshot(own)
+    for take in (own.load_state_dict, own.start_from):
+        with pytest.raises(InputError, match=f"does not fit this agent: critic expected {text};"):
+            take(state)
+    assert_same_bits(snapshot(own), before)
+
+
 @pytest.mark.parametrize("critic", ["categorical", "flow"])
-def test_a_checkpoint_that_does_not_say_what_its_critic_means_still_loads(critic):
+@pytest.mark.parametrize("lacks", [("value_max", "critic_norm"), None])
+def test_a_checkpoint_that_does_not_say_what_its_critic_means_still_loads(critic, lacks):
     first, second = (small_agent(critic=critic, seed=seed, flow=small_flow()) for seed in (0, 9))
     state = snapshot(first)
-    del state["critic_facts"]
+    for key in lacks or tuple(state["critic_facts"]):
+        del state["critic_facts"][key]
+    if not lacks:
+        del state["critic_facts"]
+    second.start_from(state)
     second.load_state_dict(state)
     assert_same_bits(snapshot(second), snapshot(first))
 

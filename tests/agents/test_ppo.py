@@ -621,3 +621,25 @@ def test_a_checkpoint_of_other_sizes_is_refused():
     state = small_agent(actor_hidden=(9,)).state_dict()
     with pytest.raises(InputError, match=r"does not fit this agent: actor\.layers"):
         small_agent().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"activation": "tanh"}, "activation elu, got tanh"),
+        ({"normalise_obs": False}, "normalise_obs True, got False"),
+        ({"distribution": "squashed"}, "distribution gaussian, got squashed"),
+        ({"privileged": False}, "privileged True, got False"),
+    ],
+)
+def test_weights_that_other_settings_gave_their_meaning_are_refused(changes, text):
+    state, own = copy.deepcopy(small_agent(**changes).state_dict()), small_agent(seed=9)
+    before = copy.deepcopy(own.state_dict())
+    for take in (own.load_state_dict, own.start_from):
+        with pytest.raises(InputError, match=f"does not fit this agent: policy expected {text};"):
+            take(state)
+    assert_same_bits(own.state_dict(), before)
+    del state["facts"]  # as in checkpoints of earlier versions
+    own.start_from(state)
+    own.load_state_dict(state)
+    assert_same_bits(own.state_dict()["actor"], state["actor"])
