@@ -1,14 +1,14 @@
 """ManiSkill 3: ``maniskill/<id>``, state observations; needs a GPU, or at least a Vulkan device.
 
-As published: dense normalised rewards, and reaching the goal does not end an episode, so that all
-environments are truncated together. ManiSkill resets the environments it is told to, and only then:
-final observations are what a step returned.
+As published: dense normalised rewards, where a task has them, and reaching the goal does not end an
+episode, so that all environments are truncated together. ManiSkill resets the environments it is
+told to, and only then: final observations are what a step returned.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -19,7 +19,7 @@ from torch import Tensor
 from supple.envs import installed
 from supple.envs.base import Box
 from supple.envs.torch_sim import Groups, Outcome, TorchSim
-from supple.errors import how_to_install
+from supple.errors import InputError, how_to_install, say_once
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -30,6 +30,8 @@ TASKS = (
     "RollBall-v1",
 )
 """The published benchmark, named where ManiSkill is not installed."""
+REWARD_MODES = ("normalized_dense", "dense", "sparse")
+"""The first that a task supports is learned from."""
 MOST_ON_CPU = 1
 """Its CPU backend refuses more."""
 
@@ -118,11 +120,12 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     """Environments of a registered id.
 
     Raises:
-        InputError: ManiSkill is not installed.
+        InputError: ManiSkill is not installed, or the task has no reward.
     """
     task_id = f"maniskill/{name}"
     installed.require("mani_skill", "maniskill", task_id)
     import mani_skill.envs  # noqa: F401 - registers its ids
+    from mani_skill.utils.registration import REGISTERED_ENVS
 
     backends: dict[str, Any] = {"sim_backend": "cpu"}
     if device.type == "cuda":
@@ -132,9 +135,26 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         name,
         num_envs=settings.num_envs,
         obs_mode="state",
-        reward_mode="normalized_dense",
+        reward_mode=_reward_mode(REGISTERED_ENVS[name].cls.SUPPORTED_REWARD_MODES, task_id),
         render_mode="rgb_array" if render else None,
         **backends,
     )
     limit = env.spec.max_episode_steps if env.spec else None
     return ManiSkill(env, task_id=task_id, limit=limit or 50)
+
+
+def _reward_mode(supported: Sequence[str], task_id: str) -> str:
+    """The densest of what a task supports.
+
+    Raises:
+        InputError: it gives no reward at all.
+    """
+    found = next((mode for mode in REWARD_MODES if mode in supported), None)
+    if found is None:
+        raise InputError(
+            f"{task_id} has no reward, only the modes {', '.join(supported)}: expected one of"
+            f" {', '.join(REWARD_MODES)}"
+        )
+    if found != REWARD_MODES[0]:
+        say_once(f"{task_id} has no {REWARD_MODES[0]} reward: it gives its {found} one")
+    return found

@@ -91,9 +91,18 @@ def test_on_the_cpu_maniskill_steps_one_environment(monkeypatch):
 
 @pytest.fixture
 def built(monkeypatch):
-    """What ``gymnasium.make`` is given for ManiSkill's tasks."""
-    for module in ("mani_skill", "mani_skill.envs"):
+    """What ``gymnasium.make`` is given for ManiSkill's tasks, whose reward modes may be set."""
+    modes = {"Dense": ("normalized_dense", "dense", "sparse", "none"), "Hard": ["none", "sparse"]}
+    modes |= {"Ant": ("dense", "none"), "Empty": ["none"]}
+    registered = {
+        name: SimpleNamespace(cls=SimpleNamespace(SUPPORTED_REWARD_MODES=each))
+        for name, each in modes.items()
+    }
+    for module in ("mani_skill", "mani_skill.envs", "mani_skill.utils"):
         monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    registration: Any = ModuleType("mani_skill.utils.registration")
+    registration.REGISTERED_ENVS = registered
+    monkeypatch.setitem(sys.modules, registration.__name__, registration)
     monkeypatch.setattr("supple.envs.installed.is_installed", lambda _: True)
     given: dict[str, Any] = {}
 
@@ -118,6 +127,22 @@ def built(monkeypatch):
 def test_maniskill_simulates_and_draws_on_the_runs_own_gpu(built, device, backends):
     maniskill_adapter.build("Dense", EnvSettings(), device=torch.device(device), render=True)
     assert {name: value for name, value in built.items() if "backend" in name} == backends
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"), [("Dense", "normalized_dense"), ("Ant", "dense"), ("Hard", "sparse")]
+)
+def test_maniskills_rewards_are_the_densest_a_task_has_which_is_said(built, capsys, task, mode):
+    maniskill_adapter.build(task, EnvSettings(), device=CPU, render=False)
+    assert built["reward_mode"] == mode
+    said = f"supple: maniskill/{task} has no normalized_dense reward: it gives its {mode} one\n"
+    assert capsys.readouterr().err == (said if mode != "normalized_dense" else "")
+
+
+def test_maniskills_tasks_without_a_reward_are_refused(built):
+    with pytest.raises(InputError, match=r"maniskill/Empty has no reward, only the modes none: "):
+        maniskill_adapter.build("Empty", EnvSettings(), device=CPU, render=False)
+    assert not built
 
 
 def test_success_in_maniskill_ends_no_episode_and_outlives_the_reset():
