@@ -118,7 +118,7 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(
-            lambda **options: factory(**accepted(factory, options), **chosen),
+            lambda **options: factory(**accepted(factory, offered | options), **chosen),
             settings,
             task_id=task,
             device=device,

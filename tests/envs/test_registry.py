@@ -213,6 +213,18 @@ def test_what_a_simulator_draws_from_pythons_generator_as_it_is_built_follows_th
     assert random.getstate() == before
 
 
+def test_a_callable_of_single_environments_is_told_the_same_each_time(own_module, monkeypatch):
+    told = []
+
+    def build(device, num_envs=1, render_mode=None):
+        told.append((device, num_envs, render_mode))
+        return own_gym_env(render_mode)
+
+    monkeypatch.setattr(sys.modules[own_module], "telling", build, raising=False)
+    make(f"{own_module}:telling", EnvSettings(num_envs=2), render=True).close()
+    assert told == [(torch.device("cpu"), 2, "rgb_array")] * 4  # two to look at, two to keep
+
+
 def test_a_callable_that_returns_something_else_is_refused(own_module, monkeypatch):
     monkeypatch.setattr(sys.modules[own_module], "wrong", lambda: 3, raising=False)
     with pytest.raises(InputError, match="returned a int: expected"):
