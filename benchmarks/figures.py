@@ -95,7 +95,8 @@ def flashsac_curves() -> Figure:
         _seeds(right, early, "seconds", colour, name)
     right.axhline(3000, color=GREY, lw=1, ls=":")
     _style(right, "seconds of training", "")
-    _legend(right)
+    right.set_xlim(right=800)  # room for the legend
+    _legend(right, "upper right")
     return figure
 
 
@@ -330,8 +331,8 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+def _legend(axes: Axes, place: str = "best") -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc=place)
 
 
 FIGURES: Mapping[str, Callable[[], Figure]] = {
