@@ -132,8 +132,6 @@ class FlashSAC(Agent):
         self.generators = Generators(seed, self.device, sampling, world().seed_words)
         self._widths = (actor_width, critic_width + self._num_actions)
         self.actor, self.critic = self.build_networks(self.generators["weights"])
-        project_(self.actor)
-        project_(self.critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(
             torch.full((1,), math.log(settings.initial_temperature), device=self.device)
@@ -183,7 +181,7 @@ class FlashSAC(Agent):
         return Adam(list(network.parameters()), decay=decay, decayed=linear_weights(network))
 
     def build_networks(self, generator: torch.Generator) -> tuple[Actor, Critic]:
-        """Untrained networks of this agent's sizes, not yet projected."""
+        """Untrained networks of this agent's sizes, as it begins with them: projected."""
         settings, (actor_inputs, critic_inputs) = self.settings, self._widths
         size = CriticSize(
             inputs=critic_inputs,
@@ -193,7 +191,10 @@ class FlashSAC(Agent):
             norm=settings.critic_norm,
         )
         actor = self.build_actor(actor_inputs, generator)
-        return actor, self.build_critic(size, generator)
+        critic = self.build_critic(size, generator)
+        for network in (actor, critic):
+            project_(network)
+        return actor, critic
 
     def build_actor(self, inputs: int, generator: torch.Generator) -> Actor:
         """An untrained actor of this agent's sizes.

@@ -18,7 +18,6 @@ from supple.agents.adam import Adam
 from supple.agents.critics import CategoricalCritic, HeadCritic
 from supple.agents.flashsac import FlashSAC
 from supple.agents.flow_critics import FlowCritic
-from supple.agents.nets import project_
 from supple.diagnostics.channels import actuators_of
 from supple.diagnostics.data import Transitions, generator_for
 from supple.diagnostics.subject import Moments, Subject
@@ -250,8 +249,6 @@ class FlashSACSubject(Subject):
         agent = self.agent
         generator = generator_for(agent.device, self.seed, "fresh", number)
         actor, critic = agent.build_networks(generator)
-        project_(actor)
-        project_(critic)
         found = copy.copy(self)
         found._use(actor, critic, copy.deepcopy(critic))
         obs = torch.cat([each(agent.actor_groups) for each in (data.obs, data.next_obs)])

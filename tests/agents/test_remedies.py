@@ -83,6 +83,14 @@ def test_shrinking_keeps_a_share_of_the_trained_weights():
     torch.testing.assert_close(own.input_linear.weight.detach(), expected)
 
 
+def test_an_agent_shrinks_towards_the_networks_of_an_untrained_one():
+    """Rows of an orthogonal weight that has more of them than columns are shorter than 1."""
+    remedy = RemedySettings(shrink_every=1, shrink=0.0)
+    agent = train(small_agent(remedy=remedy, project_actor=False, project_critic=False), 1)
+    for network in (agent.actor, agent.critic):
+        assert max(float(each) for each in norm_deviation(network).values()) < 1e-5
+
+
 def killed(own, unit=3, member=1):
     with torch.no_grad():
         norm = own.block[0].norm1
