@@ -81,7 +81,7 @@ class RewardScaler:
         valid = valid & reward.isfinite()
         keep = (~done).to(reward.dtype)
         carried = self._sum_N * keep if self.settings.reset == "before" else self._sum_N
-        updated = torch.where(valid, self._gamma * carried + reward, self._sum_N)
+        updated = torch.where(valid, self._gamma * carried + reward, carried)
         faded = self.settings.peak_decay * self._peak
         self._peak.copy_(torch.maximum(faded, updated.abs().max()))
 
