@@ -25,13 +25,12 @@ from supple.agents.critics import (
     CategoricalCritic,
     Critic,
     CriticSize,
-    HeadCritic,
     ScalarCritic,
 )
 from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_critics import BoundedFlowCritic, FlowRange, PublishedFlowCritic
-from supple.agents.nets import norm_deviation, project_
+from supple.agents.nets import Trunk, norm_deviation, project_
 from supple.agents.remedies import linear_weights, reset_dormant_, shrink_and_perturb_
 from supple.agents.reward_scaling import RewardScaler
 from supple.agents.symmetry import Mirroring, half_of, mirroring
@@ -132,12 +131,16 @@ class FlashSAC(Agent):
         self.generators = Generators(seed, self.device, sampling, world().seed_words)
         self._widths = (actor_width, critic_width + self._num_actions)
         self.actor, self.critic = self.build_networks(self.generators["weights"])
+        if settings.remedy.reset_dormant_every:
+            _blocks(self.critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(
             torch.full((1,), math.log(settings.initial_temperature), device=self.device)
         )
+        # No square of target_std, which may be too small or too large for a float.
+        entropy = 0.5 * math.log(2 * math.pi * math.e) + math.log(settings.target_std)
         self.target_entropy = (
-            0.5 * self._num_actions * math.log(2 * math.pi * math.e * settings.target_std**2)
+            self._num_actions * entropy
             if settings.target_entropy is None
             else settings.target_entropy
         )
@@ -483,14 +486,11 @@ class FlashSAC(Agent):
             for network, fresh in ((self.actor, actor), (self.critic, critic)):
                 shrink_and_perturb_(network, fresh, remedy.shrink)
         if resets:
-            assert isinstance(self.critic, HeadCritic | BoundedFlowCritic)
-            assert isinstance(critic, HeadCritic | BoundedFlowCritic)
             rows = len(batch.action_BA)
             x_BD = torch.cat((batch.critic_obs_2BD[:rows], batch.action_BA), dim=-1)
             adam = self._optimizers["critic"]
-            count = reset_dormant_(
-                self.critic.trunk, critic.trunk, x_BD, remedy.dormant_threshold, adam
-            )
+            trunk, fresh_trunk = _blocks(self.critic), _blocks(critic)
+            count = reset_dormant_(trunk, fresh_trunk, x_BD, remedy.dormant_threshold, adam)
             self.metrics["critic/units_reset"] = count.float()
         for network, bound in (
             (self.actor, self.settings.project_actor),
@@ -708,3 +708,18 @@ class FlashSAC(Agent):
         self._learning = counters["learning"]
         self._acting = counters.get("acting", self._learning)
         self._schedule_updates = counters["schedule_updates"]
+
+
+def _blocks(critic: Critic) -> Trunk:
+    """The trunk whose blocks' dormant units are reset.
+
+    Raises:
+        InputError: a critic of one's own has none, or no blocks in it.
+    """
+    trunk = getattr(critic, "trunk", None)
+    if not isinstance(trunk, Trunk) or not trunk.block:
+        raise InputError(
+            "--agent.remedy.reset-dormant-every works on the blocks of a critic's trunk, and"
+            f" {type(critic).__name__} has none: drop the flag, or derive it from HeadCritic"
+        )
+    return trunk

@@ -856,7 +856,8 @@ def test_a_run_that_ends_before_learning_begins_is_refused():
         ({"value_max": math.inf}, "--agent.value-max must be a finite number, got inf"),
         ({"n_step": 0}, "--agent.n-step must be >= 1, got 0"),
         ({"batch_size": 1}, "--agent.batch-size must be >= 2 .batch norm needs two rows., got 1"),
-        ({"utd": 0.0}, "--agent.utd must be > 0, got 0.0"),
+        ({"utd": 0.0}, r"--agent.utd must be in \(0, 1e6\], got 0.0"),
+        ({"utd": 1e308}, r"--agent.utd must be in \(0, 1e6\], got 1e\+308"),
         ({"min_replay": 0}, "--agent.min-replay must be >= 1, got 0"),
         ({"actor_hidden": 0}, "--agent.actor-hidden must be >= 1, got 0"),
         ({"actor_blocks": -1}, r"--agent.actor-blocks must be in \[0, 1000\], got -1"),
@@ -874,7 +875,8 @@ def test_a_run_that_ends_before_learning_begins_is_refused():
         ({"lr_peak": 0.0}, "--agent.lr-peak must be > 0, got 0.0"),
         ({"lr_end": -1.0}, "--agent.lr-end must be >= 0, got -1.0"),
         ({"lr_warmup": 1.0}, r"--agent.lr-warmup must be in \[0, 1\), got 1.0"),
-        ({"lr_decay": 0.0}, "--agent.lr-decay must be > 0, got 0.0"),
+        ({"lr_decay": 0.0}, r"--agent.lr-decay must be in \(0, 1e6\], got 0.0"),
+        ({"lr_decay": 1e308}, r"--agent.lr-decay must be in \(0, 1e6\], got 1e\+308"),
         ({"next_actions": 0}, "--agent.next-actions must be >= 1, got 0"),
         (
             {"critic": "flow", "next_actions": 3},
@@ -896,7 +898,17 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(changes, text):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tau": 1.0}, {"batch_size": 2}, {"num_atoms": 2}, {"actor_blocks": 0}]
+    "changes",
+    [
+        {"tau": 1.0},
+        {"batch_size": 2},
+        {"num_atoms": 2},
+        {"actor_blocks": 0},
+        {"lr_decay": 1e6},
+        {"target_std": 1e-200},
+        {"target_std": 1e200},
+    ],
+    ids=str,
 )
 def test_a_setting_at_its_limit_trains(changes):
     agent = small_agent(**changes)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from supple.agents.adam import Adam
+from supple.agents.critics import ScalarCritic
+from supple.agents.flashsac import FlashSAC
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.agents.flow_settings import FlowSettings
-from supple.agents.nets import Trunk, UnitBatchNorm, norm_deviation
+from supple.agents.nets import Trunk, UnitBatchNorm, UnitLinear, norm_deviation
 from supple.agents.remedies import (
     RemedySettings,
     dormant_units,
@@ -18,6 +20,8 @@ from tests.agents.small_agents import (
     assert_same_bits,
     generator,
     small_agent,
+    small_settings,
+    small_spec,
     snapshot,
     train,
 )
@@ -150,3 +154,30 @@ def test_a_critic_without_blocks_has_no_units_to_reset():
         FlashSACSettings(critic_blocks=0, remedy=RemedySettings(reset_dormant_every=1))
     with pytest.raises(InputError, match=r"--agent.remedy.shrink must be in \[0, 1\), got 1"):
         FlashSACSettings(remedy=RemedySettings(shrink=1.0))
+
+
+class Plain(ScalarCritic):
+    """One linear map: a critic of one's own, without a trunk."""
+
+    def __init__(self, size, *, generator):
+        super().__init__(size, generator=generator)
+        del self.trunk
+        self.head = UnitLinear(size.inputs, 1, generator, members=size.members)
+
+    def heads(self, x_MD, *, train, rows):
+        return self.head(x_MD[rows, None].expand(-1, self.size.members, -1)).transpose(0, 1)
+
+
+class Own(FlashSAC):
+    def build_critic(self, size, generator):
+        return Plain(size, generator=generator)
+
+
+def test_a_critic_of_ones_own_without_blocks_is_refused_before_it_trains():
+    def agent(**remedy):
+        settings = small_settings(remedy=RemedySettings(**remedy))
+        return Own(small_spec(), settings, total_env_steps=100)
+
+    assert train(agent(shrink_every=1), 1).metrics["critic/loss"].isfinite()
+    with pytest.raises(InputError, match="critic's trunk, and Plain has none: drop the flag"):
+        agent(reset_dormant_every=1)
