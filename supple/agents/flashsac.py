@@ -340,7 +340,10 @@ class FlashSAC(Agent):
 
     @in_step
     def update(self, replay: Replay) -> Mapping[str, Tensor]:
-        """Take as many gradient steps as ``utd`` grants for ``horizon`` vector steps."""
+        """Take as many gradient steps as ``utd`` grants for ``horizon`` vector steps.
+
+        Every row of those counts: which of them are no steps only the device knows.
+        """
         settings, size = self.settings, world().size
         if not self._learning:
             ready = replay.size * size >= settings.min_replay and replay.can_sample(settings.n_step)

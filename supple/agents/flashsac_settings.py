@@ -43,7 +43,8 @@ class FlashSACSettings:
     """Transitions per gradient step, >= 2; from each process where several learn as one."""
     utd: float = 1.0
     """Gradient steps per environment transition (update-to-data ratio), however many environments
-    and processes there are."""
+    and processes there are. Rows that are no steps (quarantined, or where a simulator resets in the
+    step after) count, too."""
     update_every: int = 1
     """Vector steps between two bouts of gradient steps; ``utd`` counts them as before."""
     min_replay: int = 10_000
