@@ -82,7 +82,8 @@ def evaluate(
         env: an environment of its own, never the one being trained in.
         episodes: how many, >= 1; the last round uses only as many environments as are missing.
         seed: of the first round's reset; later rounds continue the environment's own stream.
-        on_step: called after the reset and after each vector step (used to record pictures).
+        on_step: called after the reset and after each vector step but a round's last (used to
+            record pictures).
 
     Raises:
         InputError: ``episodes`` < 1.
@@ -118,10 +119,10 @@ def evaluate(
                 last = torch.where(live, success, last)
             running &= ~(live & (step["terminated"] | step["truncated"]))
             obs = step["observation"]
+            if not bool(running[:counted].any()):
+                break  # what would be drawn now begins another episode
             if on_step:
                 on_step()
-            if not bool(running[:counted].any()):
-                break
         returns.append(total[:counted])
         lengths.append(length[:counted])
         once.append(succeeded[:counted])

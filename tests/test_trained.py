@@ -147,6 +147,29 @@ def test_every_round_counts_in_the_success_rate():
     assert (found.success_once, found.success_end) == (0.25, 0.25)
 
 
+class Shown(Counter):
+    """Keeps what would be drawn: steps in the episode, and its number."""
+
+    def reset(self, seed=None):
+        result = super().reset(seed)
+        self.shown = result["observation", "policy"][:, [1, 3]].tolist()
+        return result
+
+    def step(self, action):
+        result = super().step(action)
+        self.shown = result["observation", "policy"][:, [1, 3]].tolist()
+        return result
+
+
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+def test_a_film_shows_nothing_of_the_episode_after_the_last(autoreset):
+    env = Shown(2, torch.device("cpu"), autoreset=autoreset)
+    zeros, drawn = torch.zeros(2, env.spec.action.size), []
+    evaluate(lambda: lambda obs: zeros, env, episodes=4, on_step=lambda: drawn.append(env.shown[1]))
+    # Two rounds; environment 1 runs for five steps, environment 0 for one.
+    assert drawn == 2 * [[step, 0] for step in range(5)]
+
+
 # --- the best checkpoint ---------------------------------------------------------------------
 
 
