@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import operator
 import signal
 import sys
 import time
@@ -625,12 +626,12 @@ class Run:
             self.replay.load_state_dict(state["replay"])
             has_rows = self._segments.load(resumed.header["replay"])
             self._online.load_state_dict(state.get("diagnostics", {}))
-            self._vector_steps = self._moved_at = run["vector_steps"]
+            self._vector_steps = self._moved_at = operator.index(run["vector_steps"])
             self._quarantine.load_state_dict(run["quarantine"])
             self._quarantine.start_from(self._vector_steps)
             self._invalid.copy_(run["invalid"])
             self._invalid_here = int(self._invalid)
-            self._seconds_before = run["seconds"]
+            self._seconds_before = float(run["seconds"])
             self._episodes.load_state_dict(run["episodes"])
             if "divergence" in run:
                 self._divergence.load_state_dict(run["divergence"])

@@ -235,6 +235,16 @@ def test_hostile_but_well_signed_manifests(fuzz_run, agent, below):
     assert fuzz_run(agent, mutate)["refused"] > COUNT / 4
 
 
+@pytest.mark.parametrize("name", ["vector_steps", "seconds"])
+def test_a_runs_counts_that_are_no_numbers_are_refused(runs, tmp_path, name):
+    folder = shutil.copytree(runs["ppo"], tmp_path / "run")
+    file = checkpoint.list_checkpoints(folder)[-1] / checkpoint.MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["state"]["run"][name] = "x"
+    file.write_bytes(sign(json.dumps(manifest | {"sha256": UNSIGNED})))
+    assert attempt(folder) == "refused"
+
+
 @AGENTS
 @pytest.mark.parametrize("name", ["settings.json", "spec.json"])
 def test_hostile_settings_and_facts(fuzz_run, agent, name):
