@@ -20,8 +20,9 @@ TRANSFERS = 0.6
 PINNED = 0.9
 """Share of the time at one and the same limit that bang-bang control does not explain."""
 CONCENTRATED = 0.9
-"""Share of the worst direction in all sensitivity that supports V10 however few channels there are;
-with more of them five times what directions without a common cause would give."""
+"""Share of the worst direction in all sensitivity that supports V10 however few channels there are.
+Deviation from the spec of the diagnostics, 16: five times what directions without a common cause
+would give is more than 1 with up to five channels."""
 MARGIN = 0.05
 """Share of states whose decision the sensors' noise may change."""
 
@@ -53,8 +54,7 @@ def _fragile(evidence: Evidence, one: Instability) -> Verdict | None:
     geometry = evidence.lowest("rdm_noise")
     times = evidence.highest("ranld_times_random", mode=one.mode)
     supports = those(
-        # A share cannot exceed 1: five times the null is out of reach with five channels. Of a
-        # single one, whose share is 1 by itself, it says nothing.
+        # Of a single channel, whose share is 1 by itself, it says nothing.
         (conc, null < 1 and conc is not None and conc.value > min(5 * null, CONCENTRATED)),
         (geometry, geometry is not None and geometry.value < 0.9),
     )
