@@ -89,6 +89,7 @@ def new_run(settings: Settings) -> Run:
             display=display,
             lock=lock,
         )
+        run.open_sinks()
         undo.pop_all()
     many = f"{env.spec.num_envs} environments"
     if world().size > 1:

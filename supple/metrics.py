@@ -64,12 +64,12 @@ class MetricSinks:
             self._sinks.append(self._wandb)
 
     def begin(self) -> None:
-        """Make sure that rows will arrive, before there are any. Safe to call twice.
+        """Make sure that rows will arrive, before there are any.
 
         Raises:
             InputError: W&B is wanted and refuses.
         """
-        if self._wandb and not self._wandb.begun:
+        if self._wandb:
             self._wandb.begin()
 
     def write(self, step: int, row: Mapping[str, float], *, replace: bool = False) -> None:
@@ -346,11 +346,6 @@ class WandbSink:
     def show_video(self, step: int, path: Path) -> None:
         """Send a film."""
         self._log(step, {"video": self._wandb.Video(str(path))})
-
-    @property
-    def begun(self) -> bool:
-        """Whether the run is open there."""
-        return self._run is not None
 
     def begin(self) -> None:
         """Open the run there.

@@ -175,7 +175,6 @@ class Run:
         self._signals.enter_context(
             on_signals(self._request_stop, signal.SIGINT, *requests_to_stop())
         )
-        self.open_sinks()
         if self._world.first and runs_on_gpu(self.settings.task):
             # They share the GPU's memory: what does not fit fails now, not at a tenth of the run.
             self._eval_env = self._make_eval_env()
@@ -189,7 +188,7 @@ class Run:
         return self._obs
 
     def open_sinks(self) -> None:
-        """Make sure that rows will arrive, of a resumed run where they did before. Safe to repeat.
+        """Before the run starts: make sure that rows will arrive, resumed ones where they did.
 
         Raises:
             InputError: W&B is wanted and refuses.
