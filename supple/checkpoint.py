@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from supple.errors import InputError, SimulatorError
-from supple.files import replace_file, sync_folder, write_synced
+from supple.files import MAY_NOT_WRITE, replace_file, sync_folder, write_synced
 from supple.signed_json import UNSIGNED, own_digest, parse, sha256, short, sign
 
 FORMAT = "supple-checkpoint"
@@ -55,7 +55,7 @@ Leaf: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 _FOLDER_NAME = re.compile(r"step_(\d+)(\.old)?")
 _TEMPORARY_NAME = re.compile(r"\.tmp-step_\d+-(\d+)")
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_CANNOT_WRITE = (*MAY_NOT_WRITE, errno.ENOTDIR, errno.EEXIST)
 _NATIVE_DTYPES = {
     torch.float64,
     torch.float32,

@@ -14,6 +14,8 @@ from supple.errors import InputError
 
 LOCK = ".lock"
 """Held by the process that writes a run's folder."""
+MAY_NOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of folders that this process may not write into."""
 
 
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -100,7 +102,7 @@ def claim(folder: Path) -> IO[str]:
     try:
         file = (folder / LOCK).open("a", encoding="utf-8")
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in MAY_NOT_WRITE:
             raise
         raise InputError(
             f"cannot write {folder}: {error.strerror}; use an account that may, or copy the folder"

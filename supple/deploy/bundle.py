@@ -140,12 +140,10 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     files[member.filename] = file.read(member.file_size + 1)
     except InputError:
         raise
-    except OSError as error:
-        if error.errno != errno.EINVAL:
+    except (OSError, *_DAMAGE) as error:
+        # EINVAL: it names a place before its own beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        # It names a place before its own beginning.
-        raise InputError(f"{path} is no intact zip: {error}; export again") from error
-    except _DAMAGE as error:
         raise InputError(f"{path} is no intact zip: {error}; export again") from error
     return files
 

@@ -310,7 +310,8 @@ def _parsed(name: str, settings: EnvSettings, device: torch.device, *overrides: 
     try:
         return parse_env_cfg(name, **made)
     except ValueError as error:
-        text = " ".join(str(error).split())
+        where, remedy = "", ""
         if NEWTON in overrides:
-            text = f"on Newton: {text}; tasks without Newton need Isaac Sim"
-        raise InputError(f"isaaclab/{name} cannot be configured {text}") from error
+            where, remedy = " on Newton", "; tasks without Newton need Isaac Sim"
+        text = f"{' '.join(str(error).split())}{remedy}"
+        raise InputError(f"isaaclab/{name} cannot be configured{where}: {text}") from error
