@@ -79,7 +79,7 @@ class FlashSAC:
         flags = shlex.split(own.get("flags") or os.environ.get("SUPPLE_FLAGS", ""))
         preset = "gpu" if torch.device(device).type == "cuda" else "laptop"
         steps = int(cfg["num_steps_per_env"])
-        length = str(int(cfg["max_iterations"]) * steps * env.num_envs)
+        length = str(max(1, int(cfg["max_iterations"])) * steps * env.num_envs)  # 0: only to play
         settings = parsed_settings(
             ["rsl_rl/task", "--preset", preset, *flags, "--env-steps", length]
         )
@@ -88,6 +88,17 @@ class FlashSAC:
                 f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
                 " leave the flag out; rsl_rl's own PPO is one already"
             )
+        for name, value in (
+            ("replay.spill", settings.replay.spill),
+            ("replay.prefill", settings.replay.prefill),
+            ("init-from", settings.init_from),
+            ("overlap", settings.overlap),
+        ):
+            if value:
+                raise InputError(
+                    f"supple.runners:FlashSAC cannot follow --{name}, the runner's loop has no"
+                    " place for it: leave the flag out, or train with supple train"
+                )
         settings.device = device
         settings.seed = int(cfg.get("seed", 0))
         agent_settings: Any = settings.agent

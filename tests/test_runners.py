@@ -232,11 +232,21 @@ def test_the_ring_is_made_for_the_runners_length():
     assert alg._replay.num_rows * 3 == 4_000 * 4 * 3
 
 
+def test_no_iterations_build_what_only_plays():
+    env, config = RslRlEnv(), copy.deepcopy(CONFIG)
+    config["max_iterations"] = 0
+    algorithm = FlashSAC.construct_algorithm(env.get_observations(), env, config, "cpu")
+    assert algorithm.act(env.get_observations()).shape == (3, env.num_actions)
+
+
 def test_unknown_flags_and_groups_are_refused():
     with pytest.raises(InputError, match=r"unknown flag --agent.gama; did you mean --agent.gamma"):
         with_flags("--agent.gama 0.9")
     with pytest.raises(InputError, match=r"learns with flashsac, got --agent ppo"):
         with_flags("--agent ppo")
+    for flag in ("--replay.spill", "--init-from somewhere", "--overlap"):
+        with pytest.raises(InputError, match=f"cannot follow {flag.split()[0]}, the runner's loop"):
+            with_flags(flag)
     env, config = RslRlEnv(), copy.deepcopy(CONFIG)
     config["obs_groups"] = {"actor": ["camera"]}
     with pytest.raises(InputError, match=r"obs_groups names camera .* observes policy"):

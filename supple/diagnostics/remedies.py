@@ -62,17 +62,22 @@ ADVICE: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "input scale": ("check the scale of the observations", ("agent.normalise_obs",)),
 }
 
+DONE = {"agent.project_critic": True, "agent.critic_norm": "layer"}
+"""Values of switches with which there is nothing more to advise."""
+
 
 def advice(settings: Settings | None) -> dict[str, str]:
     """What these settings can try, by purpose: a sentence, and the flag with its present value.
 
-    What only other agents have a flag for is left out.
+    What only other agents have a flag for is left out, and what these do already.
     """
     known = flat(settings) if settings is not None else {}
     found = {}
     for purpose, (text, names) in ADVICE.items():
         name = next((name for name in names if name in known), None)
         if name is not None:
+            if known[name] == DONE.get(name):
+                continue
             found[purpose] = f"{text} (--{name.replace('_', '-')}, now {known[name]})"
         elif not names or settings is None:
             found[purpose] = text

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from supple.cli import train_settings
 from supple.configs import default_settings
 from supple.diagnostics import rules
 from supple.diagnostics.evidence import Evidence, Hit
@@ -277,6 +278,14 @@ def test_advice_names_only_flags_that_exist():
     assert flashsac["reset units"].endswith("(--agent.remedy.reset-dormant-every, now 0)")
     assert flashsac["weight decay"].endswith("(--agent.remedy.weight-decay, now 0.0)")
     assert "--" not in ppo["noise"]
+
+
+def test_nothing_is_advised_that_the_run_does_already():
+    flags = ["gym/HalfCheetah-v5", "--preset", "laptop"]
+    assert "project" not in advice(FLASHSAC)
+    assert "project" in advice(train_settings([*flags, "--agent.no-project-critic"]))
+    assert "normalise" in advice(FLASHSAC)
+    assert "normalise" not in advice(train_settings([*flags, "--agent.critic-norm", "layer"]))
 
 
 def test_verdicts_are_ordered_worst_first():
