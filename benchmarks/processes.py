@@ -26,6 +26,7 @@ from supple.bench.table import append
 from supple.display import Display
 from supple.metrics import complete, read_csv
 from supple.train import train
+from supple.trained import read_settings
 
 RESULTS = Path(__file__).parent / "results"
 TASK = "gym/HalfCheetah-v5"
@@ -74,7 +75,7 @@ def speed(agent: str, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         command = start(processes, [__file__, "timed", parent, *SPEED[agent]])
         seconds, cpu, steps, updates = json.loads((Path(parent) / "taken.json").read_text())
-        settings = launch.read_settings(Path(parent) / "run")
+        settings = read_settings(Path(parent) / "run")
     own: Any = settings.agent
     rollout = settings.env.num_envs * getattr(own, "rollout_steps", 0)
     rows = processes * (rollout // own.minibatches if agent == "ppo" else own.batch_size)
@@ -99,7 +100,7 @@ def curve(processes: int, seed: int, flags: list[str]) -> list[dict[str, Any]]:
         given = ["--preset", "laptop", "--eval.no-video", "--seed", str(seed), *flags]
         arguments = ["-m", "supple", "train", TASK, *given, "--run-dir", str(folder)]
         command = start(processes, arguments)
-        columns, settings = read_csv(folder / "metrics.csv"), launch.read_settings(folder)
+        columns, settings = read_csv(folder / "metrics.csv"), read_settings(folder)
     names = ("step", "time/seconds", "eval/return_mean", "eval/return_std")
     keys = ("env steps", "seconds", "return mean", "return std")
     return [

@@ -27,8 +27,8 @@ from supple.world import World, from_environment, may_restart, restarted
 if TYPE_CHECKING:
     from supple.configs.base import Settings
     from supple.envs.base import EnvSpec
-    from supple.launch import Trained
     from supple.run import Run
+    from supple.trained import Trained
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, VERDICT = 0, 1, 2, 3, 4
 
@@ -321,16 +321,16 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     add_device(parser)
     options, flags = _parse_env_flags(parser, arguments)
-    from supple import launch
     from supple.display import Display
     from supple.envs.registry import aside
     from supple.evaluate import evaluate as run_episodes
     from supple.evaluate import make_env
     from supple.rng import derive_seed
+    from supple.trained import load_trained
 
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
-    trained = launch.load_trained(chosen(options.folder, options), device=options.device)
+    trained = load_trained(chosen(options.folder, options), device=options.device)
     settings, progress = _elsewhere(trained, options.task, flags, options.episodes, parser.prog)
     env = make_env(
         settings,
@@ -428,10 +428,10 @@ def play(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=seed_number, default=0, help="of the episode's start")
     add_device(parser)
     options, flags = _parse_env_flags(parser, arguments)
-    from supple import launch
     from supple.evaluate import film
+    from supple.trained import load_trained
 
-    trained = launch.load_trained(chosen(options.folder, options), device=options.device)
+    trained = load_trained(chosen(options.folder, options), device=options.device)
     video = options.video or trained.folder / "videos" / f"step_{trained.env_steps}.mp4"
     if video.suffix not in (".mp4", ".webp", ".gif"):
         raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
@@ -536,10 +536,10 @@ def chosen(folder: Path, options: argparse.Namespace) -> Path:
     """
     if not options.best:
         return folder
-    from supple import launch
     from supple.evaluate import best_checkpoint
+    from supple.trained import read_settings
 
-    launch.read_settings(folder)  # says "no run here" before "no evaluation here"
+    read_settings(folder)  # says "no run here" before "no evaluation here"
     path, mean = best_checkpoint(folder)
     print(f"supple: best evaluation {mean:.6g}, of {path}", file=sys.stderr)
     return path

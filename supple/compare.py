@@ -25,10 +25,10 @@ from supple.curves import of_run, read_curves
 from supple.envs.base import EnvSpec
 from supple.errors import InputError
 from supple.files import claim
-from supple.launch import read_settings
 from supple.metrics import METRICS, complete, read_csv
 from supple.run import RESULT
 from supple.signals import on_signals, requests_to_stop
+from supple.trained import read_settings
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")

@@ -120,14 +120,16 @@ def check_dump(path: Path) -> int:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    from supple import checkpoint, launch
+    from supple import checkpoint
     from supple.agents.care import Caught
+    from supple.build import build_agent
     from supple.configs.base import from_json
     from supple.divergence import first_bad
+    from supple.trained import on_this_machine
 
     found = checkpoint.load(path)
     with checkpoint.following_format(path, "use another dump"):
-        settings = launch.on_this_machine(from_json(found.header["settings"]), "cpu")
+        settings = on_this_machine(from_json(found.header["settings"]), "cpu")
         spec = replace(EnvSpec.from_json(found.header["spec"]), device=torch.device("cpu"))
         state = found.state
         rewards = state["steps"]["reward"]
@@ -137,7 +139,7 @@ def check_dump(path: Path) -> int:
             rows |= {name: _numbers(value) for name, value in state["row"].items()}
         else:
             caught = Caught(tuple(state["inputs"]), state["agent"])
-            rows["first bad number"] = first_bad(launch.build_agent(settings, spec), caught)
+            rows["first bad number"] = first_bad(build_agent(settings, spec), caught)
             rows["minibatch"] = ", ".join(_extent(value) for value in caught.inputs)
         rows["newest steps"] = (
             f"{len(rewards)} of {rewards.shape[1]} environments, rewards {_extent(rewards)}"

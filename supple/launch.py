@@ -1,4 +1,4 @@
-"""From settings to a run that is ready to start: new, resumed, or only for looking at."""
+"""From settings to a run that is ready to start, new or resumed."""
 
 from __future__ import annotations
 
@@ -8,37 +8,31 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 from shlex import quote
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from supple import checkpoint, distributed, machine
-from supple.agents import Agent, agent_class
+from supple.agents import Agent
+from supple.build import build
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
-from supple.configs.base import Settings, from_json, missing, to_json
-from supple.diagnostics.subject import subject_of
+from supple.configs.base import Settings, to_json
 from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.divergence import DUMPS
-from supple.envs import make
-from supple.envs.base import Env, EnvSpec, Groups
+from supple.envs.base import EnvSpec
 from supple.envs.registry import packages_of
-from supple.errors import InputError, say_once
+from supple.errors import InputError
 from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, WANDB_ID, require_wandb
-from supple.region import precision_of
-from supple.replay import Replay, SpilledReplay, prefill
-from supple.replay.plan import plan_ring
+from supple.replay import Replay, prefill
 from supple.replay.segments import verify as verify_rows
-from supple.rng import derive_seed
-from supple.run import REPLAY_FOLDER, RESULT, Run, other_simulator
-from supple.signed_json import short
+from supple.run import REPLAY_FOLDER, RESULT, Run
+from supple.trained import as_recorded, check_fits, checkpoint_at, on_this_machine, read_settings
 from supple.world import from_environment, restarted
 
 RUN_NAMES = (
@@ -56,8 +50,6 @@ RUN_NAMES = (
     DUMPS,
 )
 """What a run writes into its folder, besides ``settings.json``."""
-MOST_RECORD_BYTES = 2**22
-"""Of ``settings.json`` and ``spec.json``: a longer one is none, and would only fill the memory."""
 
 
 def new_run(settings: Settings) -> Run:
@@ -151,7 +143,7 @@ def resumed_run(
                 f" extend it with --env-steps, more than {done}"
             )
         display = _display(settings)
-        settings = _as_recorded(settings, found)
+        settings = as_recorded(settings, found)
         env, agent, replay = build(settings, display.notice)
         undo.callback(env.close)
         if found:
@@ -191,22 +183,6 @@ def resumed_run(
         return run
 
 
-def _as_recorded(settings: Settings, found: Checkpoint | None) -> Settings:
-    """With the checkpoint's precision on the same kind of processor, where auto would time again.
-
-    Two measurements could differ, and the run part from itself.
-    """
-    if found is None or settings.compute.precision != "auto":
-        return settings
-    device = machine.resolve_device(settings.device)
-    with following_format(found.path):
-        path = found.header["path"]
-        here = (device.type, machine.model_name(device)) == (path["device"], path["model"])
-        precision = precision_of(path["mode"]) if here else None
-    compute = dataclasses.replace(settings.compute, precision=precision or "auto")
-    return dataclasses.replace(settings, compute=compute)
-
-
 def _start_from(settings: Settings, spec: EnvSpec, agent: Agent) -> Path | None:
     """Give the agent what ``settings.init_from`` names, if it does; the checkpoint it was.
 
@@ -215,7 +191,7 @@ def _start_from(settings: Settings, spec: EnvSpec, agent: Agent) -> Path | None:
     """
     if not settings.init_from:
         return None
-    found, folder = _checkpoint_at(Path(settings.init_from))
+    found, folder = checkpoint_at(Path(settings.init_from))
     source = read_settings(folder)
 
     def require(what: str, expected: object, got: object) -> None:
@@ -373,154 +349,6 @@ def newest_resumable(folder: Path, most: int = sys.maxsize) -> tuple[Checkpoint,
     raise InputError(f"{folder} has no checkpoint to resume from: {reason}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """A trained policy, without a simulator."""
-
-    folder: Path
-    settings: Settings
-    env_steps: int
-    agent: Agent
-    spec: EnvSpec
-    header: Mapping[str, Any]
-    """The checkpoint's."""
-    progress: Mapping[str, Any]
-    """Of its simulator, ``Env.progress()``."""
-
-    def greedy(self) -> Callable[[Groups], Tensor]:
-        """Called as episodes begin: deterministic actions for observation groups."""
-        return self.agent.greedy()
-
-
-def _checkpoint_at(path: Path | str) -> tuple[Checkpoint, Path]:
-    """A run's newest intact checkpoint, or the one whose folder this is, and the run's folder.
-
-    Raises:
-        InputError: nothing there, or damaged.
-    """
-    path = Path(path).resolve()
-    folder = checkpoint.run_of(path)
-    if folder != path:
-        return checkpoint.load(path), folder
-    read_settings(folder)  # says "no run here" before "no checkpoint here"
-    found, skipped = checkpoint.newest_intact(folder)
-    for reason in skipped:
-        print(f"supple: skipped a damaged checkpoint: {reason}", file=sys.stderr)
-    return found, folder
-
-
-def load_trained(path: Path | str, *, device: str = "") -> Trained:
-    """The policy of a run's newest intact checkpoint, or of one checkpoint folder.
-
-    Args:
-        path: either of them.
-        device: where it acts; by default on the run's own, or the CPU where that is missing.
-
-    Raises:
-        InputError: nothing there, damaged, or of another agent.
-    """
-    found, folder = _checkpoint_at(path)
-    settings = _as_recorded(on_this_machine(read_settings(folder), device), found)
-    record = _read_json(folder / "spec.json")
-    try:
-        spec = EnvSpec.from_json(record)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{folder / 'spec.json'} is damaged: expected the run's EnvSpec, got {error!r}; put"
-            " back the original file"
-        ) from error
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    check_fits(found, settings, spec)
-    say_other_simulator(found)
-    agent = build_agent(settings, spec)
-    with following_format(found.path):
-        agent.load_state_dict(found.state["agent"])
-        env_steps = int(found.header["env_steps"])
-        progress = found.progress
-    return Trained(
-        folder=folder,
-        settings=settings,
-        env_steps=env_steps,
-        agent=agent,
-        spec=spec,
-        header=found.header,
-        progress=progress,
-    )
-
-
-def build_agent(settings: Settings, spec: EnvSpec) -> Agent:
-    """The agent the settings describe, for an environment of this spec."""
-    device = machine.resolve_device(settings.device)
-    envs = spec.num_envs * world().size
-    steps = settings.agent.gradient_steps(settings.env_steps, envs)
-    compute = settings.compute.resolve(device, gradient_steps=steps)
-    if compute.cuda_graphs and world().size > 1:
-        raise InputError(
-            "--compute.cuda-graphs is for one process, exchanges between several were never proved"
-            " in graphs: drop the flag"
-        )
-    if compute.precision == "tf32":
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-    agent: Agent = agent_class(settings.agent_name)(
-        spec,
-        settings.agent,
-        total_env_steps=settings.env_steps,
-        seed=settings.seed,
-        device=device,
-        replay_device="cpu" if settings.replay.spill else device,
-        compute=compute,
-    )
-    return agent
-
-
-def build(
-    settings: Settings, say: Callable[[str], None] = lambda _: None
-) -> tuple[Env, Agent, Replay]:
-    """The environment, agent and ring that the settings describe; checks before it allocates.
-
-    Args:
-        settings: of the run.
-        say: told what the ring will take, before it does.
-
-    Raises:
-        InputError: the task, agent and memory do not fit together.
-    """
-    device = machine.resolve_device(settings.device)
-    machine.use(device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    seed = derive_seed(settings.seed, "train", *world().seed_words)
-    env = make(settings.task, settings.env, device=device, seed=seed)
-    try:
-        agent = build_agent(settings, env.spec)
-        agent.prepare()
-        if settings.diagnostics.enabled:
-            subject_of(agent, seed=settings.seed)  # refuses networks it cannot look into
-        if settings.overlap and agent.horizon > 1:
-            raise InputError(
-                f"--overlap learns at every step, {settings.agent_name} here every"
-                f" {agent.horizon}: drop the flag (FlashSAC: or set --agent.update-every 1)"
-            )
-        if settings.replay.spill and device.type != "cuda":
-            raise InputError(f"--replay.spill needs a CUDA device, got {device}: drop the flag")
-        ring = agent.ring(settings.replay)
-        plan = plan_ring(env.spec, ring, agent.extra_spec)
-        agent.check_room(plan)
-        say(str(plan))
-        replay = (SpilledReplay if ring.spill else Replay)(
-            env.spec,
-            ring,
-            extra_spec=agent.extra_spec,
-            device=device,
-            compute=agent.compute,
-        )
-    except BaseException:
-        env.close()
-        raise
-    return env, agent, replay
-
-
 def default_folder(settings: Settings) -> Path:
     """``--run-dir`` exactly, or runs/<task>/<agent>/<time>-seed<k>."""
     if settings.run_dir:
@@ -603,85 +431,6 @@ def _refuse_used(folder: Path) -> None:
             raise InputError(
                 f"{folder} holds {name}, which a run would write over: choose another --run-dir"
             )
-
-
-def read_settings(folder: Path) -> Settings:
-    """The settings of an existing run; says which of them its supple did not know yet.
-
-    Raises:
-        InputError: ``folder`` holds no run, or its settings are damaged.
-    """
-    path = folder / "settings.json"
-    record = _read_json(path)
-    settings = from_json(record)
-    unknown_then = missing(record, settings)
-    if unknown_then and from_environment().first:
-        say_once(f"{path} is of an older supple, defaults taken for: {', '.join(unknown_then)}")
-    return settings
-
-
-def on_this_machine(settings: Settings, device: str = "") -> Settings:
-    """A run's settings on ``device``; by default on its own, or the CPU where that is missing.
-
-    Raises:
-        InputError: ``device`` is unknown or not here.
-    """
-    try:
-        found = machine.resolve_device(device or settings.device)
-    except InputError:
-        if device:
-            raise
-        print(f"supple: no {short(settings.device)} here, using the CPU", file=sys.stderr)
-        found = torch.device("cpu")
-    compute, replay = settings.compute, settings.replay
-    if found.type != "cuda":  # leave out what only CUDA can do
-        precision = "auto" if compute.precision == "tf32" else compute.precision
-        compute = dataclasses.replace(compute, precision=precision, cuda_graphs=False)
-        replay = dataclasses.replace(replay, spill=False)
-    return dataclasses.replace(settings, device=str(found), compute=compute, replay=replay)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent} holds no run: expected {path}")
-    if path.stat().st_size > MOST_RECORD_BYTES:
-        raise InputError(f"{path} is damaged: expected at most {MOST_RECORD_BYTES:,} bytes")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    return record
-
-
-def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
-    """Refuse a checkpoint of another agent or of other observations, in one line.
-
-    Raises:
-        InputError: says what was expected and found.
-    """
-    with following_format(found.path):
-        agent = str(found.header["agent"])
-        recorded = EnvSpec.from_json(found.header["spec"])
-    if agent != settings.agent_name:
-        raise InputError(
-            f"{found.path} is a checkpoint of agent {agent[:100]}, this run's agent is"
-            f" {settings.agent_name}: put back this run's own checkpoint"
-        )
-    for name in ("observation", "action", "num_envs"):
-        expected, got = getattr(spec, name), getattr(recorded, name)
-        if expected != got:
-            raise InputError(
-                f"{found.path} was made with {name} {got}, {spec.task_id} has {expected}:"
-                " put back this run's own checkpoint"
-            )
-
-
-def say_other_simulator(found: Checkpoint) -> None:
-    """Tell that what a policy does here may not be what it did in training."""
-    with following_format(found.path):
-        changed = short("; ".join(other_simulator(found.header)))
-    if changed:
-        say_once(f"the simulator is another than in training: {changed}")
 
 
 def _title(settings: Settings) -> str:

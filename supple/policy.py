@@ -14,7 +14,7 @@ from supple.agents import PPOSettings
 from supple.agents.base import concat
 from supple.envs.base import Box
 from supple.errors import InputError
-from supple.launch import Trained, load_trained
+from supple.trained import Trained, load_trained
 
 Array: TypeAlias = np.ndarray | Tensor
 
@@ -47,7 +47,7 @@ class TrainedPolicy:
     An action is what that simulator's own ``step`` takes, a Gymnasium environment's for example:
     from ``spec.action.low`` to ``spec.action.high``, or a choice counted from 0. An environment of
     supple's contract (``supple.envs.make``) takes [-1, 1] instead: give it actions of
-    ``supple.launch.load_trained(path).greedy()``.
+    ``supple.trained.load_trained(path).greedy()``.
 
     Args:
         trained: a checkpoint's content.

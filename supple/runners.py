@@ -69,7 +69,7 @@ class FlashSAC:
         Raises:
             InputError: a flag is unknown or does not fit, or several GPUs are asked for.
         """
-        from supple import launch
+        from supple.build import build_agent
         from supple.cli import parsed_settings
 
         own = cfg["algorithm"]
@@ -116,7 +116,7 @@ class FlashSAC:
             # The one before the step stands in where none comes: ``process_env_step``.
             has_final_obs=True,
         )
-        agent = launch.build_agent(settings, spec)
+        agent = build_agent(settings, spec)
         agent.prepare()
         replay = Replay(
             spec, agent.ring(settings.replay), device=spec.device, compute=agent.compute

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from supple.build import build_agent
 from supple.configs.base import Settings, flat
 from supple.diagnostics.policies import policy_of
 from supple.diagnostics.rollouts import roll
@@ -23,7 +24,6 @@ from supple.diagnostics.run_level import LEAST_DECADES, LEAST_RATES, decades, ra
 from supple.errors import InputError
 from supple.evaluate import make_env
 from supple.files import replace_file
-from supple.launch import build_agent
 
 RECORD = "lr_sweep.json"
 FACTORS = tuple(10 ** (half / 2) for half in (-2, -1, 0, 1, 2))

@@ -14,6 +14,7 @@ import torch
 
 from supple import checkpoint, distributed, launch
 from supple.agents import PPO, FlashSAC
+from supple.build import build
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
 from supple.errors import InputError
 from supple.metrics import read_csv
@@ -218,7 +219,7 @@ def test_processes_may_have_gpus_of_their_own(monkeypatch):
     seen = []
     monkeypatch.setattr(distributed, "require_same", lambda tree, *_: seen.append(tree))
     settings = small_settings("toy/lqr", Path("run"), env_steps=100)
-    agent = launch.build(settings)[1]
+    agent = build(settings)[1]
     for device in ("cuda:0", "cuda:1", "auto"):
         launch._require_same(replace(settings, device=device), agent)
     assert seen[0] == seen[1] != seen[2]

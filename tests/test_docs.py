@@ -30,7 +30,7 @@ from supple.configs.flags import parse_flags
 from supple.diagnostics.subject import subject_of
 from supple.envs import known_tasks
 from supple.errors import InputError
-from supple.launch import load_trained
+from supple.trained import load_trained
 from tests.small_runs import flags
 
 ROOT = Path(__file__).parent.parent

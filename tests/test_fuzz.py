@@ -26,6 +26,7 @@ from supple.deploy.export import bundle_files
 from supple.deploy.verify import verify
 from supple.errors import InputError
 from supple.signed_json import UNSIGNED, sha256, sign
+from supple.trained import load_trained
 from tests.small_runs import run_until, small_settings
 
 COUNT = int(os.environ.get("SUPPLE_FUZZ", "40"))
@@ -113,7 +114,7 @@ def changed(rng, record, below=()):
 def attempt(folder):
     """Load as ``eval`` does, then as ``resume`` does; how far it came."""
     try:
-        launch.load_trained(folder)
+        load_trained(folder)
         run = launch.resumed_run(folder)
         with run.display, run:
             run.start()
@@ -262,7 +263,7 @@ def test_hostile_settings_and_facts(fuzz_run, agent, name):
 @pytest.fixture(scope="module")
 def bundle(runs):
     """The files of a bundle, by name."""
-    return bundle_files(launch.load_trained(runs["flashsac"]))
+    return bundle_files(load_trained(runs["flashsac"]))
 
 
 def judged(path):

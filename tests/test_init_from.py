@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from supple import checkpoint, launch
+from supple.build import build_agent
 from supple.cli import BAD_INPUT, DONE, main
 from supple.errors import InputError
+from supple.trained import load_trained, read_settings
 from tests.small_runs import (
     assert_same,
     deterministic_rows,
@@ -50,13 +52,13 @@ def obs_of(run):
 def test_networks_and_statistics_are_the_sources_and_nothing_else_is(source, settings_of):
     run = launch.new_run(settings_of())
     with run.display, run:
-        own, trained = run.agent.state_dict(), launch.load_trained(source).agent.state_dict()
+        own, trained = run.agent.state_dict(), load_trained(source).agent.state_dict()
         for name in run.agent.inherited:
             assert_same(own[name], trained[name])
         for name in MOMENTS:
             assert torch.equal(own["reward_scaler"][name], trained["reward_scaler"][name])
         assert run.agent.updates == 0
-        fresh = launch.build_agent(run.settings, run.env.spec).state_dict()
+        fresh = build_agent(run.settings, run.env.spec).state_dict()
         rest = own.keys() - {*run.agent.inherited, "reward_scaler", "counters"}
         assert rest >= {"generators", "skips"}
         assert_same({n: fresh[n] for n in rest}, {n: own[n] for n in rest})
@@ -67,10 +69,10 @@ def test_the_first_actions_are_those_of_the_sources_policy(agent, source, settin
     run = launch.new_run(settings)
     with run.display, run:
         obs = obs_of(run)
-        trained = launch.load_trained(source)
+        trained = load_trained(source)
         assert torch.equal(run.agent.greedy()(obs), trained.greedy()(obs))
         # Exploring, too: the same as an agent of this run's seed that has learned as much.
-        other = launch.build_agent(settings, run.env.spec)
+        other = build_agent(settings, run.env.spec)
         other.roll_back(checkpoint.newest_intact(source)[0].state["agent"], rate_factor=1.0)
         if agent == "flashsac":
             other._learning = other._acting = True  # type: ignore[attr-defined]
@@ -103,13 +105,13 @@ def test_it_starts_again_from_the_source_before_its_first_checkpoint(source, set
     again = launch.resumed_run(run.folder)
     with again.display, again:
         obs = obs_of(again)
-        assert torch.equal(again.agent.greedy()(obs), launch.load_trained(source).greedy()(obs))
+        assert torch.equal(again.agent.greedy()(obs), load_trained(source).greedy()(obs))
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_all_processes_start_from_the_same(source, settings_of, tmp_path):
     settings = settings_of()
-    width = launch.load_trained(source).spec.observation["policy"]
+    width = load_trained(source).spec.observation["policy"]
 
     def work():
         run = launch.new_run(settings)
@@ -120,7 +122,7 @@ def test_all_processes_start_from_the_same(source, settings_of, tmp_path):
 
     first, other = in_processes(2, work, tmp_path / "out")
     assert_same(first, other)
-    trained = launch.load_trained(source)
+    trained = load_trained(source)
     expected = {name: trained.agent.state_dict()["reward_scaler"][name] for name in MOMENTS}
     expected["action"] = trained.greedy()({"policy": torch.ones(4, width)})
     assert_same(first, expected)
@@ -178,4 +180,4 @@ def test_every_critic_starts_from_its_own_kind(critic, tmp_path):
 def test_the_flag_is_recorded(source, agent, tmp_path):
     given = ["--init-from", str(source), "--run-dir", str(tmp_path / "run"), "--env-steps", "40"]
     assert main(["train", "toy/lqr", *flags(agent), *given]) == DONE
-    assert launch.read_settings(tmp_path / "run").init_from == str(source)
+    assert read_settings(tmp_path / "run").init_from == str(source)

@@ -11,6 +11,7 @@ import supple
 from supple import launch
 from supple.envs.gym_spaces import ActionMap
 from supple.errors import InputError
+from supple.trained import load_trained, read_settings
 from tests.small_runs import run_until, small_settings
 
 
@@ -27,7 +28,7 @@ def observations(rows, width=3):
 
 def test_actions_are_those_the_simulators_own_step_is_given(pendulum):
     policy, obs = supple.load(str(pendulum)), observations(5)
-    own = launch.load_trained(pendulum).greedy()({"policy": torch.from_numpy(obs)})
+    own = load_trained(pendulum).greedy()({"policy": torch.from_numpy(obs)})
     with gymnasium.make("Pendulum-v1") as env:
         expected = ActionMap(env.action_space, 5, "gym/Pendulum-v1")(own)
         np.testing.assert_array_equal(policy(obs), expected)
@@ -104,7 +105,7 @@ def test_a_policy_without_a_memory_gives_the_safe_action_too(pendulum):
 
 
 def test_the_process_keeps_its_threads(pendulum):
-    settings = launch.read_settings(pendulum)
+    settings = read_settings(pendulum)
     settings.threads = torch.get_num_threads() + 1
     (pendulum / "settings.json").write_text(launch.as_text(settings))
     supple.load(pendulum)

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from supple import checkpoint, launch
+from supple import build, checkpoint, launch
 from supple.checkpoint import list_checkpoints
 from supple.cli import main
 from supple.errors import InputError
 from supple.metrics import WANDB_ID
 from supple.run import RESULT
+from supple.trained import load_trained, read_settings
 from tests.small_runs import (
     FakeWandb,
     assert_same,
@@ -36,7 +37,7 @@ def test_the_size_of_the_ring_is_said_before_it_is_allocated(tmp_path, monkeypat
     folder = tmp_path / "run"
     run_until(small_settings("toy/lqr", folder, env_steps=100), 50)
     assert capsys.readouterr().out.count("replay: 64 transitions (32 rows x 2 environments)") == 1
-    monkeypatch.setattr(launch, "Replay", no_memory)
+    monkeypatch.setattr(build, "Replay", no_memory)
     for begin in (
         lambda: launch.resumed_run(folder),
         lambda: launch.new_run(small_settings("toy/lqr", tmp_path / "new", env_steps=100)),
@@ -56,11 +57,11 @@ def test_a_precision_that_was_timed_stays_on_the_same_kind_of_processor(
     monkeypatch.setattr("supple.region.gains_by_bfloat16", lambda device: trained == "bfloat16")
     run_until(settings, 50)
     monkeypatch.setattr("supple.region.gains_by_bfloat16", lambda device: trained != "bfloat16")
-    for agent in (launch.load_trained(tmp_path / "run").agent, resumed_agent(tmp_path / "run")):
+    for agent in (load_trained(tmp_path / "run").agent, resumed_agent(tmp_path / "run")):
         assert agent.compute.precision == trained
     monkeypatch.setattr("supple.machine.model_name", lambda device: "another processor")
     assert resumed_agent(tmp_path / "run").compute.precision == other
-    assert launch.read_settings(tmp_path / "run").compute.precision == "auto"
+    assert read_settings(tmp_path / "run").compute.precision == "auto"
 
 
 def resumed_agent(folder):
@@ -128,7 +129,7 @@ def test_resuming_twice_and_extending_changes_nothing_either(agent, tmp_path):
     run_until(settings, 90)
     finish(launch.resumed_run(parts))
     finish(launch.resumed_run(parts, 400))
-    assert launch.read_settings(parts).env_steps == 400
+    assert read_settings(parts).env_steps == 400
     # The learning-rate schedule keeps its length, so only what it does not touch is the same; PPO's
     # would have come to 0 and goes on to the new end.
     assert deterministic_rows(whole)["step"] == deterministic_rows(parts)["step"]
@@ -357,7 +358,7 @@ def test_thread_count_is_part_of_what_must_match(agent, tmp_path, capsys):
     folder = tmp_path / "run"
     run_until(small_settings("toy/lqr", folder, env_steps=200, agent=agent), 100)
     threads = torch.get_num_threads()
-    settings = launch.read_settings(folder)
+    settings = read_settings(folder)
     settings.threads = threads + 1
     (folder / "settings.json").write_text(launch.as_text(settings))
     try:

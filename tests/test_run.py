@@ -17,6 +17,7 @@ from supple.errors import InputError, SimulatorError, say_once
 from supple.files import cache_folder, claim
 from supple.metrics import METRICS, read_csv
 from supple.run import RESULT
+from supple.trained import load_trained
 from tests.small_runs import (
     assert_same,
     deterministic_rows,
@@ -199,8 +200,8 @@ def test_another_version_of_the_simulator_is_named_where_a_run_is_read(
         run_until(small_settings("gym/Pendulum-v1", folder, env_steps=100), 50)
         assert json.loads((folder / "versions.json").read_text())["mujoco"] == "0.0.1"
     says = f"supple: the simulator is another than in training: mujoco 0.0.1 -> {version('mujoco')}"
-    launch.load_trained(folder)
-    launch.load_trained(folder)
+    load_trained(folder)
+    load_trained(folder)
     assert capsys.readouterr().err.splitlines().count(says) == 1
     say_once.cache_clear()  # another command
     load_targets([folder], device="cpu")
@@ -296,7 +297,7 @@ def test_a_resume_from_an_older_checkpoint_puts_the_newer_ones_aside(settings_of
     finish(launch.resumed_run(run.folder))
     names = {path.name for path in (run.folder / "checkpoints").iterdir() if path.is_dir()}
     assert any(name.startswith("abandoned-step_60") for name in names)
-    assert launch.load_trained(run.folder).env_steps == 100
+    assert load_trained(run.folder).env_steps == 100
 
 
 def test_a_folder_with_nothing_but_settings_starts_again(settings_of):
@@ -305,7 +306,7 @@ def test_a_folder_with_nothing_but_settings_starts_again(settings_of):
     for name in ("spec.json", "versions.json"):  # killed between the first file and the second
         (run.folder / name).unlink()
     finish(launch.resumed_run(run.folder))
-    assert launch.load_trained(run.folder).env_steps == 100
+    assert load_trained(run.folder).env_steps == 100
 
 
 def test_steps_never_fall_back_when_rows_turn_out_not_valid(agent, settings_of):

@@ -16,6 +16,7 @@ from supple.envs.toy import Counter
 from supple.evaluate import evaluate, evaluation_envs
 from supple.files import claim
 from supple.rng import Generators
+from supple.trained import read_settings
 from tests.small_runs import finish, one_line, run_until, run_whole, small_settings
 
 
@@ -82,7 +83,7 @@ def test_a_task_that_cannot_be_drawn_is_not_built_and_leaves_no_file(
 def from_cuda(copy, agent, monkeypatch):
     """A run as a machine with CUDA leaves it: that device, its flags, its generators' states."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    settings = launch.read_settings(copy)
+    settings = read_settings(copy)
     settings.device = "cuda:1"
     settings.compute.precision, settings.compute.cuda_graphs = "tf32", True
     settings.replay.spill = agent == "flashsac"
@@ -107,8 +108,8 @@ def test_a_run_from_a_gpu_is_evaluated_on_the_cpu_and_says_so_once(from_cuda, ca
 
 def test_a_run_from_a_gpu_is_continued_on_the_cpu_and_keeps_its_settings(from_cuda, capsys):
     finish(launch.resumed_run(from_cuda, 120))
-    assert launch.read_settings(from_cuda).device == "cuda:1"
-    assert launch.read_settings(from_cuda).env_steps == 120
+    assert read_settings(from_cuda).device == "cuda:1"
+    assert read_settings(from_cuda).env_steps == 120
 
 
 def test_streams_of_another_kind_of_device_begin_anew_from_where_they_were():

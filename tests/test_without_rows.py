@@ -13,6 +13,7 @@ from supple.deploy.bundle import read_bundle
 from supple.diagnostics.online import stored_sets
 from supple.divergence import named_tensors
 from supple.errors import InputError
+from supple.trained import read_settings
 from tests.small_runs import (
     assert_resumes_with_the_same_bits,
     assert_same,
@@ -39,7 +40,7 @@ def settings_of(folder, *, keep=0, task="toy/lqr", env_steps=300, **more):
 
 
 def keep_from_now_on(folder, keep):
-    settings = launch.read_settings(folder)
+    settings = read_settings(folder)
     settings.checkpoint.keep_replay = keep
     (folder / "settings.json").write_text(launch.as_text(settings))
 

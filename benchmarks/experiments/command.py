@@ -13,8 +13,8 @@ from supple import compare
 from supple.bench.table import append, origin, read
 from supple.display import Display
 from supple.errors import InputError
-from supple.launch import read_settings
 from supple.run import RESULT
+from supple.trained import read_settings
 
 
 def parser(

@@ -34,7 +34,7 @@ from supple.bench.table import append, read
 from supple.envs.gym_packages import prepare_drawing
 from supple.errors import InputError
 from supple.evaluate import make_env, picture_writer
-from supple.launch import load_trained
+from supple.trained import load_trained
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "go1.csv"

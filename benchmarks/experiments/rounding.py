@@ -27,10 +27,10 @@ from benchmarks.experiments import command
 from supple.agents.adam import BETA1
 from supple.agents.flashsac import Batch, FlashSAC
 from supple.bench.table import append, read
+from supple.build import build_agent
 from supple.diagnostics.data import Transitions
 from supple.diagnostics.targets import Target, load_targets
 from supple.errors import InputError
-from supple.launch import build_agent
 
 ROWS = Path(__file__).parents[1] / "results" / "rounding.csv"
 COMMAND = "python -m benchmarks.experiments.rounding"

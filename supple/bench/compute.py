@@ -9,9 +9,9 @@ import torch
 
 from supple.agents.flashsac_settings import FlashSACSettings
 from supple.bench.update import counted_flops
+from supple.build import build_agent
 from supple.configs.base import Settings
 from supple.envs.base import EnvSpec, step_result
-from supple.launch import build_agent
 from supple.region import ComputeSettings
 from supple.replay import Replay
 

@@ -157,7 +157,7 @@ def chain(arguments: list[str]) -> int:
     from supple.deploy.verify import verify as check
     from supple.display import Display
     from supple.envs.gym_packages import importing_packages
-    from supple.launch import read_settings
+    from supple.trained import read_settings
 
     out: Path = options.out
     rules = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from supple import launch, machine
+from supple import machine
 from supple.checkpoint import following_format
 from supple.deploy import c_source, golden, manifest, onnx_file, torch_file
 from supple.deploy.bundle import check_free, write_bundle
@@ -29,9 +29,9 @@ from supple.deploy.golden import Golden, answer
 from supple.deploy.plain import PlainPolicy, plain_policy
 from supple.deploy.terms import feed
 from supple.errors import InputError
-from supple.launch import Trained
 from supple.run import REPLAY_FOLDER, RESULT
 from supple.signed_json import sha256
+from supple.trained import Trained, load_trained
 from supple.version import __version__
 
 PUT_ASIDE = "put the file aside to export without what it says"
@@ -58,7 +58,7 @@ def export(
         if name not in FORMATS:
             raise InputError(f"--also {name}: expected {' or '.join(FORMATS)}")
     onnx_file.require_onnx()
-    trained = launch.load_trained(run, device="cpu")
+    trained = load_trained(run, device="cpu")
     out = out or trained.folder / "bundle"
     check_free(out)
     files = bundle_files(trained, also=also)

@@ -27,7 +27,7 @@ from supple.evaluate import Evaluation, evaluate
 from supple.rng import derive_seed
 
 if TYPE_CHECKING:
-    from supple.launch import Trained
+    from supple.trained import Trained
 
 ENVS = 10
 _TASK = re.compile(r"[a-z]+(/[A-Za-z0-9_.-]+){1,2}")

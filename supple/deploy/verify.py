@@ -36,7 +36,7 @@ from supple.errors import InputError
 from supple.machine import resolve_device
 
 if TYPE_CHECKING:
-    from supple.launch import Trained
+    from supple.trained import Trained
 
 EPISODES = 10
 LATENCY_ROWS, LATENCY_REPEATS = 200, 10
@@ -134,12 +134,12 @@ def verify(
 
 
 def _simulator_device(run: Path | None, device: str) -> str:
-    from supple import launch
     from supple.checkpoint import run_of
+    from supple.trained import on_this_machine, read_settings
 
     if run is None:
         return str(resolve_device(device or "cpu"))
-    return launch.on_this_machine(launch.read_settings(run_of(run.resolve())), device).device
+    return on_this_machine(read_settings(run_of(run.resolve())), device).device
 
 
 def _golden(bundle: Bundle, add: Callable[[Verdict], None]) -> Golden | None:
@@ -242,11 +242,11 @@ def _guard(name: str, check: Callable[[], Verdict]) -> Verdict:
 
 def _compare_with_run(bundle: Bundle, vectors: Vectors, run: Path, report: Report) -> Trained:
     """Contract and golden actions against the run's own checkpoint, which it returns."""
-    from supple import launch
     from supple.deploy.export import bundle_files
     from supple.deploy.manifest import NAME, parse
+    from supple.trained import load_trained
 
-    trained = launch.load_trained(run, device="cpu")
+    trained = load_trained(run, device="cpu")
     fresh = bundle_files(trained)
     own = parse(fresh[NAME])["contract"]
     faults = [

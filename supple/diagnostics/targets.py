@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supple import checkpoint, launch
+from supple import checkpoint
 from supple.agents.base import Agent
+from supple.build import build_agent
 from supple.checkpoint import MANIFEST, Checkpoint, following_format
 from supple.configs.base import Settings
 from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, generator_for
@@ -25,6 +26,7 @@ from supple.metrics import best_evaluation
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
+from supple.trained import check_fits, on_this_machine, read_settings, say_other_simulator
 
 SPACED = 7
 """Checkpoints between the first and the last that a run's report looks at."""
@@ -125,7 +127,7 @@ def _named(path: Path) -> _Place:
 
 def _of_run(run: Path, notes: list[str]) -> list[_Place]:
     """First, best, last, and evenly spaced ones between, as far as they are intact."""
-    launch.read_settings(run)  # says "no run here" before "no checkpoint here"
+    read_settings(run)  # says "no run here" before "no checkpoint here"
     intact: dict[int, Path] = {}
     for path in checkpoint.list_checkpoints(run):
         try:
@@ -157,13 +159,13 @@ def _best_step(run: Path, steps: Sequence[int]) -> int:
 
 
 def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, device: str) -> Target:
-    settings = launch.on_this_machine(launch.read_settings(place.run), device)
+    settings = on_this_machine(read_settings(place.run), device)
     with following_format(place.path):
         spec = EnvSpec.from_json(found.header["spec"])
         env_steps = int(found.header["env_steps"])
-    launch.check_fits(found, settings, spec)
-    launch.say_other_simulator(found)
-    agent = launch.build_agent(settings, spec)
+    check_fits(found, settings, spec)
+    say_other_simulator(found)
+    agent = build_agent(settings, spec)
     with following_format(place.path):
         agent.load_state_dict(found.state["agent"])
         progress = found.progress

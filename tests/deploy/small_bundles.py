@@ -14,8 +14,8 @@ from supple.deploy.contract import contract
 from supple.deploy.export import bundle_files
 from supple.deploy.plain import plain_policy
 from supple.envs.base import Box, Channel, Deployment, Discrete, EnvSpec, LastAction
-from supple.launch import Trained
 from supple.signed_json import sha256
+from supple.trained import Trained
 
 JOINTS = ("hip", "knee", "ankle")
 TERMS = ("hip_pos", "knee_pos", "ankle_pos", "pitch")

@@ -318,7 +318,7 @@ def run(tmp_path_factory, agent):
 def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monkeypatch, capsys):
     out = tmp_path / "bundle"
     with monkeypatch.context() as without:
-        without.setattr("supple.launch.make", None)
+        without.setattr("supple.build.make", None)
         without.setattr("supple.evaluate.make", None)
         assert main(["export", str(run), "--out", str(out)]) == 0
     said = capsys.readouterr()

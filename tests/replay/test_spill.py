@@ -138,7 +138,7 @@ def test_a_run_on_a_spilled_ring_stops_resumes_and_ends_like_any_other(
         return settings
 
     expected = run_whole(settings_of("own"))
-    monkeypatch.setattr("supple.launch.Replay", SpilledReplay)
+    monkeypatch.setattr("supple.build.Replay", SpilledReplay)
     run_until(settings_of("spilled"), 80)
     again = finish(launch.resumed_run(tmp_path / "spilled"))
     assert isinstance(again.replay, SpilledReplay)
