@@ -24,6 +24,7 @@ from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from supple.agents.critics import project_to_atoms
 from supple.agents.exploration import HeldNoise, NoiseSettings, zeta_cdf
+from supple.agents.flashsac_settings import CRITICS
 from supple.agents.flow_critics import FlowRange
 from supple.agents.flow_settings import FlowSettings
 from supple.agents.ppo_settings import PPOSettings
@@ -35,9 +36,6 @@ from supple.plots import COLOURS, GREY, INK
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STATIC = ROOT / "docs" / "_static"
-CRITICS = {"categorical": "3a4a5c09558c", "scalar": "3a4a5c09558c"}
-CRITICS |= {"flow": "13265308d213", "flow_official": "3a4a5c09558c"}
-"""Critics, and the commit whose curves count: the newest of each."""
 PUBLISHED_PPO = {"HalfCheetah": 3511, "Hopper": 3393, "Walker2d": 1615}
 """Means of PPO at 1 M steps in FlashSAC's paper, arXiv:2604.04539."""
 
@@ -79,8 +77,8 @@ def numbers(column: str, table: Iterable[Row]) -> np.ndarray:
 def flashsac_curves() -> Figure:
     """The laptop preset by steps, and by seconds beside other learners."""
     figure, (left, right) = _panels(2)
-    preset = rows("laptop_curves", variant="update-every 8, gamma 0.99", commit="3c3ac90")
-    _seeds(left, preset, "step", COLOURS[0], "laptop preset, six seeds")
+    preset = rows("critics", variant="categorical")
+    _seeds(left, preset, "step", COLOURS[0], "laptop preset, five seeds", of="return")
     _style(left, "environment steps", "evaluation return")
     learners = {
         "FlashSAC, laptop preset": "supple flashsac laptop",
@@ -118,8 +116,9 @@ def reproduction() -> Figure:
 def critic_curves() -> Figure:
     """Four critics under one actor, data and budget."""
     figure, panels = _panels(4)
-    for axes, (critic, commit), colour in zip(panels, CRITICS.items(), COLOURS, strict=False):
-        _seeds(axes, rows("critic_curves", critic=critic, commit=commit), "step", colour, critic)
+    every = by("variant", rows("critics"))
+    for axes, critic, colour in zip(panels, CRITICS, COLOURS, strict=False):
+        _seeds(axes, every[critic], "step", colour, critic, of="return")
         _style(axes, "environment steps", "evaluation return" if axes is panels[0] else "")
         axes.set_title(critic, fontsize=10, color=INK)
         axes.set_ylim(-900, 5600)

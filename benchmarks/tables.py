@@ -20,8 +20,9 @@ import numpy as np
 from benchmarks.experiments import improvements as improvements_experiment
 from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
-from benchmarks.figures import CRITICS, PUBLISHED_PPO, ROOT, Row, by, numbers, rows
+from benchmarks.figures import PUBLISHED_PPO, ROOT, Row, by, numbers, rows
 from benchmarks.time_to_return import __main__ as clocks
+from supple.agents.flashsac_settings import CRITICS
 from supple.diagnostics.rules import RULES
 from supple.files import replace_file
 from supple.intervals import half_width95
@@ -187,11 +188,11 @@ def _of(table: Sequence[Row], variant: str, column: str) -> float:
 def critics() -> str:
     """Return, work and time of each critic."""
     body, used, costs = [], [], rows("bench_critics", commit="b70cea0")
-    for critic, commit in CRITICS.items():
-        final = last(rows("critic_curves", critic=critic, commit=commit))
-        final = [row for row in final if row["critic"] == critic]
+    every = by("variant", rows("critics"))
+    for critic in CRITICS:
+        final = last(every[critic])
         used += final
-        returns = np.sort(numbers("return_mean", final))
+        returns = np.sort(numbers("return", final))
         (cost,) = [row for row in costs if row["variant"] == critic]
         each = ", ".join(f"{value:.0f}" for value in returns)
         time = f"{float(cost['p50 ms']):.1f}"
@@ -199,7 +200,7 @@ def critics() -> str:
     head = ("critic", "mean return", "each seed", "MFLOP of a gradient step", "ms")
     cost_rows = source("bench_critics", costs)
     note = f"Time and work of a gradient step. {cost_rows}"
-    return f"{grid(head, body)}\n\n{source('critic_curves', used)}\n\n{note}"
+    return f"{grid(head, body)}\n\n{source('critics', used)}\n\n{note}"
 
 
 def policy_evaluation() -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -378,6 +379,10 @@ def _parse_env_flags(parser: Parser, arguments: list[str]) -> tuple[argparse.Nam
     for flag in flags:
         if flag.startswith("--") and not flag.startswith("--env."):
             parser.error(f"unrecognized arguments: {flag}")
+    # The value of a flag that argparse does not know is taken for DIR.
+    before = takewhile(lambda word: not word.startswith("--env."), arguments)
+    if "folder" in options and options.folder not in map(Path, before):
+        raise InputError(f"DIR comes before --env. flags: {parser.prog} DIR [flags]")
     return options, flags
 
 

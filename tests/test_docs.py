@@ -149,8 +149,8 @@ def test_a_changed_number_in_a_table_is_seen():
 
 
 def test_rows_that_do_not_exist_are_not_taken_for_none():
-    with pytest.raises(LookupError, match=r"critic_curves\.csv has no row"):
-        figures.rows("critic_curves", critic="none")
+    with pytest.raises(LookupError, match=r"critics\.csv has no row"):
+        figures.rows("critics", variant="none")
 
 
 # --- snippets ----------------------------------------------------------------------------------

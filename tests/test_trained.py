@@ -307,6 +307,13 @@ def test_what_is_no_flag_there_is_refused_by_the_commands_name(
     assert text.replace("COMMAND", command) in one_line(capsys)
 
 
+@pytest.mark.parametrize("command", ["eval", "play"])
+def test_a_flags_value_is_not_taken_for_the_folder(stopped, command, capsys):
+    assert main([command, "--env.obs-noise", "0", str(stopped)]) == BAD_INPUT
+    said = f"DIR comes before --env. flags: supple {command} DIR [flags]"
+    assert said in one_line(capsys)
+
+
 def test_as_many_environments_evaluate_on_a_gpu_as_train_there(stopped, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     assert evaluation_envs(4096, cuda, 100) == 100
