@@ -493,6 +493,10 @@ def compile_graph(function: Callable[..., T], inputs: tuple[Tensor, ...]) -> Cal
                 # Reordering loops asserts on steps of several tensors at once, such as Adam's
                 # (torch/_inductor/scheduler.py@v2.11.0, reorder_loops_by_dep_pair; 2.13 returns).
                 patches["loop_ordering_after_fusion"] = False
+        elif torch.__version__ >= "2.13":  # not tried before
+            # A step's kernels as one program, with the calls between them: compilers take most of
+            # their time to begin one, and Python is left out of the step.
+            patches["cpp_wrapper"] = True
         options = {"config_patches": patches}
         with _parts_kept_apart() if on_gpu else contextlib.nullcontext():
             artifact = torch._inductor.standalone_compile(
@@ -584,6 +588,7 @@ def _lift_attributes(graph: GraphModule) -> list[Tensor]:
             with graph.graph.inserting_before(start):
                 value: Tensor = getattr(graph, name)
                 held[name] = value.detach(), graph.graph.placeholder(f"held_{len(held)}")
+                held[name][1].meta["val"] = value.detach()  # as tracing notes of its own inputs
         node.replace_all_uses_with(held[name][1])
         graph.graph.erase_node(node)
     graph.recompile()
