@@ -46,7 +46,10 @@ def _distinct(table: Iterable[Row], column: str) -> list[str]:
 
 
 def _said(table: Iterable[Row], column: str) -> str:
-    return "; ".join(_distinct(table, column))
+    found = _distinct(table, column)
+    if column == "commit":  # a run that was continued names all of its own
+        found = [*dict.fromkeys(one for each in found for one in each.split(", "))]
+    return "; ".join(found)
 
 
 def source(name: str, table: Sequence[Row], note: str = "") -> str:
@@ -187,7 +190,7 @@ def _of(table: Sequence[Row], variant: str, column: str) -> float:
 
 def critics() -> str:
     """Return, work and time of each critic."""
-    body, used, costs = [], [], rows("bench_critics", commit="b70cea0")
+    body, used, costs = [], [], rows("bench_critics", commit="9b4b9a0")
     every = by("variant", rows("critics"))
     for critic in CRITICS:
         final = last(every[critic])
