@@ -586,9 +586,9 @@ def _lift_attributes(graph: GraphModule) -> list[Tensor]:
         name = str(node.target)
         if name not in held:
             with graph.graph.inserting_before(start):
-                value: Tensor = getattr(graph, name)
-                held[name] = value.detach(), graph.graph.placeholder(f"held_{len(held)}")
-                held[name][1].meta["val"] = value.detach()  # as tracing notes of its own inputs
+                value: Tensor = getattr(graph, name).detach()
+                held[name] = value, graph.graph.placeholder(f"held_{len(held)}")
+            held[name][1].meta["val"] = value  # as tracing notes of its own inputs
         node.replace_all_uses_with(held[name][1])
         graph.graph.erase_node(node)
     graph.recompile()

@@ -29,6 +29,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from supple.agents.base import Agent
+from supple.configs.base import flat
 from supple.envs.base import EnvSpec, step_result
 from supple.envs.torch_sim import unbounded
 from supple.errors import InputError
@@ -37,6 +38,8 @@ from supple.replay import Replay
 
 WHOLE = ("actor", "critic", "optimizer")
 """What of rsl_rl's ``load_cfg`` makes up an agent."""
+OUR_LOOPS = ("replay.spill", "replay.prefill", "init_from", "overlap")
+"""Settings that only ``supple train`` can follow."""
 
 
 class FlashSAC:
@@ -88,16 +91,13 @@ class FlashSAC:
                 f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
                 " leave the flag out; rsl_rl's own PPO is one already"
             )
-        for name, value in (
-            ("replay.spill", settings.replay.spill),
-            ("replay.prefill", settings.replay.prefill),
-            ("init-from", settings.init_from),
-            ("overlap", settings.overlap),
-        ):
-            if value:
+        asked = flat(settings)
+        for name in OUR_LOOPS:
+            if asked[name]:
                 raise InputError(
-                    f"supple.runners:FlashSAC cannot follow --{name}, the runner's loop has no"
-                    " place for it: leave the flag out, or train with supple train"
+                    f"supple.runners:FlashSAC cannot follow --{name.replace('_', '-')}, the"
+                    " runner's loop has no place for it: leave the flag out, or train with supple"
+                    " train"
                 )
         settings.device = device
         settings.seed = int(cfg.get("seed", 0))

@@ -121,12 +121,21 @@ def check_fits(found: Checkpoint, settings: Settings, spec: EnvSpec) -> None:
             )
 
 
-def say_other_simulator(found: Checkpoint) -> None:
-    """Tell that what a policy does here may not be what it did in training."""
+def agent_of(found: Checkpoint, settings: Settings, spec: EnvSpec) -> Agent:
+    """The agent that a checkpoint holds; tells where the simulator here is another.
+
+    Raises:
+        InputError: it does not fit the settings or the spec, or is damaged.
+    """
+    check_fits(found, settings, spec)
     with following_format(found.path):
         changed = short("; ".join(other_simulator(found.header)))
     if changed:
         say_once(f"the simulator is another than in training: {changed}")
+    agent = build_agent(settings, spec)
+    with following_format(found.path):
+        agent.load_state_dict(found.state["agent"])
+    return agent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,11 +179,8 @@ def load_trained(path: Path | str, *, device: str = "") -> Trained:
         ) from error
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    check_fits(found, settings, spec)
-    say_other_simulator(found)
-    agent = build_agent(settings, spec)
+    agent = agent_of(found, settings, spec)
     with following_format(found.path):
-        agent.load_state_dict(found.state["agent"])
         env_steps = int(found.header["env_steps"])
         progress = found.progress
     return Trained(

@@ -244,7 +244,7 @@ def test_unknown_flags_and_groups_are_refused():
         with_flags("--agent.gama 0.9")
     with pytest.raises(InputError, match=r"learns with flashsac, got --agent ppo"):
         with_flags("--agent ppo")
-    for flag in ("--replay.spill", "--init-from somewhere", "--overlap"):
+    for flag in ("--replay.spill", "--replay.prefill a", "--init-from a", "--overlap"):
         with pytest.raises(InputError, match=f"cannot follow {flag.split()[0]}, the runner's loop"):
             with_flags(flag)
     env, config = RslRlEnv(), copy.deepcopy(CONFIG)

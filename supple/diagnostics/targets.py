@@ -15,7 +15,6 @@ from typing import Any
 
 from supple import checkpoint
 from supple.agents.base import Agent
-from supple.build import build_agent
 from supple.checkpoint import MANIFEST, Checkpoint, following_format
 from supple.configs.base import Settings
 from supple.diagnostics.data import NEWEST, ROWS, DataSets, Transitions, draw, generator_for
@@ -26,7 +25,7 @@ from supple.metrics import best_evaluation
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
-from supple.trained import check_fits, on_this_machine, read_settings, say_other_simulator
+from supple.trained import agent_of, on_this_machine, read_settings
 
 SPACED = 7
 """Checkpoints between the first and the last that a run's report looks at."""
@@ -163,11 +162,8 @@ def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, devi
     with following_format(place.path):
         spec = EnvSpec.from_json(found.header["spec"])
         env_steps = int(found.header["env_steps"])
-    check_fits(found, settings, spec)
-    say_other_simulator(found)
-    agent = build_agent(settings, spec)
+    agent = agent_of(found, settings, spec)
     with following_format(place.path):
-        agent.load_state_dict(found.state["agent"])
         progress = found.progress
     label = f"step {env_steps:,}"
     if len(names) > 1:
