@@ -133,6 +133,21 @@ def test_a_compiled_step_may_round_otherwise(monkeypatch, precision):
     assert torch.equal(weight, 1 - step + share * step)
 
 
+def test_a_compiled_step_may_take_the_other_side_of_a_kink(monkeypatch):
+    """There rounding decides, and a little beside it does not."""
+    state = torch.zeros(3)
+    region = Region(
+        lambda x: state.add_(x >= 1), state=lambda: [state], compute=Compute(compile=True)
+    )
+    monkeypatch.setattr(
+        "supple.region.compile_graph", lambda *_: lambda x: state.add_((x > 1) | (x < 0.9))
+    )
+    x = torch.ones(3)
+    region(x)
+    assert region._compute.compile
+    assert torch.equal(state, torch.zeros(3)) and torch.equal(x, torch.ones(3))
+
+
 def test_a_small_output_counts_beside_a_large_state(monkeypatch):
     """As an action does beside the networks."""
     state = torch.ones(10_000)

@@ -778,7 +778,8 @@ def _clipped(gradients: tuple[Tensor, ...], limit: float) -> tuple[tuple[Tensor,
 
     Source: ``torch.nn.utils.clip_grad_norm_``.
     """
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # On CPUs all at once would stand between other operations of a compiled step (``all_finite``).
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=gradients[0].is_cuda)
     if not limit:
         return gradients, norm
     return torch._foreach_mul(gradients, (limit / (norm + 1e-6)).clamp_max(1.0)), norm
