@@ -61,7 +61,7 @@ class Quarantine:
         obs_dtype: torch.dtype = torch.float32,
         compute: Compute,
     ) -> None:
-        self._spec, self._on_bad, self._limit = spec, on_bad, reward_limit
+        self._spec, self._on_bad, self._limit = spec, on_bad, min(reward_limit, FARTHEST)
         self._farthest = min(FARTHEST, torch.finfo(obs_dtype).max)
         device, envs, groups = spec.device, spec.num_envs, tuple(spec.observation)
         self._host = device.type == "cpu"
@@ -167,7 +167,7 @@ class Quarantine:
 
     def _surely_good(self, values: Mapping[str, Tensor]) -> bool:
         """One product per tensor: no number is farther out than the root of the sum of squares."""
-        limits = {"reward": min(self._limit, FARTHEST), "action": FARTHEST}
+        limits = {"reward": self._limit, "action": FARTHEST}
         seen: Tensor | None = None
         for name, value in values.items():
             if value.dtype != torch.float32 or value is seen:

@@ -120,6 +120,13 @@ def test_a_bad_reward_costs_one_row(host, value):
 
 
 @HOST
+def test_no_limit_lets_nothing_pass_that_is_not_finite(host):
+    quarantine, step = watch(host=host, reward_limit=INF), a_step()
+    step["reward"][2] = INF
+    assert quarantine.admit(ACTION, step)[1]["valid"].tolist() == [True, True, False]
+
+
+@HOST
 def test_a_bad_action_is_the_policys_and_named(host):
     quarantine = watch(host=host)
     action, found = quarantine.admit(torch.tensor([[0.5], [NAN], [0.5]]), a_step())

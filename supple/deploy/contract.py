@@ -7,9 +7,9 @@ Values come from the run's ``spec.json`` and the policy. ``None`` is unknown and
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -251,7 +251,7 @@ def _direction(channels: Sequence[Channel]) -> str | None:
     frames: dict[str, list[int]] = {}
     for channel in channels:
         frames.setdefault(channel.name, []).append(channel.history)
-    steps = {one < other for ages in frames.values() for one, other in pairwise(ages)}
+    steps = {one < other for ages in frames.values() for one, other in itertools.pairwise(ages)}
     if len(steps) != 1:
         return None
     return "newest_first" if steps.pop() else "oldest_first"
@@ -268,10 +268,12 @@ def _history(
         return {"length": 1, "layout": SINGLE, "direction": SINGLE, "fill": SINGLE}
     layout, direction = None, robot.history_order
     if channels is not None:
-        ages = [channel.history for channel in channels]
-        blocks = 1 + sum(one != other for one, other in pairwise(ages))
-        if blocks > 1:
-            layout = "time_major" if blocks == length else "term_major"
+        by_age = itertools.groupby(channels, key=lambda channel: channel.history)
+        frames = [[channel.name for channel in frame] for _, frame in by_age]
+        if len(frames) > 1:
+            # Terms may have histories of different lengths: as many blocks as frames prove nothing.
+            whole = len(frames) == length and all(frame == frames[0] for frame in frames)
+            layout = "time_major" if whole else "term_major"
             direction = _direction(channels)
     fill = REPEATED if length is not None and length == added else None
     return {"length": length, "layout": layout, "direction": direction, "fill": fill}

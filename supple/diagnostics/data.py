@@ -169,14 +169,13 @@ def draw(
         order = torch.randperm(len(picked), generator=generator, device=replay.device)
         picked = picked[order]
     cells = stored[picked // envs] * envs + picked % envs
-    cells = cells[replay.columns["valid"].flatten()[cells]][:rows]
-    if not len(cells):
+    picked = picked[replay.columns["valid"].flatten()[cells]][:rows]
+    if not len(picked):
         raise InputError("the replay ring holds no valid transition yet: collect more steps first")
     # In time order, so that a fold of rows holds whole pieces of episodes.
-    found = replay.transitions(cells.sort().values)
-    start = found.pop("start")
-    began = (start // replay.num_envs - found["step"]) % replay.num_rows
-    key = torch.stack((start % replay.num_envs, began))
+    place, env = (picked := picked.sort().values) // envs, picked % envs
+    found = replay.transitions(stored[place] * envs + env)
+    key = torch.stack((env, place - found["step"]))
     episode = torch.unique(key, dim=1, return_inverse=True)[1]
     return Transitions(episode=episode, **found)
 

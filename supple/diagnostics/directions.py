@@ -157,14 +157,13 @@ def split_half(matrix_EDD: Tensor, states_E: Tensor) -> Split:
         states_E: how many states each has.
 
     Raises:
-        InputError: fewer than two episodes.
+        InputError: fewer than two episodes, or a half of them without any response.
     """
     if len(states_E) < 2:
-        raise InputError(f"split halves need 2 episodes, got {len(states_E)}")
-    halves = [
+        raise InputError(f"split halves need 2 episodes, got {len(states_E)}: give more episodes")
+    even, odd = (
         decompose(_weighted(matrix_EDD[first::2], states_E[first::2].double())) for first in (0, 1)
-    ]
-    even, odd = halves
+    )
     width = min(even.subspace().shape[1], odd.subspace().shape[1])
     shared = squared_cosine(even.vector_DD[:, :width], odd.vector_DD[:, :width])
     cosine = squared_cosine(even.worst, odd.worst) ** 0.5
@@ -219,11 +218,12 @@ def bootstrap(
             ("gap", 1 - second_B / top_B),
         ):
             found.setdefault(name, []).append(value_B)
-    return {name: percentiles(torch.cat(parts)) for name, parts in found.items()}
+    return {name: _percentiles(torch.cat(parts)) for name, parts in found.items()}
 
 
-def percentiles(value_B: Tensor) -> tuple[float, float]:
-    """The middle 95 %."""
+def _percentiles(value_B: Tensor) -> tuple[float, float]:
+    """The middle 95 % of what is finite: draws of episodes without any response say nothing."""
+    value_B = value_B[value_B.isfinite()]
     low, high = torch.quantile(value_B.double(), value_B.new_tensor([0.025, 0.975])).tolist()
     return low, high
 

@@ -331,16 +331,12 @@ def matrices(
     return [top for top, _ in kept], [bottom for _, bottom in kept]
 
 
-def spectral_norm(weight: Tensor, *, iterations: int = 10) -> Tensor:
-    """Largest singular value by power iteration, (..., outputs, inputs) -> (...)."""
-    v = weight.double().sum(-2, keepdim=True).mT + 1e-3  # never orthogonal to what is positive
-    matrix = weight.double()
-    for _ in range(iterations):
-        u = matrix @ v
-        v = matrix.mT @ (u / torch.linalg.vector_norm(u, dim=-2, keepdim=True).clamp_min(1e-300))
-        v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp_min(1e-300)
-    norm: Tensor = torch.linalg.vector_norm(matrix @ v, dim=(-2, -1))
-    return norm
+def spectral_norm(weight: Tensor) -> Tensor:
+    """Largest singular value, (..., outputs, inputs) -> (...); NaN where numbers are not finite."""
+    wide = weight.double().nan_to_num(0.0, 0.0, 0.0)
+    gram = wide @ wide.mT if weight.shape[-2] < weight.shape[-1] else wide.mT @ wide
+    norm: Tensor = torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt()
+    return norm.where(weight.isfinite().flatten(-2).all(-1), math.nan)
 
 
 def turned(before: Tensor, after: Tensor) -> Tensor:

@@ -67,12 +67,12 @@ class Instability:
     worst: Tensor
     least: Tensor
     intervals: Mapping[str, tuple[float, float]]
-    split: di.Split | None
-    """None with fewer than two episodes."""
+    split: di.Split | str
+    """Or why there is none."""
     distance: Tensor
     """To the decision boundary of each state, (N,) [standard deviations]."""
-    course: Mapping[str, float]
-    """Over time; empty where states are not in order."""
+    course: Mapping[str, float] | str
+    """Over time, or why there is none."""
     series: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Strength, and alignment with the worst direction, of the first episodes."""
     responses: Responses
@@ -83,7 +83,8 @@ class Instability:
     @property
     def identified(self) -> bool:
         """Whether a single direction may be named; else only its subspace."""
-        return self.split is not None and di.identified(self.split.cosine, self.found.gap)
+        split = self.split
+        return isinstance(split, di.Split) and di.identified(split.cosine, self.found.gap)
 
     @property
     def families(self) -> Mapping[str, tuple[float, float]]:
@@ -195,7 +196,7 @@ def analyse(
         worst=everywhere(found.worst),
         least=everywhere(found.least),
         intervals=intervals,
-        split=di.split_half(*matrices) if several else None,
+        split=_split(*matrices),
         distance=lens.distance(obs_ND, scale_D, local.strength_N),
         course=_course((local, states), (series_local, series_states)),
         series=_series(series_local, series_states, found.worst),
@@ -228,17 +229,24 @@ def _noisy(lens: Lens, raw_NRD: Tensor, layout: Layout, some: slice) -> Noisy | 
     )
 
 
+def _split(matrix_EDD: Tensor, states_E: Tensor) -> di.Split | str:
+    try:
+        return di.split_half(matrix_EDD, states_E)
+    except InputError as error:  # too few episodes, or one half of them never responds
+        return str(error)
+
+
 def _course(
     looked_at: tuple[di.Local, States], in_steps: tuple[di.Local, States]
-) -> dict[str, float]:
+) -> dict[str, float] | str:
     """Over the states that were looked at; changes over those between which no step is missing."""
     local, states = looked_at
     if not states.in_order:
-        return {}
+        return "the course over time needs whole episodes: give an environment"
     try:
         found = di.over_time(local.strength_N, states.episode)
-    except InputError:
-        return {}
+    except InputError as error:
+        return str(error)
     local, states = in_steps
     return found | {"tv": di.variation(local.strength_N, states.episode)}
 
@@ -289,9 +297,8 @@ def readings(one: Instability) -> Iterator[Reading]:
             reference=reference.get(metric, {}),
             unit={"gain": "per sd", "coords": "channels"}.get(metric, ""),
         )
-    if one.split is None:
-        reason = f"split halves need 2 episodes, got {one.episodes}: give more episodes"
-        yield undefined(reason, metric="ranld_split_cos", params=params, **facts)
+    if isinstance(one.split, str):
+        yield undefined(one.split, metric="ranld_split_cos", params=params, **facts)
     else:
         yield number("split_cos", one.split.cosine, n=one.episodes)
         yield number("split_subspace", one.split.subspace, n=one.episodes)
@@ -301,11 +308,10 @@ def readings(one: Instability) -> Iterator[Reading]:
         yield reading(direction, metric="ranld_group", params=own, **facts)
         yield reading(everything, metric="ranld_group_all", params=own, **facts)
     for metric in ("mean", "cv", "tail", "tv"):
-        if metric in one.course:
-            yield number(metric, one.course[metric], unit="per sd" if metric == "mean" else "")
+        if isinstance(one.course, str):
+            yield undefined(one.course, metric=f"ranld_{metric}", params=params, **facts)
         else:
-            reason = "the course over time needs whole episodes: give an environment"
-            yield undefined(reason, metric=f"ranld_{metric}", params=params, **facts)
+            yield number(metric, one.course[metric], unit="per sd" if metric == "mean" else "")
     for share in QUANTILES:
         at = params | {"quantile": f"{share:g}"}
         yield reading(one.quantile(share), metric="ranld_dist", params=at, unit="sd", **facts)

@@ -62,7 +62,9 @@ def reading(value: Tensor | float, **facts: Any) -> Reading:
     number = float(value)
     if math.isfinite(number):
         return Reading(value=number, **facts)
-    return undefined(f"the result is {number}, not a finite number", **facts)
+    doubt = facts.pop("reason", "")
+    said = f"the result is {number}, not a finite number"
+    return undefined("; ".join(filter(None, (said, doubt))), **facts)
 
 
 def undefined(reason: str, **facts: Any) -> Reading:

@@ -34,7 +34,7 @@ class Drawdown(NamedTuple):
 
     depth: float
     peak: int
-    """Evaluation with the best return before it."""
+    """Last evaluation with the best return before it."""
     bottom: int
     recovered: int | None
     """First later evaluation with 95 % of that best again; None where there was none."""
@@ -52,8 +52,8 @@ def drawdown(returns: Sequence[float]) -> Drawdown:
     best_n = value_n.cummax(0).values
     fall_n = best_n - value_n
     bottom = int(fall_n.argmax())
-    peak = int(value_n[: bottom + 1].argmax())
     best = float(best_n[bottom])
+    peak = int((value_n[: bottom + 1] == best).nonzero()[-1])  # the fall begins behind a plateau
     enough = best - (1 - RECOVERED) * abs(best)
     later = (value_n[bottom:] >= enough).nonzero()
     recovered = bottom + int(later[0]) if len(later) else None

@@ -25,7 +25,7 @@ from supple.metrics import best_evaluation
 from supple.replay import Replay, Segments
 from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
-from supple.trained import agent_of, on_this_machine, read_settings
+from supple.trained import agent_of, as_recorded, on_this_machine, read_settings
 
 SPACED = 7
 """Checkpoints between the first and the last that a run's report looks at."""
@@ -158,7 +158,7 @@ def _best_step(run: Path, steps: Sequence[int]) -> int:
 
 
 def _target(place: _Place, found: Checkpoint, names: Mapping[Path, str], *, device: str) -> Target:
-    settings = on_this_machine(read_settings(place.run), device)
+    settings = as_recorded(on_this_machine(read_settings(place.run), device), found)
     with following_format(place.path):
         spec = EnvSpec.from_json(found.header["spec"])
         env_steps = int(found.header["env_steps"])

@@ -181,10 +181,12 @@ def self_excitation(
         parameters: of one member.
 
     Raises:
-        InputError: no parameter moves any value.
+        InputError: no parameter moves any value, or gradients are not finite.
     """
     matrix = (gamma * cross_Enn - own_Enn).double() / parameters
     norm_E = torch.linalg.matrix_norm(matrix)
+    if not norm_E.isfinite().all():  # LAPACK may end the process where it is given NaN
+        raise InputError("gradients of values are not finite: self-excitation is undefined")
     if not norm_E.all():
         raise InputError("no parameter moves a value: self-excitation is undefined")
     seem_E = torch.linalg.eigvals(matrix).real.amax(-1)

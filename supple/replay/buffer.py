@@ -536,8 +536,7 @@ class Replay:
 
         Returns:
             ``observation`` and ``next_observation`` (groups (B, D) float32), ``action``,
-            ``reward``, ``terminated``, ``truncated``, ``step`` in its episode and ``start``, which
-            is ``cells``, (B,) each.
+            ``reward``, ``terminated``, ``truncated`` and ``step`` in its episode, (B,) each.
         """
         columns = {name: column.flatten(0, 1)[cells] for name, column in self.columns.items()}
         after = self._after(columns["final_slot"].long(), cells)
@@ -546,7 +545,6 @@ class Replay:
             "next_observation": {g: rows[after].float() for g, rows in self.storage.items()},
             **{name: columns[name] for name in ("action", "reward", "terminated", "truncated")},
             "step": columns["step_in_episode"].long(),
-            "start": cells,
         }
 
     def clear(self) -> None:

@@ -195,6 +195,10 @@ def test_histories_are_told_apart_by_hand():
     # A term of two entries, as IsaacLab lays it out, and one without a history at the end.
     frames = (("a[x]", 1), ("a[y]", 1), ("a[x]", 0), ("a[y]", 0), ("b", 1), ("b", 0), ("c", 0))
     assert history(*frames) == ("term_major", "oldest_first")
+    # Three blocks of one age each, for three frames, and yet by term: "b" has one frame only.
+    mixed = [(f"a[{axis}]", age) for age in (2, 1, 0) for axis in "xy"]
+    assert history(*mixed, ("b", 0)) == ("term_major", "oldest_first")
+    assert history(("b", 0), *mixed) == ("term_major", "oldest_first")
 
 
 def test_a_description_of_another_robot_is_refused():

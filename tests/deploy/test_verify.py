@@ -379,6 +379,11 @@ def test_an_error_of_the_action_may_grow_with_the_scale_but_no_further():
         assert worst_error(found, expected, contract, 1e-5) == pytest.approx(worst, rel=1e-5)
 
 
+def test_a_single_choice_is_always_the_right_one():
+    one = Outputs(np.zeros((2, 1), np.int64), np.ones((2, 1), np.float32), np.zeros((2, 0)))
+    assert worst_error(one, one, {"action": {"kind": "discrete", "pipeline": []}}, 1e-5) == 0
+
+
 # --- hostile bundles ---------------------------------------------------------------------------
 
 

@@ -60,6 +60,13 @@ def test_no_transition_is_drawn_twice_and_episodes_are_told_apart():
     assert len(keys.unique()) == 12
 
 
+def test_episodes_as_long_as_the_ring_are_told_apart():
+    """The next one's first rows lie where those of the one before did."""
+    found = drawn(ring_of(13, capacity=EPISODE * ENVS), 10_000)
+    assert len(found.episode.unique()) == 2 * ENVS
+    assert found.reward.diff().min() >= 0  # in time order, over the end of the ring
+
+
 def test_invalid_rows_are_not_drawn():
     found = drawn(ring_of(40, invalid_every=2), 10_000)
     assert len(found) == 20 * ENVS

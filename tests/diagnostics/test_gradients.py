@@ -192,10 +192,13 @@ def test_a_row_turns_by_the_angle_of_its_chord():
     assert turned(before, tiny) == pytest.approx(1e-5, rel=2e-3)
 
 
-def test_power_iteration_finds_the_largest_singular_value():
-    weight = torch.randn(2, 5, 3, generator=generator(3))
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 5)])
+def test_the_largest_singular_value_is_exact(shape):
+    weight = torch.randn(shape, generator=generator(3))
     exact = torch.linalg.matrix_norm(weight.double(), 2)
-    torch.testing.assert_close(spectral_norm(weight, iterations=200), exact)
+    torch.testing.assert_close(spectral_norm(weight), exact)
+    assert spectral_norm(torch.tensor([[10.0, -10], [-10, 10]])) == pytest.approx(20)
+    assert spectral_norm(torch.tensor([[1.0, math.inf], [0, 1]])).isnan()
 
 
 def test_epsilon_dominates_where_second_moments_vanish():

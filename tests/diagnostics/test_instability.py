@@ -145,7 +145,7 @@ def test_order_of_states_changes_nothing_but_the_course():
     mixed = at.rows(torch.randperm(400, generator=torch.Generator().manual_seed(3)))
     before, after = analysed(at=at), analysed(at=mixed)
     torch.testing.assert_close(after.found.value_D, before.found.value_D)
-    assert before.course == {}
+    assert isinstance(before.course, str)
     reasons = [r.reason for r in instability.readings(before) if r.metric == "ranld_cv"]
     assert "needs whole episodes" in reasons[0]
 
@@ -165,6 +165,18 @@ def test_a_course_over_time_has_every_step_of_whole_episodes(monkeypatch):
         torch.testing.assert_close(own[0] / thinned.scale[0], expected[0] / whole.scale[0])
     monkeypatch.setattr(instability, "MOST_STATES", 150)  # whole ones as far as they fit
     assert [len(strength) for strength, _ in analysed(policy, at=at).series] == [100]
+
+
+def test_half_of_the_episodes_without_a_response_cost_only_what_compares_halves():
+    at = states()  # four episodes of 100 steps; actions of the odd ones are at their limits
+    at.obs[:, -1] = at.episode % 2
+    policy = dataclasses.replace(linear(), command=lambda obs, *_: (1 - obs[:, 2:]) * obs[:, :1])
+    one = analysed(policy, at=at)
+    assert isinstance(one.split, str) and "does not respond" in one.split
+    assert all(math.isfinite(bound) for pair in one.intervals.values() for bound in pair)
+    found = {r.metric: r for r in instability.readings(one)}
+    assert found["ranld_conc"].status == "ok"
+    assert found["ranld_split_cos"].reason == one.split
 
 
 def test_choices_flip_along_the_difference_of_their_rows():

@@ -1,6 +1,7 @@
 """The entry point: every suite of every agent, names, references, isolation, determinism."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from supple.diagnostics.data import DataSets
 from supple.diagnostics.measure import GROUPS, compare, measure
 from supple.diagnostics.movement import action_churn
-from supple.diagnostics.reading import Reading
+from supple.diagnostics.reading import Reading, reading
 from supple.diagnostics.step import next_step
 from supple.diagnostics.subject import subject_of
 from supple.diagnostics.suite.values import BY_DEVIATION
@@ -291,3 +292,9 @@ def test_sets_of_transitions_move_to_a_device_as_far_as_there_are_any():
     assert there.recent is not None
     assert there.recent.device.type == there.recent.obs(("policy",)).device.type == "meta"
     assert there.anchor is None
+
+
+def test_a_number_that_is_not_finite_is_undefined_beside_the_doubt_it_came_with():
+    found = reading(math.nan, metric="value_rank", network="critic", reason="coarse")
+    assert found.status == "undefined" and found.value is None
+    assert found.reason == "the result is nan, not a finite number; coarse"

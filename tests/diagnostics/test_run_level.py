@@ -23,6 +23,7 @@ def test_the_deepest_fall_and_when_it_was_made_good():
     falls = [0.0, 9, 8, 2], [0.0, 9, 5, 4, 1], [0.0, 9, 2, 7]
     assert [drawdown(series).low for series in falls] == [1, 2, 0]
     assert drawdown([-10.0, -5, -8, -5.2]).recovered == 3
+    assert drawdown([0.0, 9, 9, 9, 2, 9])[1:4] == (3, 4, 5)  # from the end of a plateau
 
 
 @pytest.mark.parametrize(("window", "fall", "rise"), [(7, 7, 10), (3, 7, 8)])

@@ -109,6 +109,14 @@ def test_a_next_feature_twice_as_large_excites_itself_beyond_gamma_one_half(gamm
     assert found.norm_E.item() == pytest.approx(math.copysign(1, expected))
 
 
+def test_gradients_that_are_not_finite_excite_nothing():
+    """LAPACK ends the process on some such matrices, and answers with a number on others."""
+    own = torch.eye(256)[None].clone()
+    own[0, 3, 7] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        self_excitation(own, torch.zeros(1, 256, 256), 0.9, 1)
+
+
 def test_identical_samples_and_swapped_states():
     three = torch.ones(1, 3, 3)
     found = self_excitation(three, 2 * three, 0.9, 1)

@@ -32,7 +32,7 @@ def space(source: Source) -> Iterator[Figure]:
             frame.column(index + 0.6, index + 1.4, value, strong=index == 0)
         even = 1 / len(values)
         frame.level(even, f"evenly spread: {even:.2f}")
-        agreement = "one episode" if one.split is None else f"{one.split.cosine:.3f}"
+        agreement = "unknown" if isinstance(one.split, str) else f"{one.split.cosine:.3f}"
         title = "How concentrated the instability is"
         yield Figure(
             "Is it robust to its sensors?",
@@ -142,12 +142,12 @@ def time(source: Source) -> Iterator[Figure]:
         for kind, strength in enumerate(strengths):
             frame.line(list(enumerate(strength)), f"episode {kind + 1}", kind=kind)
         title = "When it is sensitive"
-        numbers = one.course
+        course = "" if isinstance(one.course, str) else f"{one.course['cv']:.2f}"
         yield Figure(
             "Is the policy steady?",
             title,
             f"{source.label(number)}, {_mode(one)}"
-            + (f", deviation / mean {numbers['cv']:.2f}" if numbers else ""),
+            + (f", deviation / mean {course}" if course else ""),
             frame.render(title),
             "Spikes are moments at which a small error changes the decision most: contacts, phases,"
             " commands. In the mode choice they are states near a tie.",

@@ -135,7 +135,7 @@ def bursts(evidence: Evidence) -> Verdict | None:
 def robustness_does_not_transfer(evidence: Evidence) -> Verdict | None:
     """V12: under a disturbance the policy is sensitive to other inputs, and earns less."""
     one = evidence.analyses.get("action", evidence.analyses.get("choice"))
-    if one is None or one.split is None or not one.identified:
+    if one is None or isinstance(one.split, str) or not one.identified:
         return None  # there is no one direction to compare with
     nominal = evidence.one("ranld_split_fcq", mode=one.mode)
     line = min(THRESHOLDS["ranld_fcq"].warn or 0.5, TRANSFERS * one.split.quotient)
