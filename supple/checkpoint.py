@@ -262,7 +262,7 @@ def newest_intact(run_dir: Path) -> tuple[Checkpoint, list[str]]:
     if not skipped:
         raise InputError(
             f"{run_dir} has no checkpoint: expected {run_dir / 'checkpoints'}/step_<k>;"
-            " the run stopped before its first one, start it again"
+            f" the run stopped before its first one: supple resume {run_dir} begins it again"
         )
     raise InputError(
         f"{run_dir} has no intact checkpoint among {len(skipped)}; the newest: {skipped[0]}"

@@ -141,6 +141,11 @@ def main(arguments: Sequence[str]) -> int:
         variants = options.variant or [*rates]
         queue = jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
     curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
+    if taken := {curve.variant for curve in curves} & {job.variant for job in jobs}:
+        raise InputError(
+            f'"{min(taken)}" is a variant of the CSV and of the runs: call it otherwise in the'
+            " file, or, where it has no column of variants, give the file another name"
+        )
     gpus = visible_gpus() if any(job.any_gpu for job in jobs) else []
     at_once = options.jobs or min(len(gpus) or machine.cores(), len(jobs))
     if at_once < 1:
@@ -152,7 +157,8 @@ def main(arguments: Sequence[str]) -> int:
     with claim(options.out):
         status = run_queue(queue, at_once, gpus)
         if any(job.result() for job in jobs):
-            report([*summarise(jobs), *foreign(curves)], options.out)
+            ours = summarise(jobs)
+            report([*ours, *foreign(curves, ours)], options.out)
             if rates and status != RESUMABLE:
                 print(sensitivity(jobs, list(rates.values()), options.out))
             print(options.out)
@@ -165,7 +171,8 @@ def runs_in(folders: Sequence[Path]) -> list[Job]:
     A variant is called by the fewest settings that tell it from the others of its task.
 
     Raises:
-        InputError: a folder holds no run, or none of them is finished.
+        InputError: a folder holds no run, two are the same seed of one variant, or none has a
+            result.
     """
     settings = {folder: flat(read_settings(folder)) for folder in dict.fromkeys(folders)}
     runs = {
@@ -190,9 +197,20 @@ def runs_in(folders: Sequence[Path]) -> list[Job]:
             jobs.append(Job(variant, settings[folder]["seed"], folder, (), task))
     left_out = [str(job.folder) for job in jobs if job.result() is None]
     if len(left_out) == len(jobs):
-        raise InputError(f"no run is finished: supple resume {shlex.quote(str(left_out[0]))}")
+        raise InputError(
+            f"no run has a result: supple resume {shlex.quote(str(left_out[0]))} finishes it, or"
+            " says why it has no final evaluation"
+        )
     for path in left_out:
-        print(f"not finished, and left out: {path}", file=sys.stderr)
+        print(f"without a result, and left out: {path}", file=sys.stderr)
+    known: dict[tuple[str, str, int], Path] = {}
+    for job in jobs:
+        other = known.setdefault((job.task, job.variant, job.seed), job.folder)
+        if other != job.folder:
+            raise InputError(
+                f"{other} and {job.folder} are the same run ({job.name}), which would count as two"
+                " seeds: give one of them"
+            )
     return jobs
 
 
@@ -339,11 +357,14 @@ def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> in
                     if code is None:
                         continue
                     del running[job]
-                    codes.add(code)
-                    if code == DONE:
+                    if code == DONE and job.result() is None:
+                        code = FAILED
+                        print(f"no final evaluation: {job.name}: see {log_file(job)}", flush=True)
+                    elif code == DONE:
                         print(f"finished {job.name}", flush=True)
                     elif code != RESUMABLE:
                         print(f"failed {job.name}: see {log_file(job)}", flush=True)
+                    codes.add(code)
                 if RESUMABLE in codes:
                     waiting.clear()
         except KeyboardInterrupt:

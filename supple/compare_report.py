@@ -234,23 +234,31 @@ def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
     )
 
 
-def foreign(curves: Sequence[Curve]) -> list[Runs]:
-    """What a table can say of curves from elsewhere: the last evaluation of each."""
+def foreign(curves: Sequence[Curve], beside: Sequence[Runs]) -> list[Runs]:
+    """What a table can say of curves from elsewhere, at the budget of the runs.
+
+    That is the last evaluation of each until the longest run of its task ended.
+    """
+    ends: dict[str, int] = {}
+    for runs in beside:
+        ends[runs.task] = max(ends.get(runs.task, 0), *runs.env_steps, 0)
     grouped: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         grouped.setdefault((curve.task, curve.variant), []).append(curve)
     found = []
     for (task, variant), own in grouped.items():
         single = all(curve.half_width is None for curve in own)
-        known = [c.seconds[-1] / 60 for c in own if np.isfinite(c.seconds[-1])]
+        last = [max(int((c.steps <= (ends.get(task) or np.inf)).sum()) - 1, 0) for c in own]
+        at = list(zip(own, last, strict=True))
+        known = [c.seconds[n] / 60 for c, n in at if np.isfinite(c.seconds[n])]
         found.append(
             Runs(
                 task=task,
                 variant=variant,
                 planned=len(own) if single else 0,
-                returns=np.array([c.returns[-1] for c in own] if single else []),
+                returns=np.array([c.returns[n] for c, n in at] if single else []),
                 curves=own,
-                env_steps=[int(c.steps[-1]) for c in own],
+                env_steps=[int(c.steps[n]) for c, n in at],
                 minutes=known,
             )
         )

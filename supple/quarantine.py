@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -132,7 +132,13 @@ class Quarantine:
     # --- every step -------------------------------------------------------------------------
 
     def first(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The observation of a reset, each group (N, D), bad rows 0."""
+        """The observation of a reset, each group (N, D), bad rows 0.
+
+        Raises:
+            SimulatorError: its groups are not the spec's.
+        """
+        if not isinstance(obs, Mapping) or set(obs) != set(self._spec.observation):
+            self._lacks("a reset's observation", obs)
         bad = torch.stack([_beyond(rows, self._farthest) for rows in obs.values()]).any(0)
         self._tensors["tainted"].copy_(bad)
         self._suspicious = self._suspicious or (self._host and bool(bad.any()))
@@ -145,10 +151,13 @@ class Quarantine:
         Raises:
             SimulatorError: a shape or dtype is not the contract's.
         """
-        values = {"reward": step["reward"], "action": action}
-        values |= {name: step[name] for name in FLAGS}
-        for kind in ("observation", "final_observation"):
-            values |= {f"{kind}/{group}": step[kind][group] for group in self._spec.observation}
+        try:
+            values = {"reward": step["reward"], "action": action}
+            values |= {name: step[name] for name in FLAGS}
+            for kind in ("observation", "final_observation"):
+                values |= {f"{kind}/{group}": step[kind][group] for group in self._spec.observation}
+        except (KeyError, IndexError, TypeError):
+            self._lacks("a step", step)
         if any(
             (value.shape, value.dtype) != self._expected[name] for name, value in values.items()
         ):
@@ -219,6 +228,16 @@ class Quarantine:
         for group in groups:
             clean[f"observation/{group}"] = _zeroed(value[f"observation/{group}"], made_up)
         return clean
+
+    def _lacks(self, what: str, found: Any) -> NoReturn:
+        groups = ", ".join(self._spec.observation)
+        named = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        fields = ", ".join(("reward", *FLAGS, "observation, final_observation"))
+        expected = f"the groups {groups}" if "observation" in what else f"{fields} (of {groups})"
+        raise SimulatorError(
+            f"{self._spec.task_id}: {what} has {named or 'nothing'}, expected {expected}; check the"
+            " simulator with supple doctor --env"
+        )
 
     def _refuse(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():

@@ -253,10 +253,22 @@ class Run:
         """What the begun step returned.
 
         Raises:
+            SimulatorError: it is no TensorDict.
             Exception: whatever the simulator raised.
         """
         with self._simulating:
-            return self._stepped().to_dict()
+            return self._fields("step", self._stepped())
+
+    def _fields(self, what: str, found: Any) -> dict[str, Any]:
+        """Of a TensorDict, as a dict, which is faster to read."""
+        if not isinstance(found, TensorDict):
+            raise SimulatorError(
+                f"{self.settings.task}: {what} returned a {type(found).__name__}, expected a"
+                " TensorDict (supple.envs.base.{what}_result makes one); check the simulator with"
+                " supple doctor --env"
+            )
+        fields: dict[str, Any] = found.to_dict()
+        return fields
 
     def record(self, action: Tensor, step: Step, extras: Mapping[str, Tensor]) -> Groups:
         """Count one vector step, show it to the agent and store it.
@@ -530,7 +542,9 @@ class Run:
             "gradient steps": f"{self.agent.updates:,}",
             "wall-clock": f"{seconds / 60:.1f} min, {self.env_steps / seconds:,.0f} env steps/s",
         }
-        if self._evaluation and self._evaluated_at == self.env_steps:
+        if self._over and self._evaluation is None:
+            rows["evaluation return"] = "none: its numbers were not finite, as said above"
+        elif self._evaluation and self._evaluated_at == self.env_steps:
             found = self._evaluation
             rows["evaluation return"] = (
                 f"{found.return_mean:.1f} ± {found.return_ci95:.1f}"
@@ -614,7 +628,8 @@ class Run:
         self._sinks.truncate_after(-1)
 
     def _reset(self, seed: int) -> None:
-        self._obs = self._quarantine.first(self.env.reset(seed)["observation"].to_dict())
+        found = self._fields("reset", self.env.reset(seed))
+        self._obs = self._quarantine.first(found.get("observation", {}))
         self.env.spread_ends(derive_seed(seed, "ends"))
 
     def _restore(self, resumed: Checkpoint) -> None:

@@ -55,6 +55,10 @@ def trained(agent, tmp_path_factory):
         ),
         (["train", "toy/lqr", "--agent", "ppo", "--overlap"], "ppo here every 128: drop the flag"),
         (
+            ["train", "toy/lqr", "--agent", "ppo", "--agent.sequence-steps", "16"],
+            "--agent.sequence-steps 16 means nothing without a memory",
+        ),
+        (
             ["train", "toy/lqr", "--agent", "ppo", "--agent.sequence-steps", "3"],
             "--agent.sequence-steps must divide --agent.rollout-steps 128, got 3",
         ),

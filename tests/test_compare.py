@@ -44,13 +44,29 @@ def replace_runs(monkeypatch, *programs):
 SLEEPS = "import time; time.sleep(60)"
 
 
+def ends(job, code):
+    """A run that ends so, with a result if it is done."""
+    write = f"os.makedirs(r'{job.folder}'); open(r'{job.folder}/result.json', 'w').write('{{}}'); "
+    return f"import os; {'' if code else write}os._exit({code})"
+
+
 @pytest.mark.parametrize(
     ("codes", "status"),
     [((0, 0), DONE), ((2, 0), FAILED), ((1, 0), FAILED), ((1, 3), RESUMABLE), ((3, 1), RESUMABLE)],
 )
 def test_the_worst_run_decides_the_exit_status(tmp_path, monkeypatch, codes, status):
-    replace_runs(monkeypatch, *(f"import os; os._exit({code})" for code in codes))
-    assert run_queue(jobs_in(tmp_path, 2), 2) == status
+    jobs = jobs_in(tmp_path, 2)
+    replace_runs(monkeypatch, *map(ends, jobs, codes))
+    assert run_queue(jobs, 2) == status
+
+
+def test_a_run_without_a_final_evaluation_has_failed_here(tmp_path, monkeypatch, capsys):
+    """It trained to its end, but of its task the table could say nothing."""
+    replace_runs(monkeypatch, "")
+    (job,) = jobs_in(tmp_path, 1)
+    assert run_queue([job], 1) == FAILED
+    log = compare.log_file(job)
+    assert f"no final evaluation: {job.name}: see {log}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -150,7 +166,7 @@ def environments(monkeypatch, tmp_path, *flags, seeds=3, count=2, visible=None):
     given = ["toy/lqr", "--out", str(tmp_path), "--seeds", *map(str, range(seeds))]
     cut = flags.index("--") if "--" in flags else len(flags)
     laptop = ["--", "--preset", "laptop", *flags[cut + 1 :]]
-    assert main(["compare", *given, *flags[:cut], *laptop]) == DONE
+    assert main(["compare", *given, *flags[:cut], *laptop]) == FAILED  # they only sleep
     assert groups == {"toy/lqr, default"}
     return seen, max(most)
 
@@ -280,6 +296,21 @@ def test_runs_that_are_there_are_grouped_by_what_tells_them_apart(tmp_path):
     ]
 
 
+def test_a_repeated_run_is_not_another_seed(tmp_path):
+    again = [made(tmp_path / name, seed=3) for name in "ab"]
+    with pytest.raises(InputError, match=r"a and .*b are the same run .*seed 3.*give one of them"):
+        compare.runs_in(again)
+
+
+def test_a_variant_of_a_csv_has_a_name_of_its_own(tmp_path, capsys):
+    table = tmp_path / "flashsac.csv"
+    table.write_text("step,return\n10,1.0\n")
+    own = ["compare", str(made(tmp_path / "a")), "--out", str(tmp_path / "out"), "--csv"]
+    assert main([*own, str(table)]) == BAD_INPUT
+    assert '"flashsac" is a variant of the CSV and of the runs' in capsys.readouterr().err
+    assert main([*own, str(table.rename(tmp_path / "paper.csv"))]) == DONE
+
+
 def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "start", None)
     given = [
@@ -290,7 +321,7 @@ def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch
     given.append(tmp_path / "d")
     out = tmp_path / "out"
     assert main(["compare", *map(str, given), "--out", str(out)]) == DONE
-    assert f"not finished, and left out: {tmp_path / 'd'}" in capsys.readouterr().err
+    assert f"without a result, and left out: {tmp_path / 'd'}" in capsys.readouterr().err
     rows = (out / "compare.csv").read_text().splitlines()
     assert [row.split(",")[1:4] for row in rows[1:]] == [
         ["tau 0.1", "2 of 2", "4.0"],
@@ -304,7 +335,7 @@ def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch
     [
         (["--", "--agent.tau", "0.1"], "runs that are there have their flags"),
         (["--variant", "a: --agent.tau 0.1"], "runs that are there have their flags"),
-        ([], "no run is finished: supple resume"),
+        ([], "no run has a result: supple resume"),
     ],
 )
 def test_of_runs_that_are_there_nothing_is_changed(tmp_path, capsys, flags, complaint):

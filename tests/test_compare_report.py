@@ -1,6 +1,7 @@
 """What the table and the figure of ``supple compare`` say."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_over_tasks_zero_is_the_worst_beginning_and_one_the_best_end():
 
 def test_a_published_mean_is_shown_with_its_interval_and_claims_no_runs():
     published = curve(1, 7.5, variant="paper", half_width=np.array([0.1, 2.0]))
-    (found,) = foreign([published])
+    (found,) = foreign([published], [])
     (row,) = table([found])
     assert (row["seeds"], row["return mean"], row["return IQM"]) == ("-", "7.5 ± 2.0", "-")
     shown = band(found.curves)
@@ -94,9 +95,17 @@ def test_a_published_mean_is_shown_with_its_interval_and_claims_no_runs():
 
 
 def test_foreign_seeds_are_runs_like_ours():
-    (found,) = foreign([curve(1, 2, seconds=[30, 60]), curve(1, 4, seconds=[30, 120])])
+    curves = [curve(1, 2, seconds=[30, 60]), curve(1, 4, seconds=[30, 120])]
+    (found,) = foreign(curves, [])
     assert found.returns.tolist() == [2, 4]
     assert found.minutes == [1, 2]
+
+
+@pytest.mark.parametrize(("end", "step", "returned"), [(9, 10, 1), (25, 20, 2), (90, 30, 9)])
+def test_longer_foreign_curves_count_until_the_runs_ended(end, step, returned):
+    beside = dataclasses.replace(runs(1, 2), env_steps=[5, end])
+    (found,) = foreign([curve(1, 2, 9, variant="paper")], [beside])
+    assert (found.returns.tolist(), found.env_steps) == ([returned], [step])
 
 
 def test_curves_are_joined_where_all_have_an_evaluation():
@@ -114,7 +123,7 @@ def test_wall_clock_is_the_mean_of_each_evaluations():
 
 
 def test_only_timed_curves_have_an_axis_of_time():
-    found = [runs(1, 2), *foreign([curve(1, 2, variant="b", seconds=[1, 2])])]
+    found = [runs(1, 2), *foreign([curve(1, 2, variant="b", seconds=[1, 2])], [])]
     shown = figures(found)
     assert list(shown.over_steps["t"]) == ["a", "b"]
     assert list(shown.over_minutes["t"]) == ["b"]

@@ -234,6 +234,16 @@ def test_a_simulator_of_which_most_rows_are_bad_ends_the_run(host):
         one_of_three.judge()
 
 
+@pytest.mark.parametrize("lacks", ["valid", "final_observation"])
+def test_a_missing_field_is_refused_by_name(lacks):
+    step = a_step()
+    del step[lacks]
+    with pytest.raises(SimulatorError, match=r"a step has .*, expected reward, .*supple doctor"):
+        watch().admit(ACTION, step)
+    with pytest.raises(SimulatorError, match="observation has state, expected the groups policy"):
+        watch().first({"state": torch.zeros(3, 2)})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

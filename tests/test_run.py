@@ -147,6 +147,14 @@ def test_a_simulator_without_valid_rows_ends_the_run(settings_of, monkeypatch):
     assert run.env_steps < 200
 
 
+def test_a_simulator_that_returns_no_tensordict_is_named(settings_of):
+    run = launch.new_run(settings_of())
+    original = run.env.step
+    run.env.step = lambda action: original(action).to_dict()  # type: ignore[method-assign]
+    with pytest.raises(SimulatorError, match="step returned a dict, expected a TensorDict"):
+        finish(run)
+
+
 def test_evaluation_on_a_gpu_is_built_before_the_first_step(settings_of, monkeypatch):
     def refuse(*_, purpose, **__):
         raise SimulatorError(f"no memory for {purpose}")

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supple.agents.nets import Trunk, UnitLinear
+from supple.errors import InputError
 
 ALL_ROWS = slice(None)
 
@@ -122,6 +123,56 @@ class Critic(nn.Module, ABC):
     @abstractmethod
     def loss(self, prediction: Any, target: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Mean over members and rows, 0-d. Every member regresses onto the same target."""
+
+
+@torch.no_grad()
+def check_critic(critic: Critic, device: torch.device) -> None:
+    """Refuse a critic whose functions give other shapes than theirs: many would learn, wrongly.
+
+    Args:
+        critic: of one's own.
+        device: where it is.
+
+    Raises:
+        InputError: names the function, what was expected and got.
+    """
+
+    def require(what: str, right: bool, expected: str, got: Any) -> None:
+        if not right:
+            got = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            raise InputError(f"{type(critic).__name__}.{what} gave {got}, expected {expected}")
+
+    members, widths = critic.size.members, []
+    generator = torch.Generator(device).manual_seed(0)
+    for rows in (members + 2, members + 3):  # as many rows as members would hide a transposition
+
+        def drawn(count: int, rows: int = rows) -> Tensor | None:
+            shape = (rows, count)
+            return torch.rand(shape, generator=generator, device=device) if count else None
+
+        size, draws = (rows, critic.size.inputs), critic.draws
+        x_BD = torch.randn(size, generator=generator, device=device)
+        prediction, some_B = critic(x_BD, train=False), x_BD[:, 0].abs()
+        value = critic.value(prediction, drawn(draws.value))
+        require("value", _is(value, members, rows), f"({members}, {rows}), members x rows", value)
+        climbed = critic.climbed(prediction, drawn(draws.value))
+        require("climbed", _is(climbed, rows), f"({rows},), rows", climbed)
+        found = critic.target(prediction, some_B, some_B, some_B, drawn(draws.target))
+        pair = isinstance(found, tuple) and len(found) == 2
+        require("target", pair, "a pair, the target and the fraction out of range", found)
+        target, outside = found
+        by_row = isinstance(target, Tensor) and target.shape[:1] == (rows,)
+        require("target", by_row, f"({rows}, ...), one per row", target)
+        widths.append(target.shape[1:])
+        fixed = widths[0] == widths[-1]
+        require("target", fixed, f"({rows}, {', '.join(map(str, widths[0]))}) as before", target)
+        require("target", _is(outside), "a fraction out of range that is 0-d", outside)
+        loss = critic.loss(prediction, target, drawn(draws.loss))
+        require("loss", _is(loss), "one number, 0-d", loss)
+
+
+def _is(value: Any, *shape: int) -> bool:
+    return isinstance(value, Tensor) and tuple(value.shape) == shape
 
 
 class HeadCritic(Critic):

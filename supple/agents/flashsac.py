@@ -26,6 +26,7 @@ from supple.agents.critics import (
     Critic,
     CriticSize,
     ScalarCritic,
+    check_critic,
 )
 from supple.agents.exploration import HeldNoise
 from supple.agents.flashsac_settings import FlashSACSettings
@@ -131,6 +132,13 @@ class FlashSAC(Agent):
         self.generators = Generators(seed, self.device, sampling, world().seed_words)
         self._widths = (actor_width, critic_width + self._num_actions)
         self.actor, self.critic = self.build_networks(self.generators["weights"])
+        if type(self).build_critic is not FlashSAC.build_critic:
+            check_critic(self.critic, self.device)
+            if settings.critic != FlashSACSettings().critic:
+                self.remark = (
+                    f"{type(self).__name__} builds its critic itself: --agent.critic"
+                    f" {settings.critic} is only what it makes of it"
+                )
         if settings.remedy.reset_dormant_every:
             _blocks(self.critic)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -195,6 +203,11 @@ class FlashSAC(Agent):
         )
         actor = self.build_actor(actor_inputs, generator)
         critic = self.build_critic(size, generator)
+        if not isinstance(critic, Critic):
+            raise InputError(
+                f"{type(self).__name__}.build_critic returned {type(critic).__name__}, expected a"
+                " supple.agents.critics.Critic"
+            )
         for network in (actor, critic):
             project_(network)
         return actor, critic

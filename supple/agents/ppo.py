@@ -211,6 +211,15 @@ class PPO(Agent):
     def _build_distribution(self) -> Distribution:
         settings, action = self.settings, self.spec.action
         if isinstance(action, Discrete):
+            for flag, got, own in (
+                ("--agent.distribution", settings.distribution, "gaussian"),
+                ("--agent.std", settings.std, "shared"),
+            ):
+                if got != own:
+                    raise InputError(
+                        f"{flag} {got} is of continuous actions, {self.spec.task_id} has choices:"
+                        " drop the flag"
+                    )
             return Categorical(action.n)
         kind = SquashedGaussian if settings.distribution == "squashed" else Gaussian
         return kind(

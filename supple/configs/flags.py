@@ -10,6 +10,7 @@ import re
 import tyro
 
 from supple.agents.flashsac_settings import CRITICS, READ_BY, FlashSACSettings
+from supple.agents.ppo_settings import PPOSettings
 from supple.configs import AGENTS, PRESET_RULE, PRESETS
 from supple.configs.base import Settings, flat
 from supple.errors import InputError
@@ -72,6 +73,12 @@ def _refuse_unread(default: Settings, settings: Settings) -> None:
 
     A critic of one's own (``--agent module:Class``) may read any of them.
     """
+    agent = settings.agent
+    if isinstance(agent, PPOSettings) and agent.sequence_steps and not agent.memory:
+        raise InputError(
+            f"--agent.sequence-steps {agent.sequence_steps} means nothing without a memory: give"
+            " --agent.memory, its width, or drop the flag"
+        )
     if not isinstance(settings.agent, FlashSACSettings) or ":" in settings.agent_name:
         return
     critic, before = settings.agent.critic, flat(default)

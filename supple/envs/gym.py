@@ -107,7 +107,8 @@ class GymVector(Env):
         """Start every environment afresh; with ``seed``, each with a seed of its own.
 
         Raises:
-            SimulatorError: a worker process died or hangs.
+            SimulatorError: a worker process died or hangs, or an observation has another shape than
+                its space.
         """
         with self._workers("a reset"):
             obs = self._reset(seed=None if seed is None else self._seeds(seed))
@@ -121,7 +122,8 @@ class GymVector(Env):
 
         Raises:
             InputError: ``action`` has another shape.
-            SimulatorError: a worker process died or hangs, or no final observation came.
+            SimulatorError: a worker process died or hangs, an observation or a reward has another
+                shape than it should, or no final observation came.
         """
         with self._workers("a step"):
             obs, reward, terminated, truncated, info = self._advance(self._physical(action))
@@ -155,10 +157,11 @@ class GymVector(Env):
 
     @contextlib.contextmanager
     def _workers(self, during: str) -> Iterator[None]:
-        """A block that asks worker processes something.
+        """A block that asks environments something.
 
         Raises:
-            SimulatorError: one has died, or took longer than the patience.
+            SimulatorError: a worker process has died, or took longer than the patience; or what
+                they returned does not fit together.
         """
         try:
             yield
@@ -169,12 +172,38 @@ class GymVector(Env):
                 f"{self.spec.task_id}: no answer within --env.patience {self._patience:g} s from"
                 f" the worker of environment {', '.join(map(str, late))}: it hangs, or needs longer"
             ) from error
+        except ValueError as error:
+            if unfit := self._unfit():
+                raise SimulatorError(f"{self.spec.task_id}: {unfit}") from error
+            raise
         except _WORKER_GONE as error:
             self._abandon()
             raise SimulatorError(
                 f"{self.spec.task_id}: a worker process died during {during}; it may have run out"
                 " of memory: lower --env.num-envs, or look for its error above"
             ) from error
+
+    def _unfit(self) -> str:
+        """What one environment returns that fits into no array of all; empty where it is not known.
+
+        Gymnasium's own words name neither the field nor what was expected.
+        """
+        if not isinstance(self._env, SyncVectorEnv):
+            return ""
+        env: Any = self._env.envs[0]
+        obs: Any
+        try:
+            obs, _ = env.reset()
+            after, reward, *_ = env.step(env.action_space.sample())
+        except Exception:  # of the environment's own
+            return ""
+        for each in (obs, after):
+            expected = env.observation_space.shape
+            if expected is not None and np.shape(each) != expected:
+                return f"an observation has the shape {np.shape(each)}, its space says {expected}"
+        if np.ndim(reward):
+            return f"a reward has the shape {np.shape(reward)}, expected one number: float(reward)"
+        return ""
 
     def _reset(self, **options: Any) -> Any:
         """The observations that the vector environment's ``reset`` gives."""

@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from supple.agents import critics
+from supple.agents import FlashSAC, critics
 from supple.agents.critics import CategoricalCritic, CriticSize, ScalarCritic, project_to_atoms
-from tests.agents.small_agents import generator
+from supple.errors import InputError
+from tests.agents.small_agents import generator, small_settings, small_spec
 
 ATOMS = torch.linspace(-5, 5, 101)
 
@@ -307,3 +308,59 @@ def test_mass_at_no_place_spoils_no_other_row():
     found = project_to_atoms(probability, position, 1.0)
     assert found[0].isnan().any()
     torch.testing.assert_close(found[1], probability[1])
+
+
+class Odd(ScalarCritic):
+    """Right but for one function."""
+
+    wrong = ""
+
+    def climbed(self, prediction, uniform_BR=None):
+        good = super().climbed(prediction, uniform_BR)
+        return prediction if self.wrong == "climbed" else good
+
+    def target(self, *inputs):
+        target_B, outside = super().target(*inputs)
+        changed = {
+            "pair": target_B,
+            "target": (target_B[:, None] + target_B, outside),
+            "outside": (target_B, outside.expand(len(target_B))),
+        }
+        return changed.get(self.wrong, (target_B, outside))
+
+    def loss(self, prediction, target, uniform_BR=None):
+        return (prediction - target) ** 2 if self.wrong == "loss" else prediction.mean()
+
+
+class OddSAC(FlashSAC):
+    wrong = ""
+
+    def build_critic(self, size, generator):
+        if self.wrong == "nothing":
+            return None
+        critic = Odd(size, generator=generator)
+        critic.wrong = self.wrong
+        return critic
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("nothing", "OddSAC.build_critic returned NoneType, expected a supple.agents.critics"),
+        ("climbed", r"Odd.climbed gave \(2, 4\), expected \(4,\), rows"),
+        ("pair", r"Odd.target gave \(4,\), expected a pair"),
+        ("target", r"Odd.target gave \(5, 5\), expected \(5, 4\) as before"),
+        ("outside", r"Odd.target gave .*, expected a fraction out of range that is 0-d"),
+        ("loss", r"Odd.loss gave \(2, 4\), expected one number, 0-d"),
+    ],
+)
+def test_a_critic_of_ones_own_with_other_shapes_is_refused(monkeypatch, wrong, text):
+    monkeypatch.setattr(OddSAC, "wrong", wrong)
+    with pytest.raises(InputError, match=text):
+        OddSAC(small_spec(), small_settings(), total_env_steps=100)
+
+
+def test_an_agent_that_builds_its_critic_says_that_the_flag_chooses_none():
+    assert not OddSAC(small_spec(), small_settings(), total_env_steps=100).remark
+    agent = OddSAC(small_spec(), small_settings(critic="scalar"), total_env_steps=100)
+    assert agent.remark.startswith("OddSAC builds its critic itself: --agent.critic scalar")

@@ -51,6 +51,36 @@ def wrapped(factory, vectorization="sync"):
     return wrap_factory(factory, settings, task_id="own", device=CPU, render=False)
 
 
+class Wide(Plain):
+    observation_space = spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
+
+
+class Listed(Plain):
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.array([reward, reward]), *rest
+
+
+class Raising(Plain):
+    def step(self, action):
+        raise ValueError("its own")
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "text"),
+    [
+        (Wide, SimulatorError, r"an observation has the shape \(1,\), its space says \(2,\)"),
+        (Listed, SimulatorError, r"a reward has the shape \(2,\), expected one number"),
+        (Raising, ValueError, "^its own$"),
+    ],
+)
+def test_what_fits_into_no_array_is_named(factory, error, text):
+    env = wrapped(factory)
+    with pytest.raises(error, match=text):
+        env.reset(0)
+        env.step(torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_a_reused_observation_buffer_does_not_spoil_the_final_observation(vectorization):
     env = wrapped(Plain, vectorization=vectorization)
