@@ -112,10 +112,12 @@ def _row(runs: Runs, first: Runs) -> dict[str, str]:
     if len(runs.returns):
         compared = runs is not first and len(first.returns)
         row |= _summary([runs.returns], [first.returns] if compared else None, "{:.1f}")
-    elif runs.curves:  # a published mean
-        row["return mean"] = f"{runs.curves[0].returns[-1]:.1f}"
-        if (half := runs.curves[0].half_width) is not None:
-            row["return mean"] += f" ± {half[-1]:.1f}"
+    elif runs.curves and runs.env_steps:  # a published mean
+        published = runs.curves[0]
+        at = int(np.searchsorted(published.steps, runs.env_steps[0]))
+        row["return mean"] = f"{published.returns[at]:.1f}"
+        if published.half_width is not None:
+            row["return mean"] += f" ± {published.half_width[at]:.1f}"
     if runs.env_steps:
         ends = (str(min(runs.env_steps)), str(max(runs.env_steps)))
         row["env steps"] = " to ".join(dict.fromkeys(ends))
@@ -248,8 +250,8 @@ def foreign(curves: Sequence[Curve], beside: Sequence[Runs]) -> list[Runs]:
     found = []
     for (task, variant), own in grouped.items():
         single = all(curve.half_width is None for curve in own)
-        last = [max(int((c.steps <= (ends.get(task) or np.inf)).sum()) - 1, 0) for c in own]
-        at = list(zip(own, last, strict=True))
+        last = [int((c.steps <= (ends.get(task) or np.inf)).sum()) - 1 for c in own]
+        at = [(c, n) for c, n in zip(own, last, strict=True) if n >= 0]
         known = [c.seconds[n] / 60 for c, n in at if np.isfinite(c.seconds[n])]
         found.append(
             Runs(

@@ -20,6 +20,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def read_curves(path: Path, tasks: Sequence[str]) -> list[Curve]:
         raise InputError(
             f"{path} has no row of {', '.join(tasks)}; it has {', '.join(sorted(seen)) or 'none'}"
         )
-    return [_curve(task, variant, found) for (task, variant, _), found in grouped.items()]
+    return [_curve(path, task, variant, found) for (task, variant, _), found in grouped.items()]
 
 
 def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> dict[str, float]:
@@ -139,8 +140,19 @@ def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> di
     return found
 
 
-def _curve(task: str, variant: str, rows: Sequence[Mapping[str, float]]) -> Curve:
+def _curve(path: Path, task: str, variant: str, rows: Sequence[Mapping[str, float]]) -> Curve:
+    """The rows of one run, or of the mean of several.
+
+    Raises:
+        InputError: a step is there twice.
+    """
     rows = sorted(rows, key=lambda row: row["step"])
+    for row, after in pairwise(rows):
+        if row["step"] == after["step"]:
+            raise InputError(
+                f"{path} has step {row['step']:.0f} of {variant} more than once: give runs of their"
+                " own a column called seed"
+            )
     steps, returns, seconds = (
         np.array([row[name] for row in rows]) for name in ("step", "return", "seconds")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -210,14 +211,21 @@ class MovingPicture:
     """
 
     def __init__(self, path: str, fps: float) -> None:
-        self._path, self._milliseconds = path, round(1000 / fps)
+        # A GIF counts hundredths of a second, and pages show it slowly below two of them.
+        gif = path.endswith(".gif")
+        self._every = max(1, math.ceil(fps / 50)) if gif else 1
+        between = 1000 * self._every / fps
+        self._path, self._milliseconds = path, 10 * round(between / 10) if gif else round(between)
         self._pictures: list[Any] = []
+        self._given = 0
 
     def append_data(self, picture: np.ndarray[Any, Any]) -> None:
         """Add a picture, (H, W, 3) uint8."""
         from PIL import Image  # runs that draw nothing do without
 
-        self._pictures.append(Image.fromarray(picture).reduce(2))
+        if self._given % self._every == 0:
+            self._pictures.append(Image.fromarray(picture).reduce(2))
+        self._given += 1
 
     def __enter__(self) -> MovingPicture:
         return self

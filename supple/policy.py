@@ -45,7 +45,7 @@ class TrainedPolicy:
     """Observations to actions, deterministic, in the units of the simulator it was trained in.
 
     An action is what that simulator's own ``step`` takes, a Gymnasium environment's for example:
-    from ``spec.action.low`` to ``spec.action.high``, or a choice counted from 0. An environment of
+    from ``spec.action.low`` to ``spec.action.high``, or one of its choices. An environment of
     supple's contract (``supple.envs.make``) takes [-1, 1] instead: give it actions of
     ``supple.trained.load_trained(path).greedy()``.
 
@@ -139,7 +139,7 @@ class TrainedPolicy:
         """Of the simulator, as its adapter maps them (``supple/envs/base.py``)."""
         bounds = self.spec.action
         if not isinstance(bounds, Box):
-            return action
+            return action + bounds.start
         # In float64, so that -1 and 1 meet the bounds exactly.
         low, high = (
             action.new_tensor(each, dtype=torch.float64) for each in (bounds.low, bounds.high)

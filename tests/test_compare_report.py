@@ -101,11 +101,21 @@ def test_foreign_seeds_are_runs_like_ours():
     assert found.minutes == [1, 2]
 
 
-@pytest.mark.parametrize(("end", "step", "returned"), [(9, 10, 1), (25, 20, 2), (90, 30, 9)])
+@pytest.mark.parametrize(("end", "step", "returned"), [(25, 20, 2), (90, 30, 9)])
 def test_longer_foreign_curves_count_until_the_runs_ended(end, step, returned):
     beside = dataclasses.replace(runs(1, 2), env_steps=[5, end])
     (found,) = foreign([curve(1, 2, 9, variant="paper")], [beside])
     assert (found.returns.tolist(), found.env_steps) == ([returned], [step])
+    half = np.array([0.1, 0.2, 0.3])
+    (mean,) = foreign([curve(1, 2, 9, variant="paper", half_width=half)], [beside])
+    assert table([beside, mean])[1]["return mean"] == f"{returned:.1f} ± {half[step // 10 - 1]}"
+
+
+def test_foreign_curves_that_begin_after_the_runs_ended_say_nothing():
+    beside = dataclasses.replace(runs(1, 2), env_steps=[9])
+    (found,) = foreign([curve(1, 2, variant="paper")], [beside])
+    row = table([beside, found])[1]
+    assert (row["seeds"], row["return mean"], row["env steps"]) == ("0 of 1", "-", "-")
 
 
 def test_curves_are_joined_where_all_have_an_evaluation():

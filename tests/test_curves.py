@@ -67,6 +67,7 @@ def test_metric_rows_of_a_run_read_alike_from_its_folder_and_its_file(tmp_path):
         ("task,step,return\nC,1,2\n", ["A"], "has no row of A; it has C"),
         ("step,return\n1,much\n", ["A"], "line 2: return must be a number, got much"),
         ("step,return\n,2\n", ["A"], "line 2: step must be a number, got nothing"),
+        ("step,return\n1,2\n2,3\n1,4\n", ["A"], "has step 1 of .* more than once: .* called seed"),
         ("step,return\n1,inf\n", ["A"], "line 2: return must be a number, got inf"),
     ],
 )

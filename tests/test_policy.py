@@ -1,5 +1,6 @@
 """``supple.load``: a trained policy in somebody else's loop."""
 
+import dataclasses
 import math
 
 import gymnasium
@@ -9,6 +10,7 @@ import torch
 
 import supple
 from supple import launch
+from supple.envs.base import Discrete
 from supple.envs.gym_spaces import ActionMap
 from supple.errors import InputError
 from supple.trained import load_trained, read_settings
@@ -64,6 +66,9 @@ def test_a_choice_is_a_number_that_gymnasium_takes(tmp_path):
     policy = supple.load(tmp_path)
     assert gymnasium.spaces.Discrete(2).contains(policy(observations(1, 4)[0]))
     assert policy(observations(3, 4)).shape == (3,)
+    first = policy(observations(3, 4))
+    policy.spec = dataclasses.replace(policy.spec, action=Discrete(n=2, start=-1))
+    assert (policy(observations(3, 4)) == first - 1).all()  # as the simulator calls them
 
 
 def test_a_memory_lasts_until_it_is_reset(tmp_path):

@@ -52,9 +52,11 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Discrete:
-    """One of ``n`` choices; the action tensor is (N,) int64."""
+    """One of ``n`` choices; the action tensor is (N,) int64, counted from 0."""
 
     n: int
+    start: int = 0
+    """What the simulator's own ``step`` calls the first."""
 
     @property
     def size(self) -> int:

@@ -106,6 +106,8 @@ def parameters(factory: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     if isinstance(factory, type):
         own: list[Any] = [vars(kind).get("__init__") for kind in factory.__mro__[:-1]]
         chain = [function for function in own if function is not None]
+        if not chain:  # object's, which takes nothing
+            return {}, False
     for function in chain:
         taken = inspect.signature(function).parameters.values()
         named = {

@@ -159,6 +159,9 @@ def _arguments(name: str, config: Sequence[str], task_id: str) -> dict[str, Any]
 
     known = envpool.make_spec(name).config._asdict()
     chosen = {key: known[key] for key in override(known, config, task_id, fixed=FIXED)}
+    limit = chosen.get("max_episode_steps")
+    if limit is not None and limit < 1:
+        raise InputError(f"{FLAG} max_episode_steps={limit}: {task_id} takes 1 step or more")
     try:
         envpool.make_spec(name, **chosen)
     except TypeError as error:

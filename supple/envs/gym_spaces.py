@@ -38,7 +38,8 @@ class Flattener:
         task: named in errors.
 
     Raises:
-        InputError: images, a space without a fixed flat form, or a ``critic`` without ``policy``.
+        InputError: images, a space without a fixed flat form or without a number, or a ``critic``
+            without ``policy``.
     """
 
     def __init__(self, space: spaces.Space[Any], task: str) -> None:
@@ -49,6 +50,8 @@ class Flattener:
         self.widths = {
             group: sum(leaf.width for leaf in leaves) for group, leaves in self._groups.items()
         }
+        if empty := [group for group, width in self.widths.items() if not width]:
+            raise InputError(f"{task} observes nothing in its group {empty[0]}: expected numbers")
 
     def __call__(self, batch: Any) -> dict[str, np.ndarray]:
         """Flatten what a vector environment returned, leaves of shape (N, ...).
@@ -82,14 +85,15 @@ class ActionMap:
         self._dtype = space.dtype
         self.spec: ActionSpec
         if isinstance(space, spaces.Discrete):
-            self.spec = Discrete(n=int(space.n))
+            self.spec = Discrete(n=int(space.n), start=int(space.start))
             self._expected: tuple[int, ...] = (num_envs,)
             self._start = int(space.start)
             return
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        floats = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not floats:
             raise InputError(
-                f"{task} has action space {space}: expected a flat Box or Discrete; flatten it with"
-                " gymnasium.wrappers.TransformAction"
+                f"{task} has action space {space}: expected a flat Box of floats or Discrete;"
+                " flatten or round it with gymnasium.wrappers.TransformAction"
             )
         self._low, self._high = space.low.astype(float), space.high.astype(float)
         self._expected = (num_envs, len(self._low))

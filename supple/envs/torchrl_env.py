@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,15 @@ class TorchRL(TorchSim):
             low, high = (
                 side.reshape(-1, size)[0].tolist() for side in (spec.space.low, spec.space.high)
             )
-            return Box(low=tuple(low), high=tuple(high), clip=True)
+            finite = [math.isfinite(each) for each in (*low, *high)]
+            if all(finite) and spec.dtype.is_floating_point:
+                return Box(low=tuple(low), high=tuple(high), clip=True)
+            if not any(finite):
+                return unbounded(size, bound)
+            raise InputError(
+                f"{task_id} has the action spec {spec.dtype} from {low} to {high}: expected"
+                " floating-point numbers that are bounded all or none"
+            )
         if name.startswith("Unbounded"):
             return unbounded(size, bound)
         raise InputError(

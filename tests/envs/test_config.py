@@ -15,7 +15,7 @@ from supple import launch
 from supple.cli import train_settings
 from supple.configs.base import from_json, to_json
 from supple.envs import EnvSettings, make, playground
-from supple.envs.config import arguments, override, pairs
+from supple.envs.config import arguments, override, pairs, parameters
 from supple.envs.gym import GymVector
 from supple.envs.toy import make_toy
 from supple.errors import InputError
@@ -140,6 +140,7 @@ def test_a_callables_arguments_are_known_by_its_signature():
     with pytest.raises(InputError, match=r"a.b: t knows no such entry"):
         find(lambda **others: None, "a.b=3")
     assert Derived.__init__.__defaults__ == (1, {"track": 1.0})
+    assert parameters(type("Bare", (), {})) == ({}, False)  # and no picture's render_mode
 
 
 @pytest.mark.sim("mujoco")
@@ -174,6 +175,7 @@ def test_envpools_configuration_reaches_the_pool():
         ("kpp=1", r"did you mean kp\?"),
         ("max_episode_steps=1.5", "refuses it; expected a whole number"),
         ("num_envs=3", "takes it from --env.num-envs"),
+        ("max_episode_steps=-1", "takes 1 step or more"),
     ):
         with pytest.raises(InputError, match=text):
             make(name, EnvSettings(config=(pair,)))

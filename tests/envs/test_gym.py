@@ -186,9 +186,11 @@ def test_unbounded_actions_pass_unscaled_and_unclipped():
 
 
 def test_half_bounded_and_composite_actions_are_refused():
+    with pytest.raises(InputError, match="expected a flat Box of floats"):
+        shaped(spaces.Box(-1, 1, (2,)), spaces.Box(0, 2, (1,), dtype=np.int64))
     with pytest.raises(InputError, match="bounds only some"):
         shaped(spaces.Box(-1, 1, (2,)), spaces.Box(0, np.inf, (2,)))
-    with pytest.raises(InputError, match="expected a flat Box or Discrete"):
+    with pytest.raises(InputError, match="expected a flat Box of floats or Discrete"):
         shaped(spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 2]))
 
 

@@ -1,3 +1,4 @@
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +243,16 @@ def test_actions_are_scaled_to_bounds_and_clipped_only_where_told():
     assert open_ended(torch.tensor([[0.5, -2.0]])).tolist() == [[1.5, -6.0]]
     with pytest.raises(InputError, match=r"t: action has shape \(2,\), expected \(1, 2\)"):
         physical(torch.zeros(2))
+
+
+def test_actions_of_torchrl_are_bounded_all_or_none():
+    env = Line(num_envs=1)
+    env.action_spec = Bounded(-math.inf, math.inf, [1, 2])
+    assert TorchRL(env, task_id="t").spec.action == Box(low=(-1, -1), high=(1, 1), clip=False)
+    for odd in (Bounded(0.0, math.inf, [1, 2]), Bounded(0, 2, [1, 2], dtype=torch.int64)):
+        env.action_spec = odd
+        with pytest.raises(InputError, match="expected floating-point numbers that are bounded"):
+            TorchRL(env, task_id="t")
 
 
 def test_groups_without_one_for_the_policy_are_refused():
