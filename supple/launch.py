@@ -67,7 +67,8 @@ def new_run(settings: Settings) -> Run:
         undo.callback(env.close)
         source = _start_from(settings, env.spec, agent)
         _prefill(settings, agent, replay)
-        agent.check_length(settings.env_steps, replay.size)
+        unseen = env.spec.num_envs * world().size if settings.overlap else 0
+        agent.check_length(settings.env_steps, replay.size, unseen)
         _require_same(settings, agent)
         folder, lock = prepare_folder(settings, env.spec)
         undo.callback(lock.close)

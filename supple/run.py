@@ -264,7 +264,7 @@ class Run:
         if not isinstance(found, TensorDict):
             raise SimulatorError(
                 f"{self.settings.task}: {what} returned a {type(found).__name__}, expected a"
-                " TensorDict (supple.envs.base.{what}_result makes one); check the simulator with"
+                f" TensorDict (supple.envs.base.{what}_result makes one); check the simulator with"
                 " supple doctor --env"
             )
         fields: dict[str, Any] = found.to_dict()

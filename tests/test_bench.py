@@ -263,6 +263,11 @@ def test_the_work_of_a_gradient_step_is_counted_for_any_run():
     assert flops_per_update(settings, spec) == pytest.approx(expected, rel=0.02)
     settings.agent.n_step = 80  # longer than the ring it is counted on had been
     assert flops_per_update(settings, spec) == pytest.approx(expected, rel=0.02)
+    settings.agent.actor_period = 1
+    every = flops_per_update(settings, spec)
+    settings.agent.actor_period = 4
+    seldom = flops_per_update(settings, spec)
+    assert (every - seldom) / (every - expected) == pytest.approx(1.5, rel=0.05)
 
 
 def test_the_work_of_a_gradient_step_of_ppo_grows_with_its_minibatch():

@@ -170,6 +170,11 @@ def test_every_critic_starts_from_its_own_kind(critic, tmp_path):
     other.init_from, other.agent.critic = settings.init_from, "categorical"
     with pytest.raises(InputError, match=f"--agent.critic categorical, .* got {critic}"):
         launch.new_run(other)
+    if critic == "scalar":  # its values would be in other units
+        settings = settings_of("raw")
+        settings.init_from, settings.agent.reward_scaler.enabled = other.init_from, False
+        with pytest.raises(InputError, match=r"--agent.reward-scaler.enabled False, .* got True"):
+            launch.new_run(settings)
     if critic == "flow":
         settings = settings_of("kappa")
         settings.init_from, settings.agent.flow.kappa = other.init_from, 0.5

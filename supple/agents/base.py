@@ -122,12 +122,15 @@ class Agent(ABC):
             InputError: names the settings to turn.
         """
 
-    def check_length(self, env_steps: int, prefilled: int) -> None:  # noqa: B027 - most will do
+    def check_length(  # noqa: B027 - most will do
+        self, env_steps: int, prefilled: int, unseen: int = 0
+    ) -> None:
         """Refuse a run in which learning would never begin.
 
         Args:
             env_steps: of all processes.
             prefilled: transitions that this process's ring begins with.
+            unseen: the newest steps of all processes, which updates beside the simulator miss.
 
         Raises:
             InputError: names the settings to turn.

@@ -45,7 +45,7 @@ from supple.rng import Generators
 
 ARCHITECTURE = (
     *("critic", "actor_hidden", "actor_blocks", "critic_hidden", "critic_blocks", "num_critics"),
-    *("critic_norm", "value_max"),
+    *("critic_norm", "value_max", "reward_scaler.enabled"),
 )
 """Settings that say what the networks are."""
 FLOW_ARCHITECTURE = tuple(
@@ -279,8 +279,9 @@ class FlashSAC(Agent):
     def check_room(self, ring: ReplayPlan) -> None:
         """Refuse rings in which learning could never begin."""
         rows, settings = ring.num_rows, self.settings
-        # All rows are there only when the head has come to their end, which bouts may step over.
-        room = (rows - (rows % settings.update_every > 0)) * ring.num_envs * world().size
+        # All rows are there only when the head has come to their end, which bouts may step over:
+        # after recorded rows they begin anywhere.
+        room = (rows - (settings.update_every > 1)) * ring.num_envs * world().size
         if room < settings.min_replay:
             raise InputError(
                 f"learning begins at --agent.min-replay {settings.min_replay} transitions, the ring"
@@ -293,11 +294,12 @@ class FlashSAC(Agent):
                 " vector step): raise --replay.capacity, or lower --agent.n-step"
             )
 
-    def check_length(self, env_steps: int, prefilled: int) -> None:
+    def check_length(self, env_steps: int, prefilled: int, unseen: int = 0) -> None:
         """Refuse a run that ends before learning would begin."""
         wanted, there = self.settings.min_replay, prefilled * world().size
-        if env_steps + there < wanted:
+        if env_steps + there - unseen < wanted:
             recorded = f" after {there} recorded ones" if there else ""
+            recorded += f", of which --overlap learns from all but {unseen}" if unseen else ""
             raise InputError(
                 f"learning begins at --agent.min-replay {wanted} transitions, the run ends at"
                 f" --env-steps {env_steps}{recorded}: raise --env-steps, or lower"

@@ -62,7 +62,7 @@ LONGEST_COMPILED = 32
 of the graph: 128 of them compile for minutes."""
 UNSHOWN = ("activation", "normalise_obs", "distribution", "privileged")
 """Settings without which trained weights mean something else; no shape shows them."""
-ARCHITECTURE = ("actor_hidden", "critic_hidden", "memory", "std", *UNSHOWN)
+ARCHITECTURE = ("actor_hidden", "critic_hidden", "memory", "std", "normalise_reward", *UNSHOWN)
 """Settings that say what the networks are."""
 AVERAGED = (
     "actor/loss",
@@ -132,13 +132,6 @@ class PPO(Agent):
             raise InputError(
                 f"--agent.minibatches {settings.minibatches} is more than the {self._sequences}"
                 f" {what} of a rollout: lower it, or {steps}"
-            )
-        rows = self._sequences // settings.minibatches * self._sequence_steps * world().size
-        if settings.normalise_advantage == "minibatch" and rows < 2:
-            raise InputError(
-                "--agent.normalise-advantage minibatch makes the advantage of a minibatch of one"
-                " row 0: lower --agent.minibatches, raise --agent.rollout-steps or"
-                " --env.num-envs, or take --agent.normalise-advantage rollout"
             )
         self._final_bootstrap = settings.timeout_bootstrap == "final" or (
             settings.timeout_bootstrap == "auto" and spec.has_final_obs
@@ -261,8 +254,17 @@ class PPO(Agent):
         return fields
 
     def prepare(self) -> None:
-        """Load the mirroring, if there is one."""
-        if self.settings.symmetry:
+        """Load the mirroring, if there is one; refuse minibatches of which nothing is learned."""
+        settings = self.settings
+        # Of all processes: what several trained, one of them shows.
+        rows = self._sequences // settings.minibatches * self._sequence_steps * world().size
+        if settings.normalise_advantage == "minibatch" and rows < 2:
+            raise InputError(
+                "--agent.normalise-advantage minibatch makes the advantage of a minibatch of one"
+                " row 0: lower --agent.minibatches, raise --agent.rollout-steps or"
+                " --env.num-envs, or take --agent.normalise-advantage rollout"
+            )
+        if settings.symmetry:
             self._image  # noqa: B018 - computed once
 
     @functools.cached_property

@@ -74,7 +74,10 @@ def dormant_units(trunk: Trunk, x_BD: Tensor, threshold: float) -> list[Tensor]:
 def reset_dormant_(
     trunk: Trunk, fresh: Trunk, x_BD: Tensor, threshold: float, adam: Adam
 ) -> Tensor:
-    """Give dormant units fresh incoming weights and no outgoing ones, so that values do not jump.
+    """Give dormant units fresh incoming weights and no outgoing ones, so that values hardly jump.
+
+    They do where rows are projected, which become longer again, or where the norm of a layer sees
+    the fresh units.
 
     Args:
         trunk: changed in place.

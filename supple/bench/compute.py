@@ -15,9 +15,6 @@ from supple.envs.base import EnvSpec, step_result
 from supple.region import ComputeSettings
 from supple.replay import Replay
 
-STEPS = 2
-"""FlashSAC's actor learns at every second gradient step."""
-
 
 def flops_per_update(settings: Settings, spec: EnvSpec) -> float:
     """Floating-point operations of the matrix products of one gradient step, counted on the CPU.
@@ -30,7 +27,9 @@ def flops_per_update(settings: Settings, spec: EnvSpec) -> float:
     settings.device, settings.compute = "cpu", ComputeSettings(precision="float32", compile="off")
     settings.replay.spill = False
     spec = dataclasses.replace(spec, device=torch.device("cpu"))
+    steps = 1
     if isinstance(settings.agent, FlashSACSettings):
+        steps = settings.agent.actor_period  # the actor learns once in so many
         settings.agent.min_replay, settings.agent.utd, settings.agent.update_every = 2, 1.0, 1
         settings.replay.capacity = (64 + settings.agent.n_step) * spec.num_envs
         spec = dataclasses.replace(spec, num_envs=1)
@@ -39,7 +38,7 @@ def flops_per_update(settings: Settings, spec: EnvSpec) -> float:
     replay = Replay(spec, ring, extra_spec=agent.extra_spec, compute=agent.compute)
     random = torch.Generator().manual_seed(0)
     total = 0.0
-    while agent.updates < STEPS:
+    while agent.updates < steps:
         for _ in range(agent.horizon):
             obs = {
                 name: torch.randn(spec.num_envs, width, generator=random)

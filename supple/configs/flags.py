@@ -73,15 +73,23 @@ def _refuse_unread(default: Settings, settings: Settings) -> None:
 
     A critic of one's own (``--agent module:Class``) may read any of them.
     """
-    agent = settings.agent
-    if isinstance(agent, PPOSettings) and agent.sequence_steps and not agent.memory:
-        raise InputError(
-            f"--agent.sequence-steps {agent.sequence_steps} means nothing without a memory: give"
-            " --agent.memory, its width, or drop the flag"
-        )
+    agent, before = settings.agent, flat(default)
+    if isinstance(agent, PPOSettings):
+        steps = agent.sequence_steps
+        if steps != before["agent.sequence_steps"] and not agent.memory:
+            raise InputError(
+                f"--agent.sequence-steps {steps} means nothing without a memory: give"
+                " --agent.memory, its width, or drop the flag"
+            )
     if not isinstance(settings.agent, FlashSACSettings) or ":" in settings.agent_name:
         return
-    critic, before = settings.agent.critic, flat(default)
+    floor = settings.agent.replay_age_floor
+    if floor != before["agent.replay_age_floor"] and not settings.agent.replay_age_decay:
+        raise InputError(
+            f"--agent.replay-age-floor {floor} means nothing without --agent.replay-age-decay: give"
+            " it, too, or drop the flag"
+        )
+    critic = settings.agent.critic
     for name, value in flat(settings).items():
         group = name.removeprefix("agent.").partition(".")[0]
         if value != before[name] and critic not in READ_BY.get(group, CRITICS):

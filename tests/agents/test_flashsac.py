@@ -823,7 +823,7 @@ def test_state_of_other_sizes_is_refused(spec, changes):
 # --- settings and refusals ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("update_every", "rows"), [(1, 10), (5, 10), (4, 11)])
+@pytest.mark.parametrize(("update_every", "rows"), [(1, 10), (5, 11), (4, 11)])
 def test_a_ring_in_which_learning_hardly_ever_begins_is_refused(update_every, rows):
     """Full, it lacks the row being written; bouts of updates would seldom meet its very end."""
     agent = small_agent(min_replay=40, update_every=update_every)
@@ -845,6 +845,9 @@ def test_a_run_that_ends_before_learning_begins_is_refused():
         agent.check_length(39, 0)
     with pytest.raises(InputError, match=r"ends at --env-steps 30 after 8 recorded ones: raise"):
         agent.check_length(30, 8)
+    agent.check_length(42, 0, unseen=2)
+    with pytest.raises(InputError, match=r"41, of which --overlap learns from all but 2: raise"):
+        agent.check_length(41, 0, unseen=2)
 
 
 @pytest.mark.parametrize(
