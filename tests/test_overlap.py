@@ -37,7 +37,7 @@ def test_updates_learn_from_the_rows_before_the_step_they_overlap(tmp_path):
 
 def test_the_simulator_steps_while_the_agent_learns(tmp_path):
     """Each waits for the other to have begun: one after the other they would wait for ever."""
-    run = launch.new_run(overlapping(tmp_path / "run", env_steps=40))
+    run = launch.new_run(overlapping(tmp_path / "run", env_steps=42))
     both = threading.Barrier(2, timeout=30)
     step, update = run.env.step, run.agent.update
 
@@ -51,7 +51,7 @@ def test_the_simulator_steps_while_the_agent_learns(tmp_path):
 
     run.env.step, run.agent.update = stepping, learning  # type: ignore[method-assign]
     finish(run)
-    assert run.env_steps == 40
+    assert run.env_steps == 42
 
 
 def test_what_the_simulator_raises_ends_the_run(tmp_path):

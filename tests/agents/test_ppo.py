@@ -612,9 +612,10 @@ def test_rates_fall_with_every_return_to_one_checkpoint():
 def test_minibatches_of_one_row_are_refused_where_each_is_standardised():
     flags = {"rollout_steps": 4, "minibatches": 4, "normalise_advantage": "minibatch"}
     with pytest.raises(InputError, match="advantage of a minibatch of one row 0: lower"):
-        small_agent(small_spec(num_envs=1), **flags)
-    small_agent(small_spec(num_envs=2), **flags)
-    small_agent(small_spec(num_envs=1), **flags | {"normalise_advantage": "rollout"})
+        small_agent(small_spec(num_envs=1), **flags).prepare()
+    small_agent(small_spec(num_envs=1), **flags)  # which several processes trained
+    small_agent(small_spec(num_envs=2), **flags).prepare()
+    small_agent(small_spec(num_envs=1), **flags | {"normalise_advantage": "rollout"}).prepare()
 
 
 def test_a_checkpoint_of_other_sizes_is_refused():
