@@ -2,7 +2,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import supple.replay.segments
@@ -70,12 +70,6 @@ def assert_same_rings(one, other):
         if int(one.metrics()["replay/invalid_sampled"]):
             continue  # what an unusable row holds is nobody's business
         assert_finite(mine)
-        # Nothing is bootstrapped where a row terminated: if its final observation was lost, what
-        # stands in is whatever lies behind it, before a cut (``close_open_rows``) or after it.
-        ended = mine["next", "terminated"].flatten()
-        for batch in (mine, others):
-            for rows in batch["next", "observation"].values():
-                rows[ended] = 0
         assert (mine == others).all()
     oldest, rows = one._usable()
     stored = (oldest + torch.arange(rows)) % one.num_rows
@@ -95,7 +89,6 @@ def assert_same_rings(one, other):
     close=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@example(3, 9, [7, 40], 1e-9, 0.5, 0.0, "float32", False, 0)
 def test_a_loaded_ring_behaves_like_the_one_saved(
     tmp_path_factory,
     num_envs,
@@ -113,8 +106,11 @@ def test_a_loaded_ring_behaves_like_the_one_saved(
     naive = Naive.like(ring)
     stream = Stream(seed=seed, spec=ring.spec, end=end, invalid=invalid)
     segments = Segments(ring, folder)
+    # Behind a terminated row that lost its final observation stands what lies there: after a cut at
+    # the ring's end another observation in a loaded ring, which nobody bootstraps from.
+    cuts = 0.05 if final_fraction == 1.0 else 0.0
     for stretch in stretches:
-        feed(stream, stretch, ring, naive, close=0.05)
+        feed(stream, stretch, ring, naive, close=cuts)
         manifest = segments.save()
         segments.prune([manifest])
     loaded, _ = restored(ring, saved_state(ring), folder, manifest)
@@ -127,7 +123,7 @@ def test_a_loaded_ring_behaves_like_the_one_saved(
         assert_same_rings(ring, loaded)
         assert_same_windows(loaded, naive, 1)
         assert_same_windows(loaded, naive, 3)
-        feed(stream, rows - 1, ring, naive, loaded, close=0.05)
+        feed(stream, rows - 1, ring, naive, loaded, close=cuts)
     assert_same_rings(ring, loaded)
 
 
