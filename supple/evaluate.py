@@ -217,22 +217,19 @@ class MovingPicture:
         between = 1000 * self._every / fps
         self._path, self._milliseconds = path, 10 * round(between / 10) if gif else round(between)
         self._pictures: list[Any] = []
-        self._given = 0
 
     def append_data(self, picture: np.ndarray[Any, Any]) -> None:
         """Add a picture, (H, W, 3) uint8."""
         from PIL import Image  # runs that draw nothing do without
 
-        if self._given % self._every == 0:
-            self._pictures.append(Image.fromarray(picture).reduce(2))
-        self._given += 1
+        self._pictures.append(Image.fromarray(picture).reduce(2))
 
     def __enter__(self) -> MovingPicture:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._pictures:
-            first, *rest = self._pictures
+            first, *rest = self._pictures[:: self._every]
             first.save(
                 self._path,
                 save_all=True,

@@ -138,7 +138,9 @@ class Quarantine:
             SimulatorError: its groups are not the spec's.
         """
         if not isinstance(obs, Mapping) or set(obs) != set(self._spec.observation):
-            self._lacks("a reset's observation", obs)
+            self._lacks(
+                "a reset's observation", obs, f"the groups {', '.join(self._spec.observation)}"
+            )
         bad = torch.stack([_beyond(rows, self._farthest) for rows in obs.values()]).any(0)
         self._tensors["tainted"].copy_(bad)
         self._suspicious = self._suspicious or (self._host and bool(bad.any()))
@@ -157,7 +159,8 @@ class Quarantine:
             for kind in ("observation", "final_observation"):
                 values |= {f"{kind}/{group}": step[kind][group] for group in self._spec.observation}
         except (KeyError, IndexError, TypeError):
-            self._lacks("a step", step)
+            fields = ", ".join(("reward", *FLAGS, "observation, final_observation"))
+            self._lacks("a step", step, f"{fields} (of {', '.join(self._spec.observation)})")
         if any(
             (value.shape, value.dtype) != self._expected[name] for name, value in values.items()
         ):
@@ -229,11 +232,8 @@ class Quarantine:
             clean[f"observation/{group}"] = _zeroed(value[f"observation/{group}"], made_up)
         return clean
 
-    def _lacks(self, what: str, found: Any) -> NoReturn:
-        groups = ", ".join(self._spec.observation)
+    def _lacks(self, what: str, found: Any, expected: str) -> NoReturn:
         named = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        fields = ", ".join(("reward", *FLAGS, "observation, final_observation"))
-        expected = f"the groups {groups}" if "observation" in what else f"{fields} (of {groups})"
         raise SimulatorError(
             f"{self._spec.task_id}: {what} has {named or 'nothing'}, expected {expected}; check the"
             " simulator with supple doctor --env"

@@ -204,10 +204,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value in options:
             return value
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if (
-            float in options and int not in options and type(value) is int
-        ):  # JSON writes whole numbers so
-            return float(value)
+        if type(value) is int and float in options and int not in options:
+            return float(value)  # as where the hint is float alone
         if value is None or isinstance(value, tuple(o for o in options if isinstance(o, type))):
             return value
     elif typing.get_origin(hint) is tuple:

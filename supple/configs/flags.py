@@ -81,15 +81,15 @@ def _refuse_unread(default: Settings, settings: Settings) -> None:
                 f"--agent.sequence-steps {steps} means nothing without a memory: give"
                 " --agent.memory, its width, or drop the flag"
             )
-    if not isinstance(settings.agent, FlashSACSettings) or ":" in settings.agent_name:
+    if not isinstance(agent, FlashSACSettings) or ":" in settings.agent_name:
         return
-    floor = settings.agent.replay_age_floor
-    if floor != before["agent.replay_age_floor"] and not settings.agent.replay_age_decay:
+    floor = agent.replay_age_floor
+    if floor != before["agent.replay_age_floor"] and not agent.replay_age_decay:
         raise InputError(
             f"--agent.replay-age-floor {floor} means nothing without --agent.replay-age-decay: give"
             " it, too, or drop the flag"
         )
-    critic = settings.agent.critic
+    critic = agent.critic
     for name, value in flat(settings).items():
         group = name.removeprefix("agent.").partition(".")[0]
         if value != before[name] and critic not in READ_BY.get(group, CRITICS):

@@ -173,7 +173,8 @@ def draw(
     if not len(picked):
         raise InputError("the replay ring holds no valid transition yet: collect more steps first")
     # In time order, so that a fold of rows holds whole pieces of episodes.
-    place, env = (picked := picked.sort().values) // envs, picked % envs
+    picked = picked.sort().values
+    place, env = picked // envs, picked % envs
     found = replay.transitions(stored[place] * envs + env)
     key = torch.stack((env, place - found["step"]))
     episode = torch.unique(key, dim=1, return_inverse=True)[1]
