@@ -433,7 +433,7 @@ def test_settings_of_an_idle_critic_that_a_run_recorded_are_read(tmp_path):
     settings = small_settings("toy/lqr", tmp_path, env_steps=100)
     assert isinstance(settings.agent, FlashSACSettings)
     settings.agent.flow.kappa, settings.agent.critic = 0.5, "scalar"
-    settings.agent.target_entropy = -3  # type: ignore[assignment]  # a library user's, whole
+    settings.agent.target_entropy = -3  # a library user's, whole
     assert from_json(json.loads(json.dumps(to_json(settings)))) == settings
     parse_flags(settings, ["--env.obs-noise", "0.1"])  # as supple eval does
 

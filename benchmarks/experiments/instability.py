@@ -80,7 +80,6 @@ def analyses(folder: Path) -> Iterator[tuple[Instability, float]]:
 def rows_of(name: str, one: Instability, earned: float) -> list[dict[str, Any]]:
     """One row per size of the step."""
     split, found = one.split, one.responses
-    assert split is not None
     low, high = one.intervals["concentration"]
     return [
         {
@@ -88,7 +87,7 @@ def rows_of(name: str, one: Instability, earned: float) -> list[dict[str, Any]]:
             "mode": one.mode,
             "return": round(earned, 1),
             "states": one.states,
-            "split cosine": round(split.cosine, 4),
+            "split cosine": "" if isinstance(split, str) else round(split.cosine, 4),
             "gap": round(one.found.gap, 3),
             "concentration": round(one.found.concentration, 3),
             "low": round(low, 3),
