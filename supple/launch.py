@@ -87,6 +87,8 @@ def new_run(settings: Settings) -> Run:
     many = f"{env.spec.num_envs} environments"
     if world().size > 1:
         many += f" in each of {world().size} processes"
+    if env.spec.num_envs != settings.env.num_envs:  # a callable of one's own with a fixed number
+        many += f", which is how many {settings.task} builds, not --env.num-envs"
     display.notice(f"{folder}: preset {settings.preset}, {many}")
     display.notice(f"update: {agent.compute}")
     if source:

@@ -13,6 +13,7 @@ from supple import checkpoint, launch, machine, train
 from supple.agents import FlashSAC
 from supple.diagnostics.targets import load_targets
 from supple.envs.registry import ADAPTERS, PACKAGES, packages_of
+from supple.envs.toy import make_toy
 from supple.errors import InputError, SimulatorError, say_once
 from supple.files import cache_folder, claim
 from supple.metrics import METRICS, read_csv
@@ -412,3 +413,13 @@ def test_rows_say_which_share_of_the_time_went_where(agent, settings_of, overlap
 
 def test_the_loop_fits_one_screen():
     assert len(Path(train.__file__).read_text().splitlines()) <= 40
+
+
+def test_a_run_says_that_a_callable_builds_as_many_as_it_likes(tmp_path, monkeypatch, capsys):
+    def four_toys():
+        return make_toy("lqr", 4, torch.device("cpu"))
+
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: four_toys)
+    with launch.new_run(small_settings("own:toys", tmp_path / "run", env_steps=100)):
+        pass
+    assert "4 environments, which is how many own:toys builds" in capsys.readouterr().out
