@@ -49,6 +49,28 @@ def test_the_official_code_runs_eager_and_on_gpus_compiled_as_asked(monkeypatch)
     assert set(on_cpu) <= {"official eager float32", "official eager bfloat16"}
 
 
+def test_a_variant_that_falls_back_to_eager_is_no_row(tmp_path, capsys, monkeypatch):
+    def broken(function, inputs):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr("supple.region.compile_graph", broken)
+    flags = "replay --sizes 3x1 --batch-sizes 1 --rounds 1 --threads 1 --modes compiled"
+    assert main(["bench", *flags.split(), "--out", str(tmp_path)]) == BAD_INPUT
+    assert "supple compiled float32: compilation failed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_what_needs_one_says_so_and_the_rest_is_eager(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("supple.bench.has_compiler", lambda device: False)
+    out = ["--out", str(tmp_path), "--rounds", "1", "--threads", "1"]
+    assert main(["bench", "kernels", *out]) == BAD_INPUT
+    assert "finds no compiler: install g++" in capsys.readouterr().err
+    assert main(["bench", "replay", "--sizes", "3x1", "--batch-sizes", "1", *out]) == DONE
+    assert "compiled" not in (tmp_path / "bench_replay.csv").read_text()
+
+
 def test_every_variant_is_timed_in_every_round_in_turn():
     order: list[str] = []
     variants: dict[str, Callable[[], object]] = {

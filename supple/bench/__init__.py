@@ -26,7 +26,7 @@ from supple.bench.table import MODES, Shape, parse_size, precisions, report
 from supple.bench.update import bench_update
 from supple.cli import DONE, RESUMABLE, Parser
 from supple.errors import InputError
-from supple.region import Precision
+from supple.region import Precision, has_compiler
 
 SIZES = ("17x6", "376x17", "310x37")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,14 @@ def main(arguments: Sequence[str]) -> int:
     options.device = machine.resolve_device(options.device)
     machine.use(options.device)
     has_graphs = options.device.type == "cuda"
-    options.modes = options.modes or list(MODES if has_graphs else MODES[:-1])
+    compiles = has_compiler(options.device)
+    if not compiles and options.what in ("kernels", "all"):
+        raise InputError(
+            f"supple bench {options.what} times compiled code and finds no compiler: install g++"
+            " (Triton for a GPU), or time update, profile, replay, critics, ppo, envs or loop"
+        )
+    known_modes = MODES if has_graphs else MODES[:-1]
+    options.modes = options.modes or list(known_modes if compiles else MODES[:1])
     known = precisions(options.device)
     options.precisions = options.precisions or known
     for precision in options.precisions:

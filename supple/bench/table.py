@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,21 @@ def interleaved(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; each round starts with another one."""
+    """Seconds of every variant in every round; each round starts with another one.
+
+    Raises:
+        InputError: a variant cannot run as its name says.
+    """
     names = list(variants)
     for name in names:
-        for _ in range(warm_up):
-            variants[name]()
+        with warnings.catch_warnings():
+            # A run goes on in eager; the row would say otherwise.
+            warnings.filterwarnings("error", "compilation failed|capturing failed")
+            try:
+                for _ in range(warm_up):
+                    variants[name]()
+            except UserWarning as warning:
+                raise InputError(f"{name}: {warning}; leave its mode out (--modes)") from warning
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)

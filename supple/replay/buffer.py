@@ -580,10 +580,15 @@ class Replay:
             InputError: a whole batch had no valid row to sample.
         """
         if int(self._invalid_sampled):
-            raise InputError(
-                "the replay ring holds almost no valid rows: the simulator marked nearly every"
-                " step as not valid; check it with supple doctor --env"
+            lost = int(self._final_evicted)
+            why = (
+                f"{lost} truncated rows lost their final observation, since episodes are short:"
+                " raise --replay.final-fraction"
+                if lost
+                else "the simulator marked nearly every step as not valid; check it with supple"
+                " doctor --env"
             )
+            raise InputError(f"the replay ring holds almost no valid rows: {why}")
         if not self._warned_evicted and int(self._final_evicted):
             self._warned_evicted = True
             warnings.warn(

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from supple.envs.base import Box, EnvSpec
-from supple.errors import InputError, require_rules
+from supple.errors import InputError, require_rules, require_values
 from supple.replay import records
 
 OBS_DTYPES = {
@@ -46,6 +46,7 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
+        require_values(self, "--replay.")
         rules = (
             ("capacity", self.capacity >= 1, ">= 1"),
             ("final_fraction", 0 < self.final_fraction <= 1, "in (0, 1]"),
@@ -63,6 +64,8 @@ class ReplayPlan:
     final_rows: int
     """F, rows of the side table of final observations."""
     bytes_by_part: Mapping[str, int]
+    halved: bool = False
+    """Whether observations take 2 bytes already."""
 
     @property
     def total_bytes(self) -> int:
@@ -91,9 +94,9 @@ class ReplayPlan:
         if self.total_bytes + kept <= free:
             return
         if not remedy:
-            remedy = (
-                "lower --replay.capacity, or store observations with --replay.obs-dtype bfloat16"
-            )
+            remedy = "lower --replay.capacity"
+            if not self.halved:
+                remedy += ", or store observations with --replay.obs-dtype bfloat16"
             if device.type == "cuda":
                 remedy += ", or keep it in host memory with --replay.spill"
         raise InputError(
@@ -130,7 +133,13 @@ def plan_ring(
     }
     if extra:
         parts["agent's columns"] = cells * extra
-    return ReplayPlan(num_rows=rows, num_envs=envs, final_rows=final_rows, bytes_by_part=parts)
+    return ReplayPlan(
+        num_rows=rows,
+        num_envs=envs,
+        final_rows=final_rows,
+        bytes_by_part=parts,
+        halved=item == 2,
+    )
 
 
 def free_memory(device: torch.device) -> int:

@@ -198,6 +198,7 @@ class Segments:
         }
         for key, column in replay.columns.items():
             if key != "valid":
+                _require_width(loaded[f"column/{key}"], column, key)
                 column[rows] = loaded[f"column/{key}"]
         slots = loaded["column/final_slot"].reshape(-1)
         slots = slots[slots >= 0].long()
@@ -208,6 +209,7 @@ class Segments:
                     f"the saved rows hold observations as {observation.dtype}, this ring as"
                     f" {ring.dtype}: keep --replay.obs-dtype of the run"
                 )
+            _require_width(observation, ring, f"observation/{group}")
             # The oldest row's observation is the newest next observation, already in place, unless
             # the write head is at 0.
             kept = 1 if first == oldest and oldest % replay.num_rows else 0
@@ -233,6 +235,14 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
     for entry in manifest["segments"]:
         _read(folder, entry)
+
+
+def _require_width(saved: Tensor, own: Tensor, name: str) -> None:
+    if saved.shape[1:] != own.shape[1:]:
+        raise InputError(
+            f"the saved rows' {name} is {tuple(saved.shape[1:])} a step, this ring's"
+            f" {tuple(own.shape[1:])}: load them for the task that they were saved of"
+        )
 
 
 def _read(folder: Path, entry: Mapping[str, Any]) -> bytes:

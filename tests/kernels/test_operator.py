@@ -143,6 +143,14 @@ def operator_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("width", [operator.WIDEST, operator.WIDEST + 2])
+def test_a_network_wider_than_the_shipped_tiles_takes_the_plain_form(operator_calls, width):
+    sizes = TINY | {"width": width, "rows": 1, "samples": 1, "steps": 1, "members": 1}
+    field, start, condition, time, _ = problem(BOUNDED, **sizes)
+    critic_integration(field, BOUNDED, start, condition, time)
+    assert len(operator_calls) == (width <= operator.WIDEST)
+
+
 def of_condition(form, how=critic_integration):
     """z_K as a function of the condition, a condition and a direction."""
     field, start, condition, time, _ = problem(form, **TINY)

@@ -56,6 +56,8 @@ def test_a_ring_beyond_free_memory_is_refused_before_anything_is_allocated(monke
         r" or store observations with --replay\.obs-dtype bfloat16",
     ):
         Replay(make_spec(4), ReplaySettings(capacity=100_000))
+    with pytest.raises(InputError, match=r"free: lower --replay\.capacity$"):
+        Replay(make_spec(4), ReplaySettings(capacity=200_000, obs_dtype="bfloat16"))
 
 
 def test_a_ring_that_just_fits_is_built(monkeypatch):
@@ -138,7 +140,9 @@ def test_fewer_than_two_rows_per_environment_are_refused():
         ({"capacity": 0}, r"--replay\.capacity must be >= 1, got 0"),
         ({"final_fraction": 0.0}, r"--replay\.final-fraction must be in \(0, 1\], got 0\.0"),
         ({"final_fraction": 1.1}, r"--replay\.final-fraction must be in \(0, 1\], got 1\.1"),
-        ({"final_fraction": math.nan}, r"--replay\.final-fraction must be in \(0, 1\], got nan"),
+        ({"final_fraction": math.nan}, r"final-fraction must be a finite number, got nan"),
+        ({"capacity": math.inf}, r"--replay\.capacity must be a finite number, got inf"),
+        ({"obs_dtype": "half"}, r"--replay\.obs-dtype must be one of float32, bfloat16, float16"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, text):

@@ -171,6 +171,20 @@ def test_a_ring_without_valid_rows_is_counted_and_refused_at_the_check():
         ring.check()
 
 
+def test_a_ring_of_rows_that_lost_their_finals_names_what_keeps_them():
+    ring = make_ring(1, 40, final_fraction=0.05)
+    stream = Stream(seed=0, spec=ring.spec, end=1.0)
+    for _ in range(40):
+        obs, action, step = stream.step()
+        step["terminated"][:] = False
+        ring.add(obs, action, step)
+    ring.columns["valid"][:] = False
+    ring.sample(6, generator=generator())
+    assert int(ring.metrics()["replay/final_evicted"])
+    with pytest.raises(InputError, match=r"almost no valid rows: \d+.*--replay.final-fraction"):
+        ring.check()
+
+
 def test_equal_generators_draw_equal_samples():
     ring, _ = filled(20)
     one, other, different = (

@@ -1,4 +1,6 @@
+import dataclasses
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import supple.replay.segments
+from supple.envs.base import Box
 from supple.errors import InputError
 from supple.files import replace_file
 from supple.replay import Segments
@@ -368,6 +371,23 @@ def test_a_ring_of_another_size_refuses_the_state(saved, num_envs, rows, final_f
         r" --replay\.final-fraction and --env\.num-envs",
     ):
         other.load_state_dict(ring.state_dict())
+
+
+@pytest.mark.parametrize("name", ["action", "observation/policy"])
+def test_a_ring_of_another_width_refuses_the_rows(saved, name):
+    ring, folder, manifest = saved
+    wider = {group: width + 1 for group, width in ring.spec.observation.items()}
+    size = ring.spec.action.size
+    changed: dict[str, Any] = (
+        {"action": Box(low=(-1.0,) * (size + 1), high=(1.0,) * (size + 1))}
+        if name == "action"
+        else {"observation": wider}
+    )
+    other = make_ring(2, 16, spec=dataclasses.replace(ring.spec, **changed))
+    with pytest.raises(InputError, match=f"the saved rows' {name} is"):
+        # Of the small state only what says which rows there are fits.
+        other.vector_steps = ring.vector_steps
+        Segments(other, folder).load(manifest)
 
 
 def test_a_ring_with_other_storage_refuses_the_rows(saved):

@@ -33,6 +33,8 @@ from supple.kernels.critic_integration.reference import (
 
 OPERATOR_DEVICES = ("cuda",)
 """Elsewhere a compiler does better with the fused form."""
+WIDEST = 512
+"""Hidden units to which the kernels' tiles fit every GPU that they ship for (``aot.py``)."""
 
 
 def critic_integration(
@@ -49,7 +51,8 @@ def critic_integration(
 
     On the CPU this is plain PyTorch, which a surrounding ``torch.compile`` fuses with what is
     around it. On CUDA it is one operator, differentiable once and in reverse mode; endpoint
-    networks, ``torch.func`` transforms and forward-mode derivatives take the plain form there, too.
+    networks, ``torch.func`` transforms, forward-mode derivatives and networks wider than ``WIDEST``
+    take the plain form there, too.
     An autocast around it changes nothing.
 
     Args:
@@ -69,7 +72,8 @@ def critic_integration(
     require_inputs(field, form, start_EBM, condition_EBH, time_KEH)
     require_options(table_points, products)
     kind = start_EBM.device.type
-    by_operator = kind in OPERATOR_DEVICES and not _unknown_to_operator(form)
+    fits = field.hidden_LEHH.shape[-1] <= WIDEST
+    by_operator = kind in OPERATOR_DEVICES and fits and not _unknown_to_operator(form)
     how = integrate_by_operator if by_operator else integrate_fused
     with torch.autocast(kind, enabled=False):
         return how(
