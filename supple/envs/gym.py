@@ -228,7 +228,8 @@ class GymVector(Env):
         """
         if self._env.render_mode != "rgb_array":
             raise NotImplementedError(
-                f"{self.spec.task_id} has no rgb_array render mode, or was made without render=True"
+                f"{self.spec.task_id} has no rgb_array render mode, its callable takes no"
+                " render_mode, or it was made without render=True"
             )
         with drawing(self.spec.task_id):
             # In this process only the first is drawn; other vector environments draw all.
@@ -445,6 +446,12 @@ def wrap_factory(
     with importing_packages(task_id), quiet_mujoco():
         probe = factory(**options)
     try:
+        for name in ("observation_space", "action_space"):
+            if getattr(probe, name, None) is None:
+                raise InputError(
+                    f"{task_id}: {type(probe).__name__} has no {name}, expected a gymnasium space:"
+                    " set it in the class or in __init__"
+                )
         facts = facts_of(probe, task_id, settings.num_envs, action_bound=settings.action_bound)
     finally:
         probe.close()

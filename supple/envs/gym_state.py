@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium import wrappers
+
+from supple.errors import SimulatorError
 
 SUCCESS_KEYS = ("success", "is_success", "solved")
 """Entries of ``info`` that hold a task's own success flag."""
@@ -28,9 +30,22 @@ EXACT_WRAPPERS = (
     wrappers.TimeLimit,
 )
 """Wrappers whose whole state is plain numbers."""
+STEP = "(observation, reward, terminated, truncated, info)"
 _PICTURE = {"render_mode", "width", "height", "camera_id", "camera_name", "screen", "clock"}
 _PICTURE |= {"isopen", "surf", "screen_dim", "screen_width", "screen_height"}
 """Attributes that say how it is drawn: they stay those of the environment that is restored."""
+
+
+def _told(found: Any) -> str:
+    kind = type(found).__name__
+    return f"a {kind} of {len(found)}" if isinstance(found, tuple) else f"a {kind}"
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether it can stand for a bool, as 0, 1 or an array of one can; a reward cannot."""
+    if isinstance(value, int | np.integer):
+        return value in (0, 1)
+    return np.size(value) == 1 and np.asarray(value).dtype == np.bool_
 
 
 class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -41,16 +56,41 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Keep of ``info`` what is read here: merging or sending the rest costs time."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        """Keep of ``info`` what is read here: merging or sending the rest costs time.
+
+        Raises:
+            SimulatorError: it is none of Gymnasium's five, in their order.
+        """
+        found = self.env.step(action)
+        if not isinstance(found, tuple) or len(found) != 5:
+            self._refuse("step", _told(found), STEP)
+        obs, reward, terminated, truncated, info = found
+        for name, value in (("terminated", terminated), ("truncated", truncated)):
+            if not (value is True or value is False or _is_flag(value)):
+                self._refuse("step", f"{value!r} for {name}", STEP)
+        if reward is None:
+            self._refuse("step", "None for the reward", STEP)
         if terminated or truncated:
             obs = copy.deepcopy(obs)  # the reset that follows may reuse its memory
         kept = {key: bool(np.any(info[key])) for key in SUCCESS_KEYS if key in info}
         return obs, reward, terminated, truncated, kept
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Drop ``info``: a success flag in it would belong to no step."""
-        return self.env.reset(**options)[0], {}
+        """Drop ``info``: a success flag in it would belong to no step.
+
+        Raises:
+            SimulatorError: it is no pair.
+        """
+        found: Any = self.env.reset(**options)
+        if not isinstance(found, tuple) or len(found) != 2:
+            self._refuse("reset", _told(found), "(observation, info)")
+        return found[0], {}
+
+    def _refuse(self, method: str, got: str, expected: str) -> NoReturn:
+        raise SimulatorError(
+            f"{type(self.unwrapped).__name__}.{method} returned {got}, expected {expected} as"
+            " gymnasium.Env has it"
+        )
 
     def get_state(self) -> dict[str, Any]:
         """Plain data of every wrapper and the environment, and MuJoCo's arrays; all copies."""

@@ -61,6 +61,37 @@ class Listed(Plain):
         return obs, np.array([reward, reward]), *rest
 
 
+class Swapped(Plain):
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, terminated, truncated, -0.7 * reward, info
+
+
+class Four(Plain):
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, info
+
+
+class Worthless(Plain):
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, None, *rest
+
+
+class Alone(Plain):
+    def reset(self, *, seed=None, options=None):
+        return super().reset()[0]
+
+
+class OddFlags(Plain):
+    """As some return them."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, np.array([terminated]), int(truncated), info
+
+
 class Raising(Plain):
     def step(self, action):
         raise ValueError("its own")
@@ -71,6 +102,10 @@ class Raising(Plain):
     [
         (Wide, SimulatorError, r"an observation has the shape \(1,\), its space says \(2,\)"),
         (Listed, SimulatorError, r"a reward has the shape \(2,\), expected one number"),
+        (Swapped, SimulatorError, r"Swapped.step returned -0.7 for truncated, expected \(obser"),
+        (Four, SimulatorError, r"Four.step returned a tuple of 4, expected \(observation, reward"),
+        (Worthless, SimulatorError, r"Worthless.step returned None for the reward"),
+        (Alone, SimulatorError, r"Alone.reset returned a ndarray, expected \(observation, info\)"),
         (Raising, ValueError, "^its own$"),
     ],
 )
@@ -79,6 +114,21 @@ def test_what_fits_into_no_array_is_named(factory, error, text):
     with pytest.raises(error, match=text):
         env.reset(0)
         env.step(torch.zeros(2, 1))
+
+
+def test_flags_may_be_what_stands_for_a_bool():
+    with closing(wrapped(OddFlags)) as env:
+        env.reset(0)
+        ended = [env.step(torch.zeros(2, 1))["terminated"].tolist() for _ in range(3)]
+    assert ended == [[False] * 2, [False] * 2, [True] * 2]
+
+
+def test_a_class_without_spaces_is_refused():
+    class Spaceless(gymnasium.Env[Any, Any]):
+        action_space = Plain.action_space
+
+    with pytest.raises(InputError, match="own: Spaceless has no observation_space, expected a"):
+        wrapped(Spaceless)
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
