@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -119,7 +120,7 @@ class TrainedPolicy:
         memory = self._remembered(obs_ND)
         found = self._policy(obs_ND, *memory)
         action, *after = found if memory else (found,)
-        outcomes = [obs_ND, action.reshape(len(action), -1), *after]
+        outcomes = [obs_ND, action.reshape(len(action), math.prod(action.shape[1:])), *after]
         fine = torch.cat([torch.isfinite(each) for each in outcomes], dim=1).all(1)
         self._memory = [_where(fine, new, old) for new, old in zip(after, memory, strict=True)]
         return _where(fine, action, torch.zeros_like(action))

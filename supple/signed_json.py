@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from supple.errors import InputError
 
+KINDS = {"supple-bundle": "a bundle, for the robot", "supple-checkpoint": "a run's checkpoint"}
 UNSIGNED = "0" * 64
 """What stands for the digest while it is computed."""
 
@@ -57,6 +58,8 @@ def parse(data: bytes, where: object, *, kind: str, version: int, remedy: str) -
             f"{where} is damaged: expected JSON, got {short(error)}; {remedy}"
         ) from error
     found = record.get("format") if isinstance(record, dict) else record
+    if found != kind and isinstance(found, str) and found in KINDS:
+        raise InputError(f"{where} is that of {KINDS[found]}, not of {KINDS[kind]}; {remedy}")
     if found != kind:
         raise InputError(
             f"{where} is foreign or damaged: expected format {kind}, got {short(repr(found))};"

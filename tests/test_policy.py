@@ -66,6 +66,7 @@ def test_a_choice_is_a_number_that_gymnasium_takes(tmp_path):
     policy = supple.load(tmp_path)
     assert gymnasium.spaces.Discrete(2).contains(policy(observations(1, 4)[0]))
     assert policy(observations(3, 4)).shape == (3,)
+    assert policy(observations(0, 4)).shape == (0,)
     first = policy(observations(3, 4))
     policy.spec = dataclasses.replace(policy.spec, action=Discrete(n=2, start=-1))
     assert (policy(observations(3, 4)) == first - 1).all()  # as the simulator calls them

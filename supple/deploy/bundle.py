@@ -7,6 +7,7 @@ more than ``MAX_BYTES``.
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import re
@@ -92,6 +93,10 @@ def read_bundle(path: Path) -> Bundle:
         InputError: nothing there, no bundle, an unreadable manifest, or a hostile archive.
     """
     if path.is_dir():
+        if (path / "settings.json").exists():
+            raise InputError(
+                f"{path} is a run, no bundle: supple export {path} makes one, name that"
+            )
         files = _read_folder(path)
     elif path.is_file():
         files = _read_zip(path)
@@ -149,6 +154,8 @@ def _read_zip(path: Path) -> dict[str, bytes]:
 
 
 def _check_name(path: Path, name: str) -> None:
+    if name.startswith(".") and "/" not in name:
+        raise InputError(f"{path}: hidden file {name[:80]!r}, a bundle has none: remove it")
     if not _NAME.fullmatch(name):
         raise InputError(
             f"{path}: refused the name {name[:80]!r}: a bundle holds plain file names without"
@@ -179,6 +186,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], *, archive: bool = False
         InputError: ``out`` is there already, or cannot be written.
     """
     check_free(out)
+    _remove_leftovers(out)
     partial = out.with_name(f".partial-{out.name}-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -196,6 +204,18 @@ def write_bundle(out: Path, files: Mapping[str, bytes], *, archive: bool = False
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(out.parent)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What an earlier export of this name left, if its process was killed."""
+    for partial in out.parent.glob(f".partial-{glob.escape(out.name)}-*"):
+        number = partial.name.rpartition("-")[2]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(partial, ignore_errors=True)
+        except (ValueError, OSError):
+            pass
 
 
 def check_free(out: Path) -> None:

@@ -119,7 +119,10 @@ def _action(contract: Mapping[str, Any]) -> dict[str, Any]:
         "control mode": contract["gains"]["control_mode"] or "not known",
     }
     if action["kind"] == "discrete":
-        return rows | {"choices": action["choices"]}
+        rows["choices"] = action["choices"]
+        if start := action.get("start"):
+            rows["the simulator's own choices"] = f"choice + {start}: it counts from {start}"
+        return rows
     return rows | {"command unit": action["command_unit"] or "the simulator's"}
 
 

@@ -178,7 +178,9 @@ def history_runs(contract: Mapping[str, Any], vectors: Vectors) -> Verdict:
     """In golden observations a frame is one step later the next older one."""
     pairs = history_pairs(contract["observation"]["terms"])
     if not pairs:
-        return Verdict("history", SKIPPED, "one frame only")
+        length = contract["history"]["length"]
+        why = "one frame only" if length == 1 else "its entries' ages are not described"
+        return Verdict("history", SKIPPED, why)
     inside = ~vectors.start[1:]
     newer, older = (list(each) for each in zip(*pairs, strict=True))
     now, before = vectors.observation[1:][inside], vectors.observation[:-1][inside]

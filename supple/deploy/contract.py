@@ -18,7 +18,7 @@ from supple.deploy.joints import COMMAND_UNITS
 from supple.deploy.onnx_file import FINITE, OPSET
 from supple.deploy.plain import PlainPolicy, command_clip, command_map
 from supple.deploy.terms import check_terms
-from supple.envs.base import Box, Channel, Deployment, EnvSpec
+from supple.envs.base import Channel, Deployment, Discrete, EnvSpec
 
 UNKNOWN_IN = ("identity", "contract", "evidence")
 """Parts of a manifest whose unknown values are listed."""
@@ -97,7 +97,7 @@ def unknown(record: Mapping[str, Any]) -> list[str]:
 
 def action_names(spec: EnvSpec) -> list[str]:
     """One name per action: its joint's where joints are known."""
-    if not isinstance(spec.action, Box):
+    if isinstance(spec.action, Discrete):
         return ["choice"]
     if spec.deployment and spec.deployment.joint_names:
         return list(spec.deployment.joint_names)
@@ -133,9 +133,16 @@ def _told(robot: Deployment) -> Deployment:
     gains = (*(robot.stiffness or ()), *(robot.damping or ()))
     if not any(gains):
         robot = dataclasses.replace(robot, stiffness=None, damping=None)
-    if max(robot.effort_limit or (0.0,)) >= NO_LIMIT:
+    if robot.effort_limit and min(robot.effort_limit) >= NO_LIMIT:
         robot = dataclasses.replace(robot, effort_limit=None)
     return robot
+
+
+def _efforts(robot: Deployment) -> list[float | None] | None:
+    """Each joint's limit, None where it has none."""
+    if robot.effort_limit is None:
+        return None
+    return [limit if limit < NO_LIMIT else None for limit in robot.effort_limit]
 
 
 def _joints(robot: Deployment) -> dict[str, Any]:
@@ -156,14 +163,14 @@ def _joints(robot: Deployment) -> dict[str, Any]:
             "soft": {"low": None, "high": None},
         },
         "velocity_limit": robot.velocity_limit,
-        "effort_limit": robot.effort_limit,
+        "effort_limit": _efforts(robot),
         "armature": None,
     }
 
 
 def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, Any]:
-    if policy.choices:
-        return {
+    if isinstance(spec.action, Discrete):
+        found = {
             "kind": "discrete",
             "names": ["choice"],
             "choices": policy.choices,
@@ -172,7 +179,8 @@ def _action(policy: PlainPolicy, spec: EnvSpec, robot: Deployment) -> dict[str, 
             "safe_action": 0,
             "command": "the score of each choice",
         }
-    assert isinstance(spec.action, Box)
+        # What the simulator's own step calls the first; here, as in most, they count from 0.
+        return found | ({"start": spec.action.start} if spec.action.start else {})
     scale, offset = command_map(spec)
     size = spec.action.size
     bounds = ([-1.0] * size, [1.0] * size) if policy.clip else (False, False)
@@ -374,8 +382,11 @@ def _command_limits(robot: Deployment, size: int) -> tuple[np.ndarray, np.ndarra
     if None in pair:
         return np.full(size, -np.inf), np.full(size, np.inf)
     low, high = (np.array(values, float) for values in pair)
-    none = (low >= high) | (np.maximum(-low, high) >= NO_LIMIT)  # simulators' words for it
-    return np.where(none, -np.inf, low), np.where(none, np.inf, high)
+    none = low >= high  # one of simulators' words for it, as are numbers beyond all others
+    return (
+        np.where(none | (low <= -NO_LIMIT), -np.inf, low),
+        np.where(none | (high >= NO_LIMIT), np.inf, high),
+    )
 
 
 def _bounds(values: np.ndarray) -> list[float | None] | bool:
@@ -388,7 +399,7 @@ def _damping(robot: Deployment) -> dict[str, Any]:
     """Gains of the mode that only brakes; a gain of 0 would not."""
     if robot.damping is not None and min(robot.damping) > 0:
         return {"gains": robot.damping, "source": "gains.damping"}
-    if robot.effort_limit is not None:
+    if robot.effort_limit and max(robot.effort_limit) < NO_LIMIT:
         gains = [limit / DAMPING_SPEED for limit in robot.effort_limit]
         return {"gains": gains, "source": f"effort limit at {DAMPING_SPEED} rad/s"}
     return {"gains": None, "source": None}

@@ -186,16 +186,19 @@ def _identity(folder: Path) -> dict[str, Any]:
     now = machine.versions()
     commit = now.pop("commit")
     given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
-    if not given.isdecimal():
-        raise InputError(f"SOURCE_DATE_EPOCH must be seconds since 1970, got {given!r}")
-    moment = int(given)
+    try:
+        moment = time.gmtime(int(given))
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(
+            f"SOURCE_DATE_EPOCH must be seconds since 1970, got {given[:40]!r}"
+        ) from error
     versions = folder / "versions.json"
     with following_format(versions, PUT_ASIDE):
         trained_with = json.loads(versions.read_text()) if versions.is_file() else None
     return {
         "commit": commit.removesuffix("-dirty"),
         "dirty": commit.endswith("-dirty"),
-        "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment)),
+        "exported_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment),
         "exported_with": now,
         "trained_with": trained_with,
         "licence": None,  # the trainer's to choose

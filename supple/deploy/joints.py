@@ -43,6 +43,13 @@ def check_joints(spec: EnvSpec) -> None:
                 f"EnvSpec.deployment.{name} has {len(values)} entries, expected {size}, one for"
                 " each action: mend the environment's description"
             )
+    for name in NAMES:
+        listed = getattr(robot, name) or ()
+        if twice := sorted({each for each in listed if listed.count(each) > 1}):
+            raise InputError(
+                f"EnvSpec.deployment.{name} names {', '.join(twice)} more than once, expected every"
+                " joint once: mend the environment's description"
+            )
     _check_single(robot)
     if (robot.action_scale is None) != (robot.action_offset is None):
         raise InputError(

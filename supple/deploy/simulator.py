@@ -98,6 +98,8 @@ def closed_loop(
     check, task = "closed loop", contract["origin"]["task"]
     if runtime is None:
         return Verdict(check, SKIPPED, "no runtime for many rows is here")
+    if trained and trained.settings.task != task:
+        return Verdict(check, SKIPPED, f"the run is of {trained.settings.task}, this is of {task}")
     if not _TASK.fullmatch(str(task)):
         return Verdict(check, SKIPPED, f"{task} is a module of one's own: not imported from here")
     groups = tuple(contract["observation"]["groups"])

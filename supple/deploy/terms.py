@@ -66,6 +66,19 @@ def check_terms(spec: EnvSpec) -> None:
             f"EnvSpec.deployment.commands is {commands!r}, expected names with their ranges, as in"
             ' {"base_velocity": {"lin_vel_x": [-0.5, 1.0]}}'
         )
+    for name, ranges in (commands or {}).items():
+        for entry, limits in (ranges or {}).items():
+            _check_range(f"{name}.{entry}", limits)
+
+
+def _check_range(name: str, limits: Any) -> None:
+    """A pair of numbers, or null; what is no pair is the simulator's own word for something."""
+    numbers = isinstance(limits, list | tuple) and all(map(is_number, limits))
+    if numbers and len(limits) == 2 and not limits[0] <= limits[1]:
+        raise InputError(
+            f"EnvSpec.deployment.commands: the range of {name} is {limits!r}, expected [low, high]"
+            " or null"
+        )
 
 
 def _check_last_action(channel: Channel, spec: EnvSpec) -> None:

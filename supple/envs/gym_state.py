@@ -61,7 +61,7 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             SimulatorError: it is none of Gymnasium's five, in their order.
         """
-        found = self.env.step(action)
+        found: Any = self.env.step(action)
         if not isinstance(found, tuple) or len(found) != 5:
             self._refuse("step", _told(found), STEP)
         obs, reward, terminated, truncated, info = found

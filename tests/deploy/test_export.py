@@ -1,9 +1,13 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +34,8 @@ from tests.deploy.small_bundles import (
     contract_of,
     described,
     flashsac,
+    plain_spec,
+    ppo,
     robot_files,
     robot_spec,
     signed_again,
@@ -158,6 +164,12 @@ def test_commands_stay_within_the_robots_own_limits():
     assert found == ([-10.0, None, -30.0], [10.0, None, 30.0])
     assert bounds(control_mode="velocity", **effort)[0] == [-1.0, -2.0, -3.0]
     assert bounds(control_mode="delta", **position, **effort) == (False, False)
+    # What one joint, or one side, lacks takes nothing from the others.
+    mixed = {"effort_limit": (10.0, math.inf, 1e9), "velocity_limit": (1.0, math.inf, 3.0)}
+    assert bounds(control_mode="torque", **mixed) == ([-10.0, None, None], [10.0, None, None])
+    assert bounds(control_mode="velocity", **mixed)[1] == [1.0, None, 3.0]
+    sided = {"position_limit_low": (-math.inf, -1.0, -1e9), "position_limit_high": (1.5, 1e9, 2.0)}
+    assert bounds(**sided) == ([None, -1.0, None], [1.5, None, 2.0])
 
 
 def test_half_of_an_action_map_is_refused():
@@ -230,6 +242,8 @@ def test_a_description_of_another_robot_is_refused():
         ({"action_clip_high": True}, "action_clip_high is True, expected a list, false where"),
         ({"action_filter": 0.5}, r"action_filter is 0\.5, expected false, or null"),
         ({"joint_names": ("hip", 2, "ankle")}, "joint_names holds 2, expected joint names"),
+        ({"joint_names": ("hip", "hip", "knee")}, "joint_names names hip more than once"),
+        ({"commands": {"v": {"x": [math.nan, 1]}}}, r"commands: the range of v.x is \[nan, 1\]"),
         ({"robot_joint_names": "hip"}, "robot_joint_names is 'hip', expected a list"),
         ({"control_mode": "Position"}, "control_mode is 'Position', expected torque, position"),
         ({"control_mode": ["position"]}, "control_mode is .*, expected torque, position"),
@@ -295,7 +309,8 @@ def test_limits_without_end_may_be_told():
 def test_gains_of_0_and_limits_without_end_are_unknown_and_brake_nothing():
     none = {"stiffness": (0.0,) * 3, "damping": (0.0,) * 3, "effort_limit": (80.0, 1e9, 80.0)}
     found = contract_of(described(**none))
-    assert {"gains.stiffness", "gains.damping", "joints.effort_limit"} <= set(unknown(found))
+    assert {"gains.stiffness", "gains.damping", "joints.effort_limit[1]"} <= set(unknown(found))
+    assert found["joints"]["effort_limit"] == [80.0, None, 80.0]
     assert found["safety"]["damping"] == {"gains": None, "source": None}
     pushed = contract_of(described(**none | {"effort_limit": (80.0,) * 3}))
     assert pushed["safety"]["damping"]["gains"] == [8.0] * 3
@@ -306,6 +321,34 @@ def test_gains_of_0_and_limits_without_end_are_unknown_and_brake_nothing():
 def test_a_channel_may_have_an_at_in_its_name():
     terms = [{"name": "imu@2", "history": 0}, {"name": "imu@2@1", "history": 1}]
     assert history_pairs(terms) == [(0, 1)]
+
+
+def test_choices_that_do_not_count_from_0_are_told():
+    assert "start" not in contract_of(plain_spec(action=Discrete(n=4)))["action"]
+    spec = plain_spec(action=Discrete(n=4, start=-1))
+    files = bundle_files(trained(ppo(spec), spec, Path("run")))
+    assert manifest.parse(files["manifest.json"])["contract"]["action"]["start"] == -1
+    assert "choice + -1: it counts from -1" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("moment", ["now", "-1x", "9" * 17])
+def test_a_time_of_export_that_is_none_is_refused(moment, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+    spec = robot_spec()
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH must be seconds since 1970, got"):
+        bundle_files(trained(flashsac(spec), spec, tmp_path / "run"))
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, others = (
+        tmp_path / f".partial-{name}-{pid}" for name, pid in (("b", gone.pid), ("b", os.getppid()))
+    )
+    left.mkdir()
+    others.mkdir()
+    write_bundle(tmp_path / "b", {"README.md": b"x"})
+    assert not left.exists() and others.exists()
 
 
 def test_choices_are_not_named_after_joints():
@@ -340,6 +383,23 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
     for check in ("golden, torch", "golden, onnxruntime", "golden, C", "closed loop"):
         assert status[check] == "passed"
     assert status["the run itself"] == "passed"
+
+
+def test_a_run_may_be_renamed_and_another_run_is_named(run, agent, tmp_path, capsys):
+    out = export.export(run, tmp_path / "bundle", archive=False)
+    moved = shutil.copytree(run, tmp_path / "moved")
+    report = verify(out, run=moved, episodes=0, latency=False)
+    assert {v.check: v.status for v in report.verdicts}["the run itself"] == "passed"
+    other = small_settings("toy/lqr", tmp_path / "other", env_steps=100, agent=agent)
+    report = verify(out, run=run_whole(other).folder, episodes=1, latency=False)
+    details = {verdict.check: verdict.detail for verdict in report.verdicts}
+    assert details["closed loop"] == "the run is of toy/lqr, this is of toy/asymmetric"
+    for command, folder, text in (
+        ("verify", run, f"{run} is a run, no bundle: supple export {run} makes one"),
+        ("eval", out, "that of a bundle, for the robot, not of a run's checkpoint"),
+    ):
+        assert main([command, str(folder)]) == 2
+        assert text in capsys.readouterr().err
 
 
 def test_golden_actions_of_another_width_than_the_runs_are_a_fault(run, tmp_path):

@@ -410,7 +410,7 @@ HOSTILE = {
     "a path out of the folder": ([("../evil", b"")], "refused the name '../evil'"),
     "an absolute path": ([("/etc/passwd", b"")], "refused the name '/etc/passwd'"),
     "a folder": ([("a/b", b"")], "refused the name 'a/b'"),
-    "a hidden name": ([(".profile", b"")], "refused the name"),
+    "a hidden name": ([(".profile", b"")], "hidden file '.profile'"),
     "a link": ([(link("manifest.json"), b"/etc/passwd")], "is no plain file"),
     "a name twice": ([("a", b"1"), ("a", b"2")], "is there twice"),
     "too many files": ([(f"f{i}", b"") for i in range(100)], "holds 100 files"),
@@ -677,7 +677,9 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
     recorded = {"return_mean": 10.0, "return_ci95": 1.0, "episodes": 5}
     checked: Any = simulator.closed_loop
     loop = partial(checked, contract, object(), episodes=5, recorded=recorded, add=print)
-    run = SimpleNamespace(progress=progress, greedy=None)
+    run = SimpleNamespace(
+        settings=SimpleNamespace(task=contract["origin"]["task"]), progress=progress, greedy=None
+    )
     assert loop(trained=run).status == PASSED
     assert seen == [7, 7]
     alone = loop()
