@@ -677,9 +677,7 @@ def test_both_policies_are_evaluated_where_the_curriculum_was(monkeypatch):
     recorded = {"return_mean": 10.0, "return_ci95": 1.0, "episodes": 5}
     checked: Any = simulator.closed_loop
     loop = partial(checked, contract, object(), episodes=5, recorded=recorded, add=print)
-    run = SimpleNamespace(
-        settings=SimpleNamespace(task=contract["origin"]["task"]), progress=progress, greedy=None
-    )
+    run = SimpleNamespace(settings=SimpleNamespace(task="toy/lqr"), progress=progress, greedy=None)
     assert loop(trained=run).status == PASSED
     assert seen == [7, 7]
     alone = loop()
