@@ -322,7 +322,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     add_device(parser)
     options, flags = _parse_env_flags(parser, arguments)
-    from supple.display import Display
+    from supple.display import Display, format_number
     from supple.envs.registry import aside
     from supple.evaluate import evaluate as run_episodes
     from supple.evaluate import make_env
@@ -346,8 +346,8 @@ def evaluate(arguments: list[str]) -> int:
     if options.json:
         record: dict[str, Any] = {
             "return_mean": found.return_mean,
-            "return_std": found.return_std,
-            "return_ci95": found.return_ci95,
+            "return_std": found.return_std if found.episodes > 1 else None,
+            "return_ci95": found.return_ci95 if found.episodes > 1 else None,
             "episodes": found.episodes,
             "env_steps": trained.env_steps,
         }
@@ -358,8 +358,8 @@ def evaluate(arguments: list[str]) -> int:
     rows = {
         "task": settings.task,
         "trained for": f"{trained.env_steps:,} env steps",
-        "return": f"{found.return_mean:.1f} ± {found.return_ci95:.1f} (95 % interval)",
-        "standard deviation": f"{found.return_std:.1f} over {found.episodes} episodes",
+        "return": str(found),
+        "standard deviation": format_number(found.return_std) if found.episodes > 1 else "none",
         "episode length": f"{found.length_mean:.0f}",
     }
     if found.success_once is not None:
@@ -491,13 +491,19 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="of --env: where its tensors live")
     parser.add_argument("--num-envs", type=int, default=4, help="of --env: how many are built")
     parser.add_argument(
+        "--steps",
+        type=int,
+        help="of --env: of each rollout; default: past a whole episode, within reason",
+    )
+    parser.add_argument(
         "--nan-dump", type=Path, metavar="DIR", help="a dump of a run's nan folder: repeat its step"
     )
     options, flags = _parse_env_flags(parser, arguments)
     if flags and not options.env:
         parser.error(f"unrecognized arguments: {flags[0]}: --env.* flags are of --env TASK")
-    if options.num_envs < 1:
-        raise InputError(f"--num-envs must be >= 1, got {options.num_envs}")
+    for name, value, least in (("--num-envs", options.num_envs, 1), ("--steps", options.steps, 2)):
+        if value is not None and value < least:
+            raise InputError(f"{name} must be >= {least}, got {value}")
     from supple.configs.base import Settings
     from supple.configs.flags import parse_flags
     from supple.doctor import check_dump, check_environment, check_machine
@@ -509,7 +515,9 @@ def doctor(arguments: list[str]) -> int:
         settings = Settings(task=options.env, env=EnvSettings(num_envs=options.num_envs))
         if flags:
             settings = parse_flags(settings, flags, f"{parser.prog} --env TASK")
-        return check_environment(options.env, settings.env, device=options.device)
+        return check_environment(
+            options.env, settings.env, device=options.device, steps=options.steps
+        )
     return check_machine()
 
 

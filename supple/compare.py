@@ -121,7 +121,10 @@ def main(arguments: Sequence[str]) -> int:
     own = list(arguments)
     cut = own.index("--") if "--" in own else len(own)
     own, common = own[:cut], own[cut + 1 :]
-    options = parser.parse_args(own)
+    options, unknown = parser.parse_known_args(own)
+    if unknown:
+        hint = "" if cut < len(arguments) else "; flags of supple train come after --"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     rates: dict[str, float] = {}
     if options.lr_sweep is not None:
         if options.variant or len(options.tasks) > 1:

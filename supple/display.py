@@ -136,13 +136,16 @@ class Display:
 
     def _progress(self) -> list[str]:
         step = self._values.get("step", 0)
-        parts = [f"{100 * step / self._total:.0f} %", f"{step:,.0f} / {self._total:,} env steps"]
+        parts = [
+            f"{min(100 * step / self._total, 100):.0f} %",
+            f"{step:,.0f} / {self._total:,} env steps",
+        ]
         left = self._seconds_left()
         return parts if left is None else [*parts, f"{format_seconds(left)} left"]
 
     def _details(self) -> list[str]:
         values = {name: format_number(value) for name, value in self._values.items()}
-        if "eval/return_mean" in values and "eval/return_ci95" in values:
+        if "eval/return_mean" in values and self._values.get("eval/return_ci95"):
             values["eval/return_mean"] += f" ± {values['eval/return_ci95']}"
         texts = {
             "train/return_mean": "return {}",

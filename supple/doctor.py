@@ -17,7 +17,7 @@ from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
 from supple.envs.base import Env, EnvSpec
 from supple.envs.check import check_env
-from supple.errors import InputError
+from supple.errors import InputError, say_once
 
 MOST_STEPS = 1100
 """Longest rollout of ``supple doctor --env``."""
@@ -83,13 +83,17 @@ def _video() -> str:
     return f"yes, {width} x {height}, MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"
 
 
-def check_environment(task: str, settings: EnvSettings, *, device: str) -> int:
+def check_environment(
+    task: str, settings: EnvSettings, *, device: str, steps: int | None = None
+) -> int:
     """Prove a task against the contract.
 
     Args:
         task: any.
         settings: how its environments are made.
         device: where its tensors are to live, as ``--device`` has it.
+        steps: of each rollout; by default past a whole episode, where that is short enough to wait
+            for.
 
     Returns:
         The exit status.
@@ -103,14 +107,16 @@ def check_environment(task: str, settings: EnvSettings, *, device: str) -> int:
     def build() -> Env:
         return make(task, settings, device=place)
 
-    with closing(build()) as env:
-        limit = env.spec.max_episode_steps or 0
-    # Past a whole episode, where that is short enough to wait for.
-    findings = check_env(build, steps=max(200, min(limit + 10, MOST_STEPS)))
+    if steps is None:
+        with closing(build()) as env:
+            steps = max(200, min((env.spec.max_episode_steps or 0) + 10, MOST_STEPS))
+    findings = check_env(build, steps=steps)
     for finding in findings:
         print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")
     failed = sum(not finding.ok for finding in findings)
-    print(f"{task}: {len(findings) - failed} checks passed, {failed} failed")
+    noted = sum(finding.ok and finding.detail.startswith("note:") for finding in findings)
+    notes = f" ({noted} with a note)" if noted else ""
+    print(f"{task}: {len(findings) - failed} checks passed{notes}, {failed} failed")
     return FAILED if failed else DONE
 
 
@@ -195,3 +201,5 @@ def print_list(simulator: str | None) -> None:
         raise InputError(f"unknown simulator {simulator}; known: {', '.join(simulators)}")
     for task in simulators[simulator].tasks:
         print(f"{simulator}/{task}")
+    if simulators[simulator].status.startswith("not installed"):
+        say_once(f"{simulator}/ may have more tasks: it is {simulators[simulator].status}")

@@ -50,6 +50,13 @@ class Evaluation:
     success_end: float | None = None
     """Fraction of episodes with success at the last step."""
 
+    def __str__(self) -> str:
+        """The mean with its interval, which one episode has none of."""
+        if self.episodes == 1:
+            return f"{_number(self.return_mean)} (1 episode, no interval)"
+        interval = f"95 % interval, {self.episodes} episodes"
+        return f"{_number(self.return_mean)} ± {_number(self.return_ci95)} ({interval})"
+
     def metrics(self) -> dict[str, float]:
         """As columns of a metrics row."""
         row = {
@@ -61,6 +68,10 @@ class Evaluation:
         if self.success_once is not None and self.success_end is not None:
             row |= {"eval/success_once": self.success_once, "eval/success_end": self.success_end}
         return row
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @torch.no_grad()

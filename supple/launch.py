@@ -20,7 +20,7 @@ from supple import checkpoint, distributed, machine
 from supple.agents import Agent
 from supple.build import build
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
-from supple.configs.base import Settings, to_json
+from supple.configs.base import Settings, from_json, to_json
 from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.divergence import DUMPS
@@ -58,6 +58,8 @@ def new_run(settings: Settings) -> Run:
     Raises:
         InputError: task, agent, memory or folder do not allow it; nothing was written then.
     """
+    # Fields may have been set since the settings were made, and what is recorded must be readable.
+    from_json(to_json(settings))
     if settings.log.wandb:
         require_wandb(settings.log.wandb)
     distributed.join(machine.resolve_device(settings.device))

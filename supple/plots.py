@@ -201,11 +201,18 @@ def _draw_means(
     axes.invert_yaxis()
 
 
+class _Thousands(EngFormatter):
+    """10k for ten thousand; smaller numbers as they are, not in thousandths."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return str(super().__call__(x, pos)) if abs(x) >= 1000 else f"{x:g}"
+
+
 def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "") -> None:
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(_Thousands(sep=""))
     axes.tick_params(colors=INK, labelsize=9, length=3)
     axes.grid(color="#e4e6ea", lw=0.8)
     axes.set_axisbelow(True)

@@ -545,11 +545,7 @@ class Run:
         if self._over and self._evaluation is None:
             rows["evaluation return"] = "none: its numbers were not finite, as said above"
         elif self._evaluation and self._evaluated_at == self.env_steps:
-            found = self._evaluation
-            rows["evaluation return"] = (
-                f"{found.return_mean:.1f} ± {found.return_ci95:.1f}"
-                f" (95 % interval, {found.episodes} episodes, deterministic)"
-            )
+            rows["evaluation return"] = f"{self._evaluation}, deterministic"
         for name, path in (("curve", "progress.png"), ("video", "videos/final.mp4")):
             if (self.folder / path).exists():
                 rows[name] = str(self.folder / path)

@@ -33,13 +33,18 @@ def trained(agent, tmp_path_factory):
         (["train"], "needs a TASK"),
         (["train", "gym/HalfCheeta-v5"], "did you mean gym/HalfCheetah-v5"),
         (["train", "toy/lqr", "--agent.gama", "0.9"], "unknown flag --agent.gama; did you mean"),
-        (["train", "toy/lqr", "--agent.gamma", "much"], "much"),
+        (
+            ["train", "toy/lqr", "--agent.gamma", "much"],
+            "supple: error: --agent.gamma: could not convert string to float: 'much'",
+        ),
+        (["train", "toy/lqr", "--env-steps", "-5"], "error: --env-steps must be >= 1, got -5"),
+        (["train", "toy/lqr", "--presett", "cpu"], "unknown flag --presett; did you mean --preset"),
         (["train", "toy/lqr", "--agent.gamma", "1.5"], "--agent.gamma must be in (0, 1), got 1.5"),
         (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, ppo, got sac"),
         (["train", "toy/lqr", "--preset", "lap"], "did you mean laptop?"),
         (["train", "toy/lqr", "--agent", "ppo", "--preset", "quality"], "one of laptop, cpu, gpu"),
         (["train", "toy/lqr", "--agent", "ppo", "--agent.critic", "flow"], "drop one of the two"),
-        (["train", "toy/lqr", "--agent", "ppo", "--agent.utd", "2"], "unknown flag --agent.utd"),
+        (["train", "toy/lqr", "--agent", "ppo", "--agent.utd", "2"], "of --agent flashsac;"),
         (["train", "toy/lqr", "--agent.learning-rate=1"], "did you mean --agent.lr-peak?"),
         (["train", "toy/lqr", "--lr", "1"], "unknown flag --lr; did you mean --agent.lr-peak?"),
         (["train", "toy/lqr", "--agent", "ppo", "--learning_rate", "1"], "mean --agent.lr?"),
@@ -165,6 +170,15 @@ def test_eval_prints_one_json_line_and_repeats_with_the_same_seed(trained, capsy
     assert json.loads(capsys.readouterr().out) == first
 
 
+def test_one_episode_has_no_interval(trained, capsys):
+    assert main(["eval", str(trained), "--episodes", "1", "--json"]) == DONE
+    found = json.loads(capsys.readouterr().out)
+    assert (found["return_std"], found["return_ci95"]) == (None, None)
+    assert main(["eval", str(trained), "--episodes", "1"]) == DONE
+    out = capsys.readouterr().out
+    assert "(1 episode, no interval)" in out and "±" not in out
+
+
 def test_play_writes_a_video(trained, tmp_path, capsys):
     video = tmp_path / "deep" / "out.mp4"
     assert main(["play", str(trained), "--video", str(video)]) == DONE
@@ -280,6 +294,12 @@ def test_doctor_judges_an_environment(capsys):
     assert main(["doctor", "--env", f"{__name__}:TurnsNan"]) == FAILED
     out = capsys.readouterr().out
     assert "FAIL" in out
+    assert main(["doctor", "--env", "toy/lqr", "--steps", "10"]) == DONE
+    out = capsys.readouterr().out
+    assert "0 episodes ended, too few to judge their flags" in out
+    assert f"checks passed ({out.count('note:')} with a note), 0 failed" in out
+    assert main(["doctor", "--env", "toy/lqr", "--steps", "1"]) == BAD_INPUT
+    assert "--steps must be >= 2, got 1" in one_line(capsys)
 
 
 class OnlyThere(Counter):

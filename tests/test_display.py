@@ -72,6 +72,12 @@ def test_the_remaining_time_starts_at_the_resumed_step(capsys, clock):
     assert capsys.readouterr().out.splitlines()[-1] == "95 % | 950 / 1,000 env steps | 0:10 left"
 
 
+def test_a_last_step_beyond_the_end_is_all_of_it(capsys, clock):
+    with Display(1000, title="t", clock=clock) as display:
+        display.update({"step": 1008})
+    assert "100 % | 1,008 / 1,000 env steps" in capsys.readouterr().out
+
+
 def test_notices_and_tables_work_outside_the_run(capsys):
     display = Display(10, title="t")
     display.notice("before")

@@ -415,6 +415,19 @@ def test_the_loop_fits_one_screen():
     assert len(Path(train.__file__).read_text().splitlines()) <= 40
 
 
+def test_settings_that_a_program_changed_are_checked_before_the_run(settings_of, tmp_path):
+    for change, text in (
+        (lambda s: setattr(s.agent, "gamma", 1.5), r"--agent.gamma must be in \(0, 1\), got 1.5"),
+        (lambda s: setattr(s.agent, "gamma", "x"), "settings.agent.gamma: expected .*, got 'x'"),
+        (lambda s: setattr(s.env, "num_envs", 0), r"num-envs must be in \[1, 1048576\], got 0"),
+    ):
+        settings = settings_of()
+        change(settings)
+        with pytest.raises(InputError, match=text):
+            launch.new_run(settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_says_that_a_callable_builds_as_many_as_it_likes(tmp_path, monkeypatch, capsys):
     def four_toys():
         return make_toy("lqr", 4, torch.device("cpu"))

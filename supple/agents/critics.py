@@ -142,6 +142,10 @@ def check_critic(critic: Critic, device: torch.device) -> None:
             got = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
             raise InputError(f"{type(critic).__name__}.{what} gave {got}, expected {expected}")
 
+    if critic.joins not in ("min", "mean"):
+        raise InputError(
+            f"{type(critic).__name__}.joins is {critic.joins!r}, expected 'min' or 'mean'"
+        )
     members, widths = critic.size.members, []
     generator = torch.Generator(device).manual_seed(0)
     for rows in (members + 2, members + 3):  # as many rows as members would hide a transposition
@@ -167,8 +171,10 @@ def check_critic(critic: Critic, device: torch.device) -> None:
         fixed = widths[0] == widths[-1]
         require("target", fixed, f"({rows}, {', '.join(map(str, widths[0]))}) as before", target)
         require("target", _is(outside), "a fraction out of range that is 0-d", outside)
-        loss = critic.loss(prediction, target, drawn(draws.loss))
+        with torch.enable_grad():
+            loss = critic.loss(critic(x_BD, train=False), target, drawn(draws.loss))
         require("loss", _is(loss), "one number, 0-d", loss)
+        require("loss", loss.requires_grad, "one with a gradient: read no value back", loss)
 
 
 def _is(value: Any, *shape: int) -> bool:

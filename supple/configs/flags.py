@@ -12,9 +12,11 @@ import tyro
 from supple.agents.flashsac_settings import CRITICS, READ_BY, FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
 from supple.configs import AGENTS, PRESET_RULE, PRESETS
-from supple.configs.base import Settings, flat
+from supple.configs.base import AGENT_SETTINGS, Settings, flat
 from supple.errors import InputError
 
+CHOSEN = ("--agent", "--preset", "--help")
+"""Flags that are read before the others."""
 LEARNING_RATE = ("--agent.lr-peak", "--agent.lr")
 """What each agent calls it."""
 _HELP = f"""Learn a task.
@@ -107,8 +109,10 @@ def _unknown(flag: str, default: Settings, command: str) -> str:
     known, name = _flags(default), flag.split("=")[0]
     if re.fullmatch(r"--(agent\.)?(lr|learning[-_]rate)", name):
         near = [each for each in LEARNING_RATE if each in known]
+    elif theirs := [agent for agent, flags in _agents_flags().items() if name in flags]:
+        return f"unknown flag {flag}: it is one of --agent {theirs[0]}; {see}"
     else:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, [*known, *CHOSEN], n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; {see}"
     return f"unknown flag {flag}{hint}"
 
@@ -120,8 +124,20 @@ def _flags(default: Settings) -> list[str]:
     return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", text.getvalue())))
 
 
+def _agents_flags() -> dict[str, set[str]]:
+    """The flags that are fields of each agent's settings."""
+    return {
+        name: {f"--{field.replace('_', '-')}" for field in flat(Settings(agent=kind()))}
+        for name, kind in AGENT_SETTINGS.items()
+    }
+
+
 def _one_line(box: str) -> str:
     """Tyro draws its errors in a box; keep the sentence."""
-    text = re.sub(r"[\u2500-\u257f]+", " ", box)
-    text = text.split("For full helptext")[0]
-    return " ".join(text.replace("Parsing error", "", 1).split()) or "cannot parse the flags"
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}", " ", box).split())
+    for more in ("For full helptext", "Argument helptext:"):
+        text = text.split(more)[0]
+    text = re.sub("^(Parsing error|Value error|Invalid choice) ", "", text.strip())
+    # What is ours names the flag by itself.
+    text = re.sub(r"^Error parsing ([\w.]+: (?=--))?", "", text)
+    return text or "cannot parse the flags"

@@ -16,7 +16,7 @@ from supple.cli import seed_number
 from supple.diagnostics.context import SUITES
 from supple.diagnostics.diagnose import Diagnosis, Options, diagnose
 from supple.diagnostics.document import arrays_npz, as_bytes, latest
-from supple.diagnostics.report.page import render
+from supple.diagnostics.report.page import render, unanswered
 from supple.errors import InputError
 from supple.files import replace_file
 
@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, help="folder of the report; default: the run's diagnostics folder")
     add("--episodes", type=int, default=20, help="of the standard and full suites")
-    add("--rollouts", action="store_true", help="disturb the policy in closed loop (full: always)")
+    add(
+        "--rollouts",
+        action="store_true",
+        help="with standard: disturb the policy in closed loop, as full always does",
+    )
     add("--compare", metavar="RUN", nargs="+", type=Path, default=[], help="other runs beside it")
     add("--baseline", metavar="CHECKPOINT", type=Path, help="a good checkpoint to compare with")
     add("--modes", default="", help=f"of policy instability, some of {','.join(MODES)}")
@@ -83,6 +87,10 @@ def read_options(options: argparse.Namespace, arguments: Sequence[str]) -> Optio
         raise InputError(f"--episodes must be >= 2, got {options.episodes}")
     if not 0 <= options.budget < float("inf"):
         raise InputError(f"--budget must be >= 0 minutes, got {options.budget:g}")
+    if options.rollouts and options.suite == "quick":
+        raise InputError(
+            "--rollouts needs the simulator, the quick suite makes none: add --suite standard"
+        )
     modes = tuple(filter(None, options.modes.split(",")))
     for mode in modes:
         if mode not in MODES:
@@ -129,14 +137,13 @@ def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
 
 def summary(found: Diagnosis) -> list[str]:
     """One verdict per rule and run, worst first, with what to try."""
-    verdicts = latest(found.document.to_json())
-    if not verdicts:
-        return [f"{SHAPES['ok']} no fault found by the checks that ran"]
-    lines = []
+    document = found.document.to_json()
+    verdicts, missing = latest(document), unanswered(document)
+    lines = [] if verdicts else [f"{SHAPES['ok']} no fault found by the checks that ran"]
     for verdict in verdicts:
         sure = f"{verdict['rule']}, confidence {verdict['confidence']}"
         lines.append(
             f"{SHAPES[verdict['level']]} {verdict['level']}: {verdict['sentence']} [{sure}]"
         )
         lines += [f"    try: {action}" for action in verdict["actions"]]
-    return lines
+    return [*lines, missing] if missing else lines

@@ -151,9 +151,6 @@ class _Work:
             self._stage("change between checkpoints", self._change)
         if environment and (self.options.rollouts or self.options.suite == "full"):
             self._stage("disturbances", self._disturb)
-        elif self.options.rollouts:
-            why = "the quick suite makes no environment: --suite standard"
-            self.document.skip("disturbances", why)
         if self.options.suite == "full":
             self._stage("trainability", self._measure_suite("full", self._close))
         if len({target.run for target in self._final}) > 1:

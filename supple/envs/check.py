@@ -116,10 +116,10 @@ class _Checker:
                 continue
             if not self._judge(name, partial(check, self._seen, self._facts)):
                 broken.add(name)
-        self._judge("same seed", self._same_seed)
+        repeats = self._judge("same seed", self._same_seed)
         self._judge("other seed", self._other_seed)
         self._judge("actions matter", self._actions_matter)
-        if self._judge("actions beyond 1", self._actions_beyond_one):
+        if self._judge("actions beyond 1", self._actions_beyond_one) and repeats:
             self._judge("action scale", self._action_scale)
         self._judge("exact resume", self._exact_resume)
 

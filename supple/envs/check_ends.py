@@ -56,6 +56,12 @@ def check_flags(seen: Rollout, spec: EnvSpec) -> str:
             "set terminated only where the task ended and truncated only where time ran out"
         )
     if limit is None:
+        lengths = {end.length for end in ends}
+        if len(lengths) == 1 and all(end.terminated for end in ends):
+            return (
+                f"note: all {len(ends)} episodes are terminated after {lengths.pop()} steps: if"
+                " that is a time limit, set truncated there, or what follows counts for nothing"
+            )
         return f"{len(ends)} ends, no time limit declared"
     at_limit = [end for end in ends if end.length == limit]
     if len(at_limit) >= FEW and not any(end.truncated for end in ends):

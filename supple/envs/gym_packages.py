@@ -57,9 +57,13 @@ def drawing(task_id: str) -> Iterator[None]:
 
 
 def draw_without_display() -> None:
-    """Before MuJoCo is imported: let it draw where there is no display and nobody chose."""
+    """Before MuJoCo is imported: let it draw where there is no display and nobody chose.
+
+    SDL, which draws classic control, would complain on the terminal that there is none.
+    """
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def prepare_drawing() -> None:

@@ -250,6 +250,8 @@ def check_task(task: str) -> None:
         found = exists(name)
     if not found:
         near = nearest(name, adapter.tasks(), prefix=f"{simulator}/")
+        if (status := adapter.status()).startswith("not installed"):  # then few are known
+            raise InputError(f"cannot look up task {task}{near}; {simulator}/ is {status}")
         raise InputError(f"unknown task {task}{near}; all of them: supple list {simulator}")
 
 

@@ -329,6 +329,8 @@ class Odd(ScalarCritic):
         return changed.get(self.wrong, (target_B, outside))
 
     def loss(self, prediction, target, uniform_BR=None):
+        if self.wrong == "gradient":
+            return torch.tensor(prediction.mean().item())
         return (prediction - target) ** 2 if self.wrong == "loss" else prediction.mean()
 
 
@@ -340,6 +342,8 @@ class OddSAC(FlashSAC):
             return None
         critic = Odd(size, generator=generator)
         critic.wrong = self.wrong
+        if self.wrong == "joins":
+            critic.joins = "avg"  # type: ignore[assignment]
         return critic
 
 
@@ -352,6 +356,8 @@ class OddSAC(FlashSAC):
         ("target", r"Odd.target gave \(5, 5\), expected \(5, 4\) as before"),
         ("outside", r"Odd.target gave .*, expected a fraction out of range that is 0-d"),
         ("loss", r"Odd.loss gave \(2, 4\), expected one number, 0-d"),
+        ("gradient", r"Odd.loss gave .*, expected one with a gradient: read no value back"),
+        ("joins", "Odd.joins is 'avg', expected 'min' or 'mean'"),
     ],
 )
 def test_a_critic_of_ones_own_with_other_shapes_is_refused(monkeypatch, wrong, text):

@@ -435,13 +435,14 @@ def agents_run(tmp_path, task, **changes):
 def test_what_was_asked_for_and_is_left_out_is_said(run, tmp_path, monkeypatch):
     nothing = lambda *_, **__: Measured({}, {})  # noqa: E731
     monkeypatch.setattr("supple.diagnostics.diagnose.measure", nothing)
-    asked = "--modes", "fisher", "--rollouts", "--episodes", "2", "--no-html"
+    asked = "--modes", "fisher", "--episodes", "2", "--no-html"
     for suite, what, why in (
         ("quick", "ranld mode fisher", "the quick suite has the modes action and choice only"),
-        ("quick", "disturbances", "the quick suite makes no environment"),
+        ("quick", "episodes", "the quick suite makes no environment"),
         ("standard", "disturbances", "no direction of the mode action to try: name it in --modes"),
     ):
-        _, record = diagnosed(run, tmp_path / suite, "--suite", suite, *asked)
+        rollouts = ["--rollouts"] if suite == "standard" else []
+        _, record = diagnosed(run, tmp_path / suite, "--suite", suite, *asked, *rollouts)
         skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
         assert why in skipped[what]
 
@@ -484,6 +485,7 @@ def test_what_does_not_fit_is_refused_in_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "none")], "none holds no run"),
         ([str(run), "--episodes", "1"], "--episodes must be >= 2, got 1"),
         ([str(run), "--modes", "sideways"], "--modes must be some of"),
+        ([str(run), "--rollouts"], "--rollouts needs the simulator, the quick suite makes none"),
         ([str(run), "--budget", "-1"], "--budget must be >= 0 minutes"),
         ([str(run), "--noise-spec", str(tmp_path / "x")], "cannot be read as JSON"),
     ):

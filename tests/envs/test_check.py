@@ -732,3 +732,17 @@ def test_discrete_actions_are_checked_too():
             )
 
     assert "discrete actions have no bounds" in notes(Chain)["actions beyond 1"]
+
+
+def test_terminated_episodes_of_one_length_are_noted_where_no_limit_is_declared():
+    class Undeclared(TimeOutsTerminate):
+        def __init__(self):
+            super().__init__()
+            self.declare(max_episode_steps=None)
+
+    assert "episodes are terminated after 20 steps: if" in notes(Undeclared)["end flags"]
+
+
+def test_what_repeats_nothing_says_nothing_of_the_scale_of_actions():
+    names = [item.name for item in check_env(Unseeded, steps=STEPS)]
+    assert "actions beyond 1" in names and "action scale" not in names

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from supple import machine
+from supple.doctor import print_list
 from supple.envs import EnvSettings, check_task, gym, known_tasks, make
 from supple.envs.base import Env
 from supple.envs.registry import ADAPTERS, UNPROVED, runs_on_gpu
@@ -36,6 +37,17 @@ def test_unknown_tasks_are_refused_in_one_line(task, text):
     with pytest.raises(InputError, match=text) as error:
         check_task(task)
     assert "\n" not in str(error.value)
+
+
+def test_a_simulator_that_is_not_here_may_have_more_tasks_than_are_known(monkeypatch, capsys):
+    monkeypatch.setattr("supple.envs.installed.is_installed", lambda *packages: False)
+    monkeypatch.setattr("supple.envs.dmc.tasks", lambda: ("dog-walk",))
+    with pytest.raises(InputError, match=r"cannot look up task dmc/walker-walk.*dmc/ is not inst"):
+        check_task("dmc/walker-walk")
+    print_list("dmc")
+    said = capsys.readouterr()
+    assert said.out == "dmc/dog-walk\n"
+    assert "dmc/ may have more tasks: it is not installed" in said.err
 
 
 def test_settings_out_of_range_name_their_flag():

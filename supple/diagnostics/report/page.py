@@ -118,16 +118,21 @@ def _lede(document: Mapping[str, Any]) -> str:
         "warn": f"No fault found; {_counted(counts['warn'], 'warning')}.",
         "ok": "No fault found by the checks that ran.",
     }[worst]
-    unanswered = [
-        question
-        for question in QUESTIONS
-        if all(_cell(document, t["id"], question) == "none" for t in document["targets"])
-    ]
-    missing = f"Not answered by this suite: {' '.join(unanswered)}" if unanswered else ""
+    missing = unanswered(document)
     return (
         f'<section class="lede"><p class="says"><span class="mark {worst}">{SHAPES[worst]}</span>'
         f'{escape(said)}</p><p class="under">{escape(missing)}</p></section>'
     )
+
+
+def unanswered(document: Mapping[str, Any]) -> str:
+    """The questions that nothing measured answers, in a sentence; empty where there are none."""
+    left = [
+        question
+        for question in QUESTIONS
+        if all(_cell(document, t["id"], question) == "none" for t in document["targets"])
+    ]
+    return f"Not answered by this suite: {' '.join(left)}" if left else ""
 
 
 def _counted(count: int, noun: str) -> str:
