@@ -141,10 +141,12 @@ def _summary(
     if several:
         low, high = scores.interval95(scores.interquartile_mean, own)
         cells["95 % interval"] = f"{number.format(low)} to {number.format(high)}"
-    if first and several:  # of one run each it could only be 0, a half or 1
+    # Of one run against one it could only be 0, a half or 1.
+    if first and max(len(own), len(own[0]), len(first[0])) > 1:
         share = f"{float(scores.improvement(own, first)):.2f}"
-        low, high = scores.interval95(scores.improvement, own, first)
-        share += f" ({low:.2f} to {high:.2f})"
+        if several:
+            low, high = scores.interval95(scores.improvement, own, first)
+            share += f" ({low:.2f} to {high:.2f})"
         cells["P(better than first)"] = share
     return cells
 

@@ -17,6 +17,7 @@ from supple.display import Display
 from supple.envs import EnvSettings, known_tasks, make
 from supple.envs.base import Env, EnvSpec
 from supple.envs.check import check_env
+from supple.envs.registry import knows_few
 from supple.errors import InputError, say_once
 
 MOST_STEPS = 1100
@@ -201,5 +202,5 @@ def print_list(simulator: str | None) -> None:
         raise InputError(f"unknown simulator {simulator}; known: {', '.join(simulators)}")
     for task in simulators[simulator].tasks:
         print(f"{simulator}/{task}")
-    if simulators[simulator].status.startswith("not installed"):
+    if knows_few(simulator):
         say_once(f"{simulator}/ may have more tasks: it is {simulators[simulator].status}")

@@ -65,8 +65,9 @@ def test_without_a_compiler_what_needs_one_says_so_and_the_rest_is_eager(
 ):
     monkeypatch.setattr("supple.bench.has_compiler", lambda device: False)
     out = ["--out", str(tmp_path), "--rounds", "1", "--threads", "1"]
-    assert main(["bench", "kernels", *out]) == BAD_INPUT
-    assert "finds no compiler: install g++" in capsys.readouterr().err
+    for what in ("kernels", "profile"):
+        assert main(["bench", what, *out]) == BAD_INPUT
+        assert "finds no compiler: install g++" in capsys.readouterr().err
     assert main(["bench", "replay", "--sizes", "3x1", "--batch-sizes", "1", *out]) == DONE
     assert "compiled" not in (tmp_path / "bench_replay.csv").read_text()
 

@@ -59,6 +59,13 @@ def test_variants_are_held_against_the_first():
     assert same["P(better than first)"].startswith("0.50")
 
 
+def test_one_run_is_held_against_several_but_not_against_one():
+    _, one = table([runs(1, 2, 3), runs(2.5, variant="b")])
+    assert one["P(better than first)"] == "0.67"
+    _, alone = table([runs(1), runs(2, variant="b")])
+    assert alone["P(better than first)"] == "-"
+
+
 def test_a_variant_without_a_finished_run_has_an_empty_row():
     first, second = table([runs(planned=2), runs(5, variant="b", planned=1)])
     assert (first["seeds"], first["return IQM"]) == ("0 of 2", "-")

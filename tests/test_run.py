@@ -425,6 +425,10 @@ def test_settings_that_a_program_changed_are_checked_before_the_run(settings_of,
         change(settings)
         with pytest.raises(InputError, match=text):
             launch.new_run(settings)
+    settings = settings_of()
+    settings.agent_name = "ppo" if settings.agent_name == "flashsac" else "flashsac"
+    with pytest.raises(InputError, match=r"settings.agent is a .*, expected .*, which agent_name"):
+        launch.new_run(settings)
     assert not list(tmp_path.iterdir())
 
 

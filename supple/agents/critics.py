@@ -171,10 +171,26 @@ def check_critic(critic: Critic, device: torch.device) -> None:
         fixed = widths[0] == widths[-1]
         require("target", fixed, f"({rows}, {', '.join(map(str, widths[0]))}) as before", target)
         require("target", _is(outside), "a fraction out of range that is 0-d", outside)
-        with torch.enable_grad():
-            loss = critic.loss(critic(x_BD, train=False), target, drawn(draws.loss))
+        loss = critic.loss(prediction, target, drawn(draws.loss))
         require("loss", _is(loss), "one number, 0-d", loss)
-        require("loss", loss.requires_grad, "one with a gradient: read no value back", loss)
+        if not torch.is_inference_mode_enabled():
+            require(
+                "loss",
+                _has_gradient(critic, x_BD, target, drawn(draws.loss)),
+                "one with a gradient: read no value back",
+                loss,
+            )
+
+
+def _has_gradient(critic: Critic, x_BD: Tensor, target: Tensor, uniform_BR: Tensor | None) -> bool:
+    """Whether a loss can be learned from; what training changes of the buffers is undone."""
+    buffers = list(critic.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    with torch.enable_grad():
+        loss = critic.loss(critic(x_BD, train=True), target, uniform_BR)
+    for buffer, saved in zip(buffers, before, strict=True):
+        buffer.copy_(saved)
+    return loss.requires_grad
 
 
 def _is(value: Any, *shape: int) -> bool:

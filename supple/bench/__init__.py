@@ -82,10 +82,10 @@ def main(arguments: Sequence[str]) -> int:
     machine.use(options.device)
     has_graphs = options.device.type == "cuda"
     compiles = has_compiler(options.device)
-    if not compiles and options.what in ("kernels", "all"):
+    if not compiles and options.what in ("kernels", "profile", "all"):
         raise InputError(
             f"supple bench {options.what} times compiled code and finds no compiler: install g++"
-            " (Triton for a GPU), or time update, profile, replay, critics, ppo, envs or loop"
+            " (Triton for a GPU), or time update, replay, critics, ppo, envs or loop"
         )
     known_modes = MODES if has_graphs else MODES[:-1]
     options.modes = options.modes or list(known_modes if compiles else MODES[:1])

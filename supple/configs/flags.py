@@ -127,7 +127,11 @@ def _flags(default: Settings) -> list[str]:
 def _agents_flags() -> dict[str, set[str]]:
     """The flags that are fields of each agent's settings."""
     return {
-        name: {f"--{field.replace('_', '-')}" for field in flat(Settings(agent=kind()))}
+        name: {
+            f"--{field.replace('_', '-')}"
+            for field in flat(Settings(agent=kind()))
+            if field.startswith("agent.")
+        }
         for name, kind in AGENT_SETTINGS.items()
     }
 

@@ -7,16 +7,16 @@ more than ``MAX_BYTES``.
 from __future__ import annotations
 
 import errno
-import glob
 import io
 import os
 import re
 import shutil
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from supple.signed_json import sha256
 MAX_BYTES = 512 * 2**20
 """Of all files together, inflated."""
 MAX_FILES = 64
+LEFT_AFTER = 3600.0
+"""An export takes seconds; a folder that is older than this was left half-written [s]."""
 MAX_MANIFEST_BYTES = 16 * 2**20
 NAMES = frozenset(
     (
@@ -207,15 +209,15 @@ def write_bundle(out: Path, files: Mapping[str, bytes], *, archive: bool = False
 
 
 def _remove_leftovers(out: Path) -> None:
-    """What an earlier export of this name left, if its process was killed."""
-    for partial in out.parent.glob(f".partial-{glob.escape(out.name)}-*"):
-        number = partial.name.rpartition("-")[2]
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            shutil.rmtree(partial, ignore_errors=True)
-        except (ValueError, OSError):
-            pass
+    """What earlier exports of this name left, whose processes were killed.
+
+    By their age: of a folder that machines share a process may be another's.
+    """
+    own = re.compile(re.escape(f".partial-{out.name}-") + "[0-9]+")
+    with suppress(OSError):  # a folder that is not there, or not ours
+        for entry in os.scandir(out.parent):
+            if own.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFT_AFTER:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def check_free(out: Path) -> None:

@@ -79,6 +79,11 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 def _evaluation(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "The run holds no evaluation."
+    if found["episodes"] == 1:
+        return (
+            f"Deterministic return {found['return_mean']:.6g}, of one episode, after"
+            f" {found['env_steps']:,} environment steps."
+        )
     return (
         f"Deterministic return {found['return_mean']:.6g} ± {found['return_ci95']:.3g} (95 %"
         f" interval of the mean), {found['episodes']} episodes, after"
@@ -126,13 +131,17 @@ def _action(contract: Mapping[str, Any]) -> dict[str, Any]:
     return rows | {"command unit": action["command_unit"] or "the simulator's"}
 
 
+def _commands(low: Any, high: Any) -> str:
+    if low is False and high is False:
+        return "not bounded"
+    return " to ".join("no bound" if side is False else str(side) for side in (low, high))
+
+
 def _safety(contract: Mapping[str, Any]) -> dict[str, Any]:
     safety = contract["safety"]
     return {
         "numbers that are not finite": safety["non_finite_rule"],
-        "commands": "not bounded"
-        if safety["command_low"] is False
-        else f"{safety['command_low']} to {safety['command_high']}",
+        "commands": _commands(safety["command_low"], safety["command_high"]),
         "stale state": f"damp after {safety['stale_after']:g} s without one",
         "damping gains": safety["damping"]["gains"] or "not known",
         "tilt limit": _unit(safety["tilt_limit"], "rad"),

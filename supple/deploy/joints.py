@@ -45,7 +45,8 @@ def check_joints(spec: EnvSpec) -> None:
             )
     for name in NAMES:
         listed = getattr(robot, name) or ()
-        if twice := sorted({each for each in listed if listed.count(each) > 1}):
+        # A board's empty slots have no name.
+        if twice := sorted({each for each in listed if each and listed.count(each) > 1}):
             raise InputError(
                 f"EnvSpec.deployment.{name} names {', '.join(twice)} more than once, expected every"
                 " joint once: mend the environment's description"

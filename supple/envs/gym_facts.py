@@ -46,7 +46,10 @@ def control_dt(env: gymnasium.Env[Any, Any]) -> float | None:
 
 
 def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment | None:
-    """Joints and actuators of a MuJoCo robot whose every actuator drives one joint; else None."""
+    """Joints and actuators of a MuJoCo robot whose every actuator drives a joint of its own.
+
+    None of another, and of one whose joints have no names.
+    """
     robot: Any = env.unwrapped
     model = _model(robot)
     if model is None or not isinstance(action, Box) or model.nu != action.size:
@@ -54,6 +57,9 @@ def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment |
     if (model.actuator_trntype != _DRIVES_A_JOINT).any():
         return None
     joints = model.actuator_trnid[:, 0]
+    names = tuple(model.joint(int(joint)).name for joint in joints)
+    if len(set(names)) < len(names) or not all(names):
+        return None
     low, high = np.array(action.low), np.array(action.high)
     # Plain motors: torque = gear * gain * control, without dynamics or feedback.
     kinds = (model.actuator_biastype, model.actuator_gaintype, model.actuator_dyntype)
@@ -65,7 +71,7 @@ def deployment(env: gymnasium.Env[Any, Any], action: ActionSpec) -> Deployment |
     limited = bool(model.jnt_limited[joints].all())
     strongest = np.maximum(abs(low), abs(high)) * abs(torque)
     return Deployment(
-        joint_names=tuple(model.joint(int(joint)).name for joint in joints),
+        joint_names=names,
         control_mode="torque" if motors else None,
         default_position=_floats(model.qpos0[model.jnt_qposadr[joints]]),
         action_scale=_floats((high - low) / 2 * torque) if motors else None,

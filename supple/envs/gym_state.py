@@ -38,14 +38,16 @@ _PICTURE |= {"isopen", "surf", "screen_dim", "screen_width", "screen_height"}
 
 def _told(found: Any) -> str:
     kind = type(found).__name__
-    return f"a {kind} of {len(found)}" if isinstance(found, tuple) else f"a {kind}"
+    return f"a {kind} of {len(found)}" if isinstance(found, tuple | list) else f"a {kind}"
 
 
 def _is_flag(value: Any) -> bool:
-    """Whether it can stand for a bool, as 0, 1 or an array of one can; a reward cannot."""
-    if isinstance(value, int | np.integer):
-        return value in (0, 1)
-    return np.size(value) == 1 and np.asarray(value).dtype == np.bool_
+    """Whether it can stand for a bool, as 0, 1 or an array of one of them; most rewards cannot."""
+    try:
+        flat = np.asarray(value.cpu() if hasattr(value, "cpu") else value).reshape(-1)
+    except (TypeError, ValueError):
+        return False
+    return flat.size == 1 and flat.dtype.kind in "biuf" and bool(flat[0] in (0, 1))
 
 
 class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -62,7 +64,7 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             SimulatorError: it is none of Gymnasium's five, in their order.
         """
         found: Any = self.env.step(action)
-        if not isinstance(found, tuple) or len(found) != 5:
+        if not isinstance(found, tuple | list) or len(found) != 5:
             self._refuse("step", _told(found), STEP)
         obs, reward, terminated, truncated, info = found
         for name, value in (("terminated", terminated), ("truncated", truncated)):
@@ -82,7 +84,7 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             SimulatorError: it is no pair.
         """
         found: Any = self.env.reset(**options)
-        if not isinstance(found, tuple) or len(found) != 2:
+        if not isinstance(found, tuple | list) or len(found) != 2:
             self._refuse("reset", _told(found), "(observation, info)")
         return found[0], {}
 

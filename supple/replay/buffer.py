@@ -581,14 +581,16 @@ class Replay:
         """
         if int(self._invalid_sampled):
             lost = int(self._final_evicted)
-            why = (
-                f"{lost} truncated rows lost their final observation, since episodes are short:"
-                " raise --replay.final-fraction"
+            short = (
+                f"{lost} truncated rows lost their final observation (short episodes: raise"
+                " --replay.final-fraction), or "
                 if lost
-                else "the simulator marked nearly every step as not valid; check it with supple"
-                " doctor --env"
+                else ""
             )
-            raise InputError(f"the replay ring holds almost no valid rows: {why}")
+            raise InputError(
+                f"the replay ring holds almost no valid rows: {short}the simulator marked nearly"
+                " every step as not valid; check it with supple doctor --env"
+            )
         if not self._warned_evicted and int(self._final_evicted):
             self._warned_evicted = True
             warnings.warn(

@@ -366,6 +366,28 @@ def test_a_critic_of_ones_own_with_other_shapes_is_refused(monkeypatch, wrong, t
         OddSAC(small_spec(), small_settings(), total_env_steps=100)
 
 
+class Frozen(ScalarCritic):
+    """Takes no gradients where batch norm does not train."""
+
+    def forward(self, x_MD, *, train, rows=slice(None)):
+        with torch.set_grad_enabled(train and torch.is_grad_enabled()):
+            return super().forward(x_MD, train=train, rows=rows)
+
+
+class FrozenSAC(FlashSAC):
+    def build_critic(self, size, generator):
+        return Frozen(size, generator=generator)
+
+
+def test_a_critic_of_ones_own_is_tried_as_it_trains_and_left_as_it_was():
+    agent = FrozenSAC(small_spec(), small_settings(), total_env_steps=100)
+    plain = FlashSAC(small_spec(), small_settings(critic="scalar"), total_env_steps=100)
+    for own, other in zip(agent.critic.buffers(), plain.critic.buffers(), strict=True):
+        assert torch.equal(own, other)
+    with torch.inference_mode():  # as a policy is loaded
+        FrozenSAC(small_spec(), small_settings(), total_env_steps=100)
+
+
 def test_an_agent_that_builds_its_critic_says_that_the_flag_chooses_none():
     assert not OddSAC(small_spec(), small_settings(), total_env_steps=100).remark
     agent = OddSAC(small_spec(), small_settings(critic="scalar"), total_env_steps=100)

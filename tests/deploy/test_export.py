@@ -3,8 +3,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -340,15 +338,34 @@ def test_a_time_of_export_that_is_none_is_refused(moment, tmp_path, monkeypatch)
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left, others = (
-        tmp_path / f".partial-{name}-{pid}" for name, pid in (("b", gone.pid), ("b", os.getppid()))
-    )
-    left.mkdir()
-    others.mkdir()
+    names = ("b-1", "b-2", "b-notes-1", "c-1")
+    left, fresh, *others = (tmp_path / f".partial-{name}" for name in names)
+    for folder in (left, fresh, *others):
+        folder.mkdir()
+        if folder != fresh:
+            os.utime(folder, (0, 0))
     write_bundle(tmp_path / "b", {"README.md": b"x"})
-    assert not left.exists() and others.exists()
+    assert not left.exists() and all(folder.exists() for folder in (fresh, *others))
+
+
+def test_the_card_tells_sides_and_episodes_apart():
+    one_sided = described(
+        position_limit_low=(-math.inf,) * 3,
+        position_limit_high=(1.0, 1.5, 2.0),
+    )
+    spec = dataclasses.replace(one_sided, action=Box(low=(-9,) * 3, high=(9,) * 3, clip=False))
+    assert card._safety(contract_of(spec))["commands"] == "no bound to [1.0, 1.5, 2.0]"
+    assert card._safety(contract_of(plain_spec(action=Discrete(n=4))))["commands"] == "not bounded"
+    found = {"return_mean": -6.14, "return_ci95": 0.0, "episodes": 1, "env_steps": 9}
+    assert card._evaluation(found) == (
+        "Deterministic return -6.14, of one episode, after 9 environment steps."
+    )
+
+
+def test_empty_slots_of_a_board_are_no_joint_twice():
+    sdk = (*JOINTS[::-1], "", "")
+    found = contract_of(described(robot_joint_names=sdk))["joints"]
+    assert found["policy_to_robot"] == [2, 1, 0]
 
 
 def test_choices_are_not_named_after_joints():

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from supple.envs import EnvSettings, check_task, known_tasks, make
+from supple.envs import EnvSettings, check_task, gym_facts, known_tasks, make
+from supple.envs.base import Box
 from supple.envs.check import check_env
 from supple.envs.gym import GymVector, wrap_factory
 from supple.envs.gym_state import ManagedEnv
@@ -84,14 +87,6 @@ class Alone(Plain):
         return super().reset()[0]
 
 
-class OddFlags(Plain):
-    """As some return them."""
-
-    def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
-        return obs, reward, np.array([terminated]), int(truncated), info
-
-
 class Raising(Plain):
     def step(self, action):
         raise ValueError("its own")
@@ -116,8 +111,22 @@ def test_what_fits_into_no_array_is_named(factory, error, text):
         env.step(torch.zeros(2, 1))
 
 
-def test_flags_may_be_what_stands_for_a_bool():
-    with closing(wrapped(OddFlags)) as env:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(bool, int, float, np.bool_, np.uint8, torch.tensor),
+        lambda flag: np.array([flag]),
+        lambda flag: torch.tensor([int(flag)]),
+        lambda flag: np.array(int(flag)),
+    ],
+)
+def test_flags_may_be_what_stands_for_a_bool(kind):
+    class Odd(Plain):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return [obs, reward, kind(terminated), kind(truncated), info]
+
+    with closing(wrapped(Odd)) as env:
         env.reset(0)
         ended = [env.step(torch.zeros(2, 1))["terminated"].tolist() for _ in range(3)]
     assert ended == [[False] * 2, [False] * 2, [True] * 2]
@@ -545,3 +554,16 @@ def test_a_class_that_takes_anything_is_told_how_to_draw(monkeypatch):
     monkeypatch.setattr("supple.envs.custom.load", lambda task: Drawn)
     with closing(make("own:drawn", EnvSettings(), render=True)) as env:
         assert np.asarray(env.render()).ndim == 3
+
+
+TWICE = """<mujoco><worldbody><body><joint name="{name}"/><geom size="1"/></body></worldbody>
+<actuator><position joint="{name}" kp="1"/>{more}</actuator></mujoco>"""
+
+
+@pytest.mark.parametrize(("name", "more"), [("hip", '<velocity joint="hip"/>'), ("hip", "")])
+def test_joints_that_are_driven_twice_are_not_described(name, more):
+    model = mujoco.MjModel.from_xml_string(TWICE.format(name=name, more=more))
+    robot: Any = SimpleNamespace(unwrapped=SimpleNamespace(model=model))
+    action = Box(low=(-1.0,) * model.nu, high=(1.0,) * model.nu)
+    found = gym_facts.deployment(robot, action)
+    assert (found is None) == bool(more)

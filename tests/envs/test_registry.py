@@ -1,5 +1,7 @@
 import csv
 import functools
+import importlib
+import inspect
 import random
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from supple import machine
 from supple.doctor import print_list
 from supple.envs import EnvSettings, check_task, gym, known_tasks, make
 from supple.envs.base import Env
-from supple.envs.registry import ADAPTERS, UNPROVED, runs_on_gpu
+from supple.envs.registry import ADAPTERS, ASKED, UNPROVED, runs_on_gpu
 from supple.envs.toy import make_toy
 from supple.errors import InputError
 
@@ -48,6 +50,20 @@ def test_a_simulator_that_is_not_here_may_have_more_tasks_than_are_known(monkeyp
     said = capsys.readouterr()
     assert said.out == "dmc/dog-walk\n"
     assert "dmc/ may have more tasks: it is not installed" in said.err
+
+
+def test_a_simulator_whose_list_is_whole_calls_a_misspelt_task_unknown(monkeypatch, capsys):
+    monkeypatch.setattr("supple.envs.installed.is_installed", lambda *packages: False)
+    with pytest.raises(InputError, match="unknown task brax/antt; did you mean brax/ant"):
+        check_task("brax/antt")
+    print_list("brax")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("simulator", ADAPTERS)
+def test_simulators_that_are_asked_for_their_tasks_are_known(simulator):
+    source = inspect.getsource(importlib.import_module(ADAPTERS[simulator]).tasks)
+    assert ("is_installed" in source or "find_spec" in source) == (simulator in ASKED)
 
 
 def test_settings_out_of_range_name_their_flag():
