@@ -91,8 +91,12 @@ def _status_of(arguments: list[str]) -> int:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("stopped", FAILED)
-    except BrokenPipeError:
-        return FAILED
+    except BrokenPipeError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody reads it any more
+            return FAILED
+        return _fail(f"{type(error).__name__}: {error}", FAILED)
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except Exception as error:  # the one place that reports what nobody foresaw

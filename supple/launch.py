@@ -225,7 +225,8 @@ def _start_from(settings: Settings, spec: EnvSpec, agent: Agent) -> Path | None:
 
 def _prefill(settings: Settings, agent: Agent, replay: Replay) -> None:
     if settings.replay.prefill:
-        prefill(replay, Path(settings.replay.prefill))
+        path = Path(settings.replay.prefill)
+        prefill(replay, path, reward_limit=settings.env.reward_limit)
         for step in replay.steps():
             agent.observe(step.to(agent.device))
 

@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from supple import checkpoint, machine, plots
 from supple.agents.base import Agent
+from supple.beside import Beside
 from supple.checkpoint import Checkpoint, following_format
 from supple.configs.base import Settings, to_json
 from supple.diagnostics.online import Online
@@ -161,9 +161,7 @@ class Run:
         self._eval_env: Env | None = None
         self._signals = contextlib.ExitStack()
         self._simulator = (
-            ThreadPoolExecutor(1, "simulator", initializer=machine.use, initargs=(env.spec.device,))
-            if settings.overlap
-            else None
+            Beside("simulator", partial(machine.use, env.spec.device)) if settings.overlap else None
         )
         self._stepped: Callable[[], TensorDict]
 
@@ -522,7 +520,8 @@ class Run:
                 stack.callback(self._eval_env.close)
             stack.callback(self.env.close)
             if self._simulator:
-                stack.callback(self._simulator.shutdown)
+                # To stop at once is not to wait for a simulator that hangs.
+                stack.callback(self._simulator.shutdown, wait=kind is not KeyboardInterrupt)
             stack.callback(self._segments.close)
             stack.callback(self._sinks.close)
             stack.callback(self._signals.close)

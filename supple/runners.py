@@ -38,8 +38,13 @@ from supple.replay import Replay
 
 WHOLE = ("actor", "critic", "optimizer")
 """What of rsl_rl's ``load_cfg`` makes up an agent."""
-OUR_LOOPS = ("replay.spill", "replay.prefill", "init_from", "overlap")
-"""Settings that only ``supple train`` can follow."""
+FOLLOWED = (
+    *("agent.", "replay.", "compute.", "care."),
+    *("agent_name", "preset", "env.action_bound", "env.reward_limit", "env.on_bad"),
+)
+"""Settings, or how their names begin, that shape the agent and its ring."""
+OUR_LOOPS = ("replay.spill", "replay.prefill")
+"""Of these, what only ``supple train`` can follow."""
 
 
 class FlashSAC:
@@ -83,17 +88,18 @@ class FlashSAC:
         preset = "gpu" if torch.device(device).type == "cuda" else "laptop"
         steps = int(cfg["num_steps_per_env"])
         length = str(max(1, int(cfg["max_iterations"])) * steps * env.num_envs)  # 0: only to play
-        settings = parsed_settings(
-            ["rsl_rl/task", "--preset", preset, *flags, "--env-steps", length]
-        )
+        task, last = ["rsl_rl/task", "--preset", preset], ["--env-steps", length]
+        settings = parsed_settings([*task, *flags, *last])
         if settings.agent_name != "flashsac":
             raise InputError(
                 f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
                 " leave the flag out; rsl_rl's own PPO is one already"
             )
-        asked = flat(settings)
-        for name in OUR_LOOPS:
-            if asked[name]:
+        chosen = [*task, "--preset", settings.preset, *last]
+        before = flat(parsed_settings(chosen))
+        for name, value in flat(settings).items():
+            followed = name.startswith(FOLLOWED) and name not in OUR_LOOPS
+            if not followed and value != before[name]:
                 raise InputError(
                     f"supple.runners:FlashSAC cannot follow --{name.replace('_', '-')}, the"
                     " runner's loop has no place for it: leave the flag out, or train with supple"

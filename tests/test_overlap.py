@@ -1,6 +1,7 @@
 """Learning while the simulator steps; that it resumes bit for bit is in ``test_resume.py``."""
 
 import threading
+import time
 
 import pytest
 
@@ -63,6 +64,29 @@ def test_what_the_simulator_raises_ends_the_run(tmp_path):
     run.env.step = broken  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="the arm fell off"), run:
         train(run)
+
+
+def test_stopping_at_once_does_not_wait_for_a_simulator_that_hangs(tmp_path):
+    run = launch.new_run(overlapping(tmp_path / "run", env_steps=100))
+    hangs, reached = threading.Event(), threading.Event()
+
+    def hanging(action):
+        reached.set()
+        hangs.wait(60)
+
+    def interrupted(replay):
+        assert reached.wait(30)
+        raise KeyboardInterrupt  # the second Ctrl-C
+
+    run.env.step, run.agent.update = hanging, interrupted  # type: ignore
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), run:
+        train(run)
+    assert time.monotonic() - began < 30
+    (thread,) = (each for each in threading.enumerate() if each.name == "simulator")
+    assert thread.daemon  # Python does not wait for it, either
+    hangs.set()
+    thread.join(30)
 
 
 def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path):

@@ -3,10 +3,12 @@
 import math
 import multiprocessing
 import os
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers.vector import TransformReward
 
 from supple import checkpoint
 from supple.cli import DONE, FAILED, main
@@ -436,12 +438,20 @@ def test_a_worker_process_that_hangs_in_a_reset_is_named():
         make(f"{__name__}:HangsInReset", settings)
 
 
-def test_patience_is_that_of_a_users_own_vector_environment_too():
-    env = make(f"{__name__}:OwnWorkers", EnvSettings(num_envs=2, patience=1.0))
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_patience_is_that_of_a_users_own_vector_environment_too(monkeypatch, wrapped):
+    def own():
+        made = OwnWorkers()
+        return TransformReward(made, lambda reward: reward) if wrapped else made
+
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: own)
+    env: Any = make("own:workers", EnvSettings(num_envs=2, patience=1.0))
+    workers = env._base.processes
     with pytest.raises(SimulatorError, match=r"no answer within --env\.patience 1 s"):
         for _ in range(4):
             env.step(torch.zeros(2, 1))
     env.close()
+    assert not any(process.is_alive() for process in workers)
 
 
 def _gym_env(trouble, at_reset=lambda: None):

@@ -244,9 +244,12 @@ def test_unknown_flags_and_groups_are_refused():
         with_flags("--agent.gama 0.9")
     with pytest.raises(InputError, match=r"learns with flashsac, got --agent ppo"):
         with_flags("--agent ppo")
-    for flag in ("--replay.spill", "--replay.prefill a", "--init-from a", "--overlap"):
+    simulator = ("--env.history 3", "--env.action-delay 2", "--env.config a=b", "--env.num-envs 9")
+    loop = ("--init-from a", "--overlap", "--max-minutes 1", "--checkpoint.every 5", "--seed 7")
+    for flag in ("--replay.spill", "--replay.prefill a", *loop, *simulator):
         with pytest.raises(InputError, match=f"cannot follow {flag.split()[0]}, the runner's loop"):
             with_flags(flag)
+    with_flags("--preset laptop --env.reward-limit 10 --replay.capacity 900 --compute.compile off")
     env, config = RslRlEnv(), copy.deepcopy(CONFIG)
     config["obs_groups"] = {"actor": ["camera"]}
     with pytest.raises(InputError, match=r"obs_groups names camera .* observes policy"):

@@ -27,6 +27,7 @@ from supple.envs.gym_packages import prepare_drawing
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
+TAKES_ASYNC = True
 HEIGHT, WIDTH = 480, 640
 """Of pictures [pixels]."""
 TASKS = (

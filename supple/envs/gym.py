@@ -44,7 +44,7 @@ from supple.rng import derive_seed
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
-TAKES_CONFIG = True
+TAKES_CONFIG = TAKES_ASYNC = True
 FIXED = {"render_mode": "supple, which knows when it draws"}
 _WORKER_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 SEED_BITS = 2**31 - 1
@@ -80,6 +80,10 @@ class GymVector(Env):
         action_bound: float = 1.0,
     ) -> None:
         self._env: Any = env  # gymnasium's base class declares neither seed lists nor call()
+        self._base: Any = env.unwrapped  # the one whose workers they are
+        if patience and isinstance(self._base, AsyncVectorEnv):
+            for name in ("reset_wait", "step_wait"):
+                setattr(self._base, name, partial(getattr(self._base, name), timeout=patience))
         self._mode = _autoreset_mode(env, task_id)
         self._flat = Flattener(env.single_observation_space, task_id)
         self._physical = ActionMap(
@@ -126,7 +130,7 @@ class GymVector(Env):
                 shape than it should, or no final observation came.
         """
         with self._workers("a step"):
-            obs, reward, terminated, truncated, info = self._advance(self._physical(action))
+            obs, reward, terminated, truncated, info = self._env.step(self._physical(action))
         now = final = self._flat(obs)
         reward = np.array(reward, dtype=np.float32)
         terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
@@ -166,7 +170,7 @@ class GymVector(Env):
         try:
             yield
         except multiprocessing.TimeoutError as error:
-            late = [row for row, pipe in enumerate(self._env.parent_pipes) if not pipe.poll()]
+            late = [row for row, pipe in enumerate(self._base.parent_pipes) if not pipe.poll()]
             self._abandon()
             raise SimulatorError(
                 f"{self.spec.task_id}: no answer within --env.patience {self._patience:g} s from"
@@ -177,6 +181,9 @@ class GymVector(Env):
                 raise SimulatorError(f"{self.spec.task_id}: {unfit}") from error
             raise
         except _WORKER_GONE as error:
+            if not isinstance(self._base, AsyncVectorEnv):  # the environment's own connection
+                told = f"{type(error).__name__} during {during}: {error}"
+                raise SimulatorError(f"{self.spec.task_id}: {told}") from error
             self._abandon()
             raise SimulatorError(
                 f"{self.spec.task_id}: a worker process died during {during}; it may have run out"
@@ -207,17 +214,7 @@ class GymVector(Env):
 
     def _reset(self, **options: Any) -> Any:
         """The observations that the vector environment's ``reset`` gives."""
-        if not isinstance(self._env, AsyncVectorEnv):
-            return self._env.reset(**options)[0]
-        self._env.reset_async(**options)
-        return self._env.reset_wait(timeout=self._patience or None)[0]
-
-    def _advance(self, action: Any) -> Any:
-        """What the vector environment's ``step`` gives."""
-        if not isinstance(self._env, AsyncVectorEnv):
-            return self._env.step(action)
-        self._env.step_async(action)
-        return self._env.step_wait(timeout=self._patience or None)
+        return self._env.reset(**options)[0]
 
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
@@ -272,7 +269,7 @@ class GymVector(Env):
         if self._closed:
             return
         self._closed = True
-        if getattr(self._env, "_state", AsyncState.DEFAULT) is not AsyncState.DEFAULT:
+        if getattr(self._base, "_state", AsyncState.DEFAULT) is not AsyncState.DEFAULT:
             self._abandon()  # interrupted while it waited for a worker, perhaps one that hangs
             return
         try:
@@ -282,12 +279,12 @@ class GymVector(Env):
 
     def _abandon(self) -> None:
         """End worker processes that can no longer be asked to."""
-        self._closed = self._env.closed = True
-        _end(getattr(self._env, "processes", ()))
+        self._closed = self._base.closed = True
+        _end(getattr(self._base, "processes", ()))
 
     def _seeds(self, seed: int) -> Any:
         """A seed for each environment, or one for all where a list is not taken."""
-        if not isinstance(self._env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        if not isinstance(self._base, SyncVectorEnv | AsyncVectorEnv):
             return derive_seed(seed, "vector") & SEED_BITS
         return [derive_seed(seed, index) & SEED_BITS for index in range(self.spec.num_envs)]
 

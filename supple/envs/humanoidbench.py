@@ -26,7 +26,7 @@ TASKS = tuple(
     )
 )
 """The published benchmark: H1 without hands."""
-TAKES_CONFIG = True
+TAKES_CONFIG = TAKES_ASYNC = True
 
 
 def status() -> str:

@@ -14,6 +14,7 @@ from supple.envs.gym import GymVector, wrap_factory
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
 
+TAKES_ASYNC = True
 TASKS = ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-close-v3")
 """Where Meta-World is not installed; it has fifty."""
 GOALS = 0

@@ -19,7 +19,7 @@ TASKS = tuple(
     for kind in ("Fixed", "Random")
 )
 """The published benchmark, named where MyoSuite is not installed."""
-TAKES_CONFIG = True
+TAKES_CONFIG = TAKES_ASYNC = True
 
 
 def status() -> str:

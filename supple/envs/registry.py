@@ -135,8 +135,9 @@ class Adapter(Protocol):
     """What the module of a simulator offers; importing it must work without the simulator.
 
     ``exists(name)``, where there is such a function, knows more tasks than ``tasks`` lists;
-    ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``; ``DRAWS``, where
-    it is false, that no task of it has a picture; ``MOST_ON_CPU`` how many step together there.
+    ``TAKES_CONFIG``, where it is true, that ``build`` heeds ``settings.config``; ``TAKES_ASYNC``,
+    that it heeds ``settings.vectorization``; ``DRAWS``, where it is false, that no task of it has a
+    picture; ``MOST_ON_CPU`` how many step together there.
     """
 
     def status(self) -> str:
@@ -200,6 +201,11 @@ def _build(task: str, settings: EnvSettings, device: torch.device, render: bool)
     adapter = _adapter(simulator)
     if settings.config and not getattr(adapter, "TAKES_CONFIG", False):
         raise InputError(f"{FLAG} {settings.config[0]}: {simulator}/ takes none, drop the flag")
+    if settings.vectorization == "async" and not getattr(adapter, "TAKES_ASYNC", False):
+        raise InputError(
+            f"--env.vectorization async: {simulator}/ steps all environments in one process, drop"
+            " the flag"
+        )
     most = most_envs(task, device)
     if settings.num_envs > most:
         raise InputError(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from supple.envs.base import Env, EnvSpec
 from supple.errors import InputError, SimulatorError
+from supple.signals import requests_to_stop
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -148,7 +149,7 @@ def _serve(
 
     # Ctrl-C and a cluster's request to stop reach the whole process group; the run itself saves,
     # then ends this process.
-    for request in (signal.SIGINT, signal.SIGTERM):
+    for request in (signal.SIGINT, *requests_to_stop()):
         signal.signal(request, signal.SIG_IGN)
     try:
         env = make(task_id, settings, device=device, seed=seed, render=render)

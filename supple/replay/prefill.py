@@ -23,7 +23,7 @@ from supple.replay.plan import OBS_DTYPES
 
 
 @torch.no_grad()
-def prefill(replay: Replay, path: Path) -> int:
+def prefill(replay: Replay, path: Path, *, reward_limit: float = math.inf) -> int:
     """Load recorded transitions into an empty ring.
 
     The recording is cut into ``N`` equal stretches, one per environment (at most ``N - 1``
@@ -33,6 +33,7 @@ def prefill(replay: Replay, path: Path) -> int:
     Args:
         replay: an empty ring with room for all of it.
         path: the file.
+        reward_limit: no reward may be farther from 0 (``--env.reward-limit``).
 
     Returns:
         How many transitions were loaded.
@@ -42,7 +43,7 @@ def prefill(replay: Replay, path: Path) -> int:
     """
     if replay.vector_steps:
         raise InputError(f"prefill needs an empty replay ring, this one has {replay.size} rows")
-    data = _read(replay, path)
+    data = _read(replay, path, reward_limit)
     envs = replay.num_envs
     rows = len(data["reward"]) // envs
     if not 1 <= rows <= replay.num_rows:
@@ -100,7 +101,7 @@ def _steps_since_end(ended: Tensor) -> Tensor:
     return index - before - 1
 
 
-def _read(replay: Replay, path: Path) -> Mapping[str, Tensor]:
+def _read(replay: Replay, path: Path, reward_limit: float) -> Mapping[str, Tensor]:
     try:
         data = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -130,6 +131,17 @@ def _read(replay: Replay, path: Path) -> Mapping[str, Tensor]:
             raise InputError(
                 f"{path}: {key} holds NaN or infinity, or what {stored.dtype} cannot hold"
             )
+    for key in ("terminated", "truncated"):
+        if not bool(((data[key] == 0) | (data[key] == 1)).all()):
+            raise InputError(f"{path}: {key} holds other numbers than 0 and 1: make it booleans")
+    beyond = (data["reward"].abs() > reward_limit).nonzero()
+    if len(beyond):
+        row = int(beyond[0])
+        raise InputError(
+            f"{path}: row {row} has the reward {float(data['reward'][row]):.4g}, beyond"
+            f" --env.reward-limit {reward_limit:g}: it would set the scale of all others; leave"
+            " such rows out, or raise the limit"
+        )
     if isinstance(spec.action, Box) and spec.action.clip and length:
         farthest = float(data["action"].abs().max())
         if farthest > 1 + 1e-6:

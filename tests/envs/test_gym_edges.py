@@ -92,6 +92,11 @@ class Raising(Plain):
         raise ValueError("its own")
 
 
+class Disconnected(Plain):
+    def step(self, action):
+        raise BrokenPipeError("the bridge at 10.0.0.7 hung up")
+
+
 @pytest.mark.parametrize(
     ("factory", "error", "text"),
     [
@@ -102,6 +107,11 @@ class Raising(Plain):
         (Worthless, SimulatorError, r"Worthless.step returned None for the reward"),
         (Alone, SimulatorError, r"Alone.reset returned a ndarray, expected \(observation, info\)"),
         (Raising, ValueError, "^its own$"),
+        (
+            Disconnected,
+            SimulatorError,
+            "own: BrokenPipeError during a step: the bridge at 10.0.0.7 hung up",
+        ),
     ],
 )
 def test_what_fits_into_no_array_is_named(factory, error, text):

@@ -66,6 +66,22 @@ def test_simulators_that_are_asked_for_their_tasks_are_known(simulator):
     assert ("is_installed" in source or "find_spec" in source) == (simulator in ASKED)
 
 
+def test_processes_are_refused_where_there_are_none(monkeypatch):
+    asked = EnvSettings(num_envs=2, vectorization="async")
+    with pytest.raises(InputError, match="async: toy/ steps all environments in one process"):
+        make("toy/lqr", asked)
+    own = lambda num_envs: make_toy("lqr", num_envs, torch.device("cpu"))  # noqa: E731
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: own)
+    with pytest.raises(InputError, match="builds all environments itself: drop"):
+        make("own:toys", asked)
+    for simulator, module in ADAPTERS.items():
+        told = importlib.import_module(module)
+        takes = "wrap_factory(" in inspect.getsource(told) or "registered(" in inspect.getsource(
+            told
+        )
+        assert getattr(told, "TAKES_ASYNC", False) == takes, simulator
+
+
 def test_settings_out_of_range_name_their_flag():
     with pytest.raises(InputError, match=r"num-envs must be in \[1, 1048576\], got 0"):
         EnvSettings(num_envs=0)

@@ -46,7 +46,7 @@ def test_final_observations_cross_the_pipe_only_where_an_episode_ended():
 
 
 def test_the_other_process_survives_what_asks_the_whole_group_to_stop(remote):
-    for request in (signal.SIGINT, signal.SIGTERM):
+    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(remote._process.pid, request)
     assert remote.reset(0)["observation"].batch_size == remote.reset(0).batch_size
 

@@ -179,6 +179,11 @@ def poison(value):
         (replace("reward", poison(np.nan)), "reward holds NaN or infinity"),
         (replace("action", poison(np.inf)), "action holds NaN or infinity"),
         (
+            replace("reward", poison(-2e8)),
+            r"row 3 has the reward -2e\+08, beyond --env.reward-limit",
+        ),
+        (replace("terminated", lambda x: 0.3 * x.float() + 0.3), "terminated holds other numbers"),
+        (
             replace("next_observation/critic", poison(np.nan)),
             "next_observation/critic holds NaN or infinity",
         ),
@@ -190,7 +195,7 @@ def test_a_recording_of_another_form_is_refused(tmp_path, change, text):
     path = write(tmp_path, data)
     ring = make_ring(2, 12)
     with pytest.raises(InputError, match=text) as caught:
-        prefill(ring, path)
+        prefill(ring, path, reward_limit=1e8)
     assert str(path) in str(caught.value)
     assert ring.size == 0
 
