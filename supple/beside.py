@@ -8,6 +8,10 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
+from supple.ending import leave_abruptly
+
+A_LITTLE = 3.0
+"""Most steps of simulators end within [s]."""
 Call: TypeAlias = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
 
@@ -33,16 +37,23 @@ class Beside:
         return future
 
     def shutdown(self, *, wait: bool) -> None:
-        """Take no further calls; ``wait`` for those that were submitted."""
+        """Take no further calls; ``wait`` for those that were submitted, else only a little."""
         self._calls.put(None)
-        if wait:
-            self._thread.join()
+        self._thread.join(None if wait else A_LITTLE)
+        if self._thread.is_alive():
+            leave_abruptly()
 
     def _serve(self, begin: Callable[[], object]) -> None:
-        begin()
+        failed: BaseException | None = None
+        try:
+            begin()
+        except BaseException as error:
+            failed = error
         while call := self._calls.get():
             future, function, arguments = call
             try:
+                if failed:
+                    raise failed
                 future.set_result(function(*arguments))
             except BaseException as error:
                 future.set_exception(error)

@@ -94,7 +94,7 @@ def _status_of(arguments: list[str]) -> int:
     except BrokenPipeError as error:
         try:
             sys.stdout.flush()
-        except OSError:  # nobody reads it any more
+        except (OSError, ValueError, AttributeError):  # nobody reads it any more
             return FAILED
         return _fail(f"{type(error).__name__}: {error}", FAILED)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What ends the process itself as it is closed, and so is closed last.
+"""What ends the process itself: closed last, since it does so as it is closed, or left abruptly.
 
 Isaac Sim's Kit exits from within its ``close()``, with status 0 unless it is told another: whatever
 came after would neither be done nor said.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 
 _statuses: list[int] = []
@@ -26,10 +27,19 @@ def leave_last(launched: contextlib.AbstractContextManager[object]) -> None:
     atexit.register(_leave, launched)
 
 
+def leave_abruptly() -> None:
+    """End the process without taking Python down: a thread is still busy in compiled code."""
+    atexit.register(lambda: os._exit(_last_words()))
+
+
 def _leave(launched: contextlib.AbstractContextManager[object]) -> None:
+    launched.__exit__(SystemExit, SystemExit(_last_words()), None)
+
+
+def _last_words() -> int:
+    """The exit status, after everything that was said is written."""
     uncaught = getattr(sys, "last_value", None) is not None
-    status = _statuses[-1] if _statuses else int(uncaught)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
             stream.flush()
-    launched.__exit__(SystemExit, SystemExit(status), None)
+    return _statuses[-1] if _statuses else int(uncaught)

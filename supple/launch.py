@@ -25,7 +25,7 @@ from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.divergence import DUMPS
 from supple.envs.base import EnvSpec
-from supple.envs.registry import packages_of
+from supple.envs.registry import packages_of, require_processes
 from supple.errors import InputError
 from supple.files import claim, replace_file, sync_folder
 from supple.metrics import METRICS, WANDB_ID, require_wandb
@@ -59,13 +59,16 @@ def new_run(settings: Settings) -> Run:
         InputError: task, agent, memory or folder do not allow it; nothing was written then.
     """
     # Fields may have been set since the settings were made, and what is recorded must be readable.
-    kind, name = AGENT_SETTINGS.get(base_of(settings.agent_name)), settings.agent_name
+    name = settings.agent_name
+    known = isinstance(name, str) and (name in AGENT_SETTINGS or ":" in name)
+    kind = AGENT_SETTINGS[base_of(name)] if known else None
     if kind and type(settings.agent) is not kind:
         raise InputError(
             f"settings.agent is a {type(settings.agent).__name__}, expected {kind.__name__}, which"
             f" agent_name {name} reads; what only your own agent reads is its class's"
         )
     from_json(to_json(settings))
+    require_processes(settings.task, settings.env)
     if settings.log.wandb:
         require_wandb(settings.log.wandb)
     distributed.join(machine.resolve_device(settings.device))

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from supple import launch
+from supple.beside import Beside
 from supple.errors import InputError
 from supple.train import train
 from tests.small_runs import finish, small_settings
@@ -66,7 +67,9 @@ def test_what_the_simulator_raises_ends_the_run(tmp_path):
         train(run)
 
 
-def test_stopping_at_once_does_not_wait_for_a_simulator_that_hangs(tmp_path):
+def test_stopping_at_once_does_not_wait_for_a_simulator_that_hangs(tmp_path, monkeypatch):
+    left: list[bool] = []
+    monkeypatch.setattr("supple.beside.leave_abruptly", lambda: left.append(True))
     run = launch.new_run(overlapping(tmp_path / "run", env_steps=100))
     hangs, reached = threading.Event(), threading.Event()
 
@@ -85,8 +88,19 @@ def test_stopping_at_once_does_not_wait_for_a_simulator_that_hangs(tmp_path):
     assert time.monotonic() - began < 30
     (thread,) = (each for each in threading.enumerate() if each.name == "simulator")
     assert thread.daemon  # Python does not wait for it, either
+    assert left == [True]  # nor is it taken down around it
     hangs.set()
     thread.join(30)
+
+
+def test_what_fails_at_the_threads_begin_is_raised_by_what_is_submitted():
+    def broken():
+        raise ValueError("no such device")
+
+    beside = Beside("thread", broken)
+    with pytest.raises(ValueError, match="no such device"):
+        beside.submit(print).result(timeout=30)
+    beside.shutdown(wait=True)
 
 
 def test_an_agent_that_learns_once_per_horizon_is_refused(tmp_path):

@@ -184,12 +184,14 @@ def check_critic(critic: Critic, device: torch.device) -> None:
 
 def _has_gradient(critic: Critic, x_BD: Tensor, target: Tensor, uniform_BR: Tensor | None) -> bool:
     """Whether a loss can be learned from; what training changes of the buffers is undone."""
-    buffers = list(critic.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    with torch.enable_grad():
-        loss = critic.loss(critic(x_BD, train=True), target, uniform_BR)
-    for buffer, saved in zip(buffers, before, strict=True):
-        buffer.copy_(saved)
+    buffers = dict(critic.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with torch.enable_grad():  # as in training, behind as many rows of next states
+        prediction = critic(torch.cat([x_BD, x_BD]), train=True, rows=slice(len(x_BD)))
+        loss = critic.loss(prediction, target, uniform_BR)
+    for name, buffer in buffers.items():
+        owner, _, own = name.rpartition(".")
+        setattr(critic.get_submodule(owner), own, buffer.copy_(before[name]))
     return loss.requires_grad
 
 

@@ -45,11 +45,13 @@ def check_joints(spec: EnvSpec) -> None:
             )
     for name in NAMES:
         listed = getattr(robot, name) or ()
-        # A board's empty slots have no name.
-        if twice := sorted({each for each in listed if each and listed.count(each) > 1}):
+        several = {each for each in listed if listed.count(each) > 1}
+        if name == "robot_joint_names":
+            several -= {""}  # a board's empty slots
+        if twice := sorted(several):
             raise InputError(
-                f"EnvSpec.deployment.{name} names {', '.join(twice)} more than once, expected every"
-                " joint once: mend the environment's description"
+                f"EnvSpec.deployment.{name} names {', '.join(map(repr, twice))} more than once,"
+                " expected every joint once: mend the environment's description"
             )
     _check_single(robot)
     if (robot.action_scale is None) != (robot.action_offset is None):

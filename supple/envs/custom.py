@@ -98,10 +98,10 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     unsaid = settings.num_envs if parameters(factory)[1] else None
     wanted = given.get("num_envs", unsaid)
     if isinstance(made, Env):
-        return _as_asked(made, task, wanted, device, settings)
+        return _as_asked(made, task, wanted, device)
     found = _torch_simulator(made, task, settings.action_bound)
     if found is not None:
-        return _as_asked(found, task, wanted, device, settings)
+        return _as_asked(found, task, wanted, device)
     import gymnasium
 
     from supple.envs.gym import GymVector, wrap_factory
@@ -114,7 +114,7 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
             patience=settings.patience,
             action_bound=settings.action_bound,
         )
-        return _as_asked(vector, task, wanted, device, settings)
+        return _as_asked(vector, task, wanted, device)
     if isinstance(made, gymnasium.Env):
         made.close()
         return wrap_factory(
@@ -167,9 +167,7 @@ def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
     return None
 
 
-def _as_asked(
-    env: Env, task: str, wanted: int | None, device: torch.device, settings: EnvSettings
-) -> Env:
+def _as_asked(env: Env, task: str, wanted: int | None, device: torch.device) -> Env:
     """Refuse an environment of another size or device than wanted; None is any size."""
     got = env.spec.device
     if wanted not in (None, env.spec.num_envs):
@@ -177,8 +175,6 @@ def _as_asked(
             f"built {env.spec.num_envs} environments, asked for num_envs={wanted}: it is told how"
             " many if it names num_envs among its arguments"
         )
-    elif settings.vectorization == "async":
-        problem = "builds all environments itself: drop --env.vectorization async"
     elif got.type != device.type or device.index not in (None, got.index):
         problem = f"built an environment on {got}, this run is on {device}: take device, or set it"
     else:

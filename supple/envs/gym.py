@@ -12,6 +12,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.util import Finalize
@@ -83,7 +84,7 @@ class GymVector(Env):
         self._base: Any = env.unwrapped  # the one whose workers they are
         if patience and isinstance(self._base, AsyncVectorEnv):
             for name in ("reset_wait", "step_wait"):
-                setattr(self._base, name, partial(getattr(self._base, name), timeout=patience))
+                _limit(self._base, name, patience)
         self._mode = _autoreset_mode(env, task_id)
         self._flat = Flattener(env.single_observation_space, task_id)
         self._physical = ActionMap(
@@ -489,6 +490,16 @@ def wrap_factory(
         patience=settings.patience,
         action_bound=settings.action_bound,
     )
+
+
+def _limit(env: AsyncVectorEnv, name: str, patience: float) -> None:
+    """Let a method wait no longer than that [s] where it is not told how long."""
+    function, own = getattr(type(env), name), weakref.ref(env)  # a cycle would keep its workers
+
+    def wait(timeout: float | None = None) -> Any:
+        return function(own(), timeout=patience if timeout is None else timeout)
+
+    setattr(env, name, wait)
 
 
 def _end(processes: Sequence[Any]) -> None:

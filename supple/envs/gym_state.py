@@ -84,7 +84,8 @@ class ManagedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             SimulatorError: it is no pair.
         """
         found: Any = self.env.reset(**options)
-        if not isinstance(found, tuple | list) or len(found) != 2:
+        pair = isinstance(found, tuple | list) and len(found) == 2
+        if not pair or not isinstance(found[1], Mapping):
             self._refuse("reset", _told(found), "(observation, info)")
         return found[0], {}
 

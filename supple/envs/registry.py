@@ -201,11 +201,6 @@ def _build(task: str, settings: EnvSettings, device: torch.device, render: bool)
     adapter = _adapter(simulator)
     if settings.config and not getattr(adapter, "TAKES_CONFIG", False):
         raise InputError(f"{FLAG} {settings.config[0]}: {simulator}/ takes none, drop the flag")
-    if settings.vectorization == "async" and not getattr(adapter, "TAKES_ASYNC", False):
-        raise InputError(
-            f"--env.vectorization async: {simulator}/ steps all environments in one process, drop"
-            " the flag"
-        )
     most = most_envs(task, device)
     if settings.num_envs > most:
         raise InputError(
@@ -268,6 +263,22 @@ def check_task(task: str) -> None:
 def knows_few(simulator: str) -> bool:
     """Whether only the best known tasks of a simulator are listed, since it is not installed."""
     return simulator in ASKED and _adapter(simulator).status().startswith("not installed")
+
+
+def require_processes(task: str, settings: EnvSettings) -> None:
+    """Refuse processes for environments that are stepped together.
+
+    Raises:
+        InputError: names the flag.
+    """
+    simulator = task.partition("/")[0]
+    if settings.vectorization == "sync" or simulator not in ADAPTERS:
+        return
+    if not getattr(_adapter(simulator), "TAKES_ASYNC", False):
+        raise InputError(
+            f"--env.vectorization async: {simulator}/ steps all environments in one process, drop"
+            " the flag"
+        )
 
 
 def most_envs(task: str, device: torch.device) -> int:

@@ -134,7 +134,7 @@ def _read(replay: Replay, path: Path, reward_limit: float) -> Mapping[str, Tenso
     for key in ("terminated", "truncated"):
         if not bool(((data[key] == 0) | (data[key] == 1)).all()):
             raise InputError(f"{path}: {key} holds other numbers than 0 and 1: make it booleans")
-    beyond = (data["reward"].abs() > reward_limit).nonzero()
+    beyond = (data["reward"].double().abs() > reward_limit).nonzero()
     if len(beyond):
         row = int(beyond[0])
         raise InputError(

@@ -87,6 +87,11 @@ class Alone(Plain):
         return super().reset()[0]
 
 
+class Listed2(Plain):
+    def reset(self, *, seed=None, options=None):
+        return [3.0, -7.0]
+
+
 class Raising(Plain):
     def step(self, action):
         raise ValueError("its own")
@@ -106,6 +111,7 @@ class Disconnected(Plain):
         (Four, SimulatorError, r"Four.step returned a tuple of 4, expected \(observation, reward"),
         (Worthless, SimulatorError, r"Worthless.step returned None for the reward"),
         (Alone, SimulatorError, r"Alone.reset returned a ndarray, expected \(observation, info\)"),
+        (Listed2, SimulatorError, r"Listed2.reset returned a list of 2, expected \(obs"),
         (Raising, ValueError, "^its own$"),
         (
             Disconnected,

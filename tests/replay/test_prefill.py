@@ -200,6 +200,12 @@ def test_a_recording_of_another_form_is_refused(tmp_path, change, text):
     assert ring.size == 0
 
 
+def test_rewards_may_be_of_any_kind(tmp_path):
+    data = recording(8)
+    data["reward"] = data["reward"] > 0
+    assert prefill(make_ring(2, 12), write(tmp_path, data), reward_limit=1e8) == 8
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])
 def test_an_unreadable_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "recorded.safetensors"
