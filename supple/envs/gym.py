@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import signal
@@ -495,6 +496,8 @@ def wrap_factory(
 def _limit(env: AsyncVectorEnv, name: str, patience: float) -> None:
     """Let a method wait no longer than that [s] where it is not told how long."""
     function, own = getattr(type(env), name), weakref.ref(env)  # a cycle would keep its workers
+    if "timeout" not in inspect.signature(function).parameters:
+        return  # of a class of one's own
 
     def wait(timeout: float | None = None) -> Any:
         return function(own(), timeout=patience if timeout is None else timeout)
