@@ -88,15 +88,14 @@ class FlashSAC:
         preset = "gpu" if torch.device(device).type == "cuda" else "laptop"
         steps = int(cfg["num_steps_per_env"])
         length = str(max(1, int(cfg["max_iterations"])) * steps * env.num_envs)  # 0: only to play
-        task, last = ["rsl_rl/task", "--preset", preset], ["--env-steps", length]
-        settings = parsed_settings([*task, *flags, *last])
+        task, last = ["rsl_rl/task", "--preset"], ["--env-steps", length]
+        settings = parsed_settings([*task, preset, *flags, *last])
         if settings.agent_name != "flashsac":
             raise InputError(
                 f"supple.runners:FlashSAC learns with flashsac, got --agent {settings.agent_name}:"
                 " leave the flag out; rsl_rl's own PPO is one already"
             )
-        chosen = [*task, "--preset", settings.preset, *last]
-        before = flat(parsed_settings(chosen))
+        before = flat(parsed_settings([*task, settings.preset, *last]))
         for name, value in flat(settings).items():
             followed = name.startswith(FOLLOWED) and name not in OUR_LOOPS
             if not followed and value != before[name]:

@@ -117,7 +117,7 @@ class GymVector(Env):
                 its space.
         """
         with self._workers("a reset"):
-            obs = self._reset(seed=None if seed is None else self._seeds(seed))
+            obs, _ = self._env.reset(seed=None if seed is None else self._seeds(seed))
         self._bridge = np.zeros(self.spec.num_envs, dtype=bool)
         return reset_result(self._tensors(self._flat(obs)), self.spec.num_envs)
 
@@ -149,7 +149,7 @@ class GymVector(Env):
                 final = self._patched(now, info, done)
             elif self._mode is AutoresetMode.DISABLED:
                 with self._workers("a reset"):
-                    now = self._flat(self._reset(options={"reset_mask": done}))
+                    now = self._flat(self._env.reset(options={"reset_mask": done})[0])
         observation = self._tensors(now)
         return step_result(
             observation=observation,
@@ -214,10 +214,6 @@ class GymVector(Env):
             return f"a reward has the shape {np.shape(reward)}, expected one number: float(reward)"
         return ""
 
-    def _reset(self, **options: Any) -> Any:
-        """The observations that the vector environment's ``reset`` gives."""
-        return self._env.reset(**options)[0]
-
     def render(self) -> np.ndarray:
         """A picture of environment 0, (H, W, 3) uint8.
 
@@ -262,7 +258,7 @@ class GymVector(Env):
                 f" {self.spec.num_envs}: build it with num_envs={saved}"
             )
         with self._workers("a reset"):
-            self._reset()  # allocates what stepping needs; its content is replaced next
+            self._env.reset()  # allocates what stepping needs; its content is replaced next
             self._env.set_attr("restored_state", list(state["envs"]))
         self._tells_success = state["tells_success"]
 
