@@ -17,10 +17,10 @@ from typing import IO, Any
 import torch
 
 from supple import checkpoint, distributed, machine
-from supple.agents import Agent, base_of
+from supple.agents import Agent
 from supple.build import build
 from supple.checkpoint import Checkpoint, following_format, list_checkpoints
-from supple.configs.base import AGENT_SETTINGS, Settings, from_json, to_json
+from supple.configs.base import Settings, from_json, settings_of, to_json
 from supple.display import Display, NoDisplay
 from supple.distributed import world
 from supple.divergence import DUMPS
@@ -59,13 +59,12 @@ def new_run(settings: Settings) -> Run:
         InputError: task, agent, memory or folder do not allow it; nothing was written then.
     """
     # Fields may have been set since the settings were made, and what is recorded must be readable.
-    name = settings.agent_name
-    known = isinstance(name, str) and (name in AGENT_SETTINGS or ":" in name)
-    kind = AGENT_SETTINGS[base_of(name)] if known else None
-    if kind and type(settings.agent) is not kind:
+    kind = settings_of(settings.agent_name)
+    if type(settings.agent) is not kind:
         raise InputError(
             f"settings.agent is a {type(settings.agent).__name__}, expected {kind.__name__}, which"
-            f" agent_name {name} reads; what only your own agent reads is its class's"
+            f" agent_name {settings.agent_name} reads; what only your own agent reads is its"
+            " class's"
         )
     from_json(to_json(settings))
     require_processes(settings.task, settings.env)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from benchmarks.experiments import (
     high_utd_control,
     improvements,
     instability,
+    learning_parity,
     maze,
     physics,
     policy_evaluation,
@@ -340,6 +342,66 @@ def test_a_switch_helps_only_where_its_interval_says_so():
     assert {line["seeds"] for line in (first, better, same)} == {"3"}
     _, better, _ = improvements.summary([row for row in rows if row["seed"] != "2"])
     assert better["verdict, final return"] == "too few seeds"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "over_the_run", "at_its_end"),
+    [
+        ((12, 22, 32), "alike", "alike"),
+        ((112, 122, 132), "apart", "apart"),
+        ((12, 22, 232), "alike", "alike"),  # one seed far off decides nothing
+    ],
+)
+def test_codes_learn_alike_where_the_interval_of_their_difference_holds_0(
+    theirs, over_the_run, at_its_end
+):
+    rows = [
+        {"variant": variant, "seed": str(seed), "return": str(value)}
+        for variant, ends in (("published", theirs), ("supple", (10, 20, 30)))
+        for seed, end in enumerate(ends)
+        for value in (0, end)
+    ]
+    ours, published = learning_parity.summary(rows)
+    assert (ours["code"], ours["over the run"], ours["at its end"]) == ("supple", "10", "20")
+    assert ours["difference, over the run"].endswith(over_the_run)
+    assert ours["difference, at its end"].endswith(at_its_end)
+    assert (published["code"], published["difference, at its end"]) == ("published", "-")
+    alone = learning_parity.summary([row for row in rows if row["variant"] == "supple"])
+    assert [line["difference, over the run"] for line in alone] == ["-"]
+
+
+def test_the_published_agent_is_trained_as_its_own_loop_does(monkeypatch):
+    class Recorder:
+        def __init__(self):
+            self.transitions, self.updates = [], 0
+
+        def can_start_training(self):
+            return len(self.transitions) >= 20
+
+        def sample_actions(self, step, transition, training):
+            assert transition["next_observation"].shape == (1, 17)
+            return np.full((1, 6), 0.5 if training else -0.5, np.float32)
+
+        def process_transition(self, transition):
+            self.transitions.append(transition)
+
+        def update(self):
+            self.updates += 1
+
+    agent = Recorder()
+    monkeypatch.setattr(learning_parity, "official_agent", lambda *args, **changed: agent)
+    for name, value in (("STEPS", 1002), ("EVERY", 501), ("EPISODES", 1)):
+        monkeypatch.setattr(learning_parity, name, value)
+    rows = list(learning_parity.published_run(None, seed=0))
+    assert [row["step"] for row in rows] == [501, 1002]
+    assert agent.updates == 1002 - 19  # from the step that made enough of them
+    acted = [bool((each["action"] == 0.5).all()) for each in agent.transitions]
+    assert acted == [False] * 20 + [True] * 982
+    ends = [i for i, each in enumerate(agent.transitions) if each["truncated"][0]]
+    assert ends == [999]
+    for i, (before, after) in enumerate(itertools.pairwise(agent.transitions)):
+        follows = np.array_equal(before["next_observation"], after["observation"])
+        assert follows == (i not in ends), i
 
 
 def test_critics_are_told_apart_only_by_an_interval_without_a_half():

@@ -57,6 +57,7 @@ def published_run(official: Any, seed: int) -> Iterator[dict[str, Any]]:
     torch.manual_seed(seed)
     env.action_space.seed(seed)
     obs, _ = env.reset(seed=seed)
+    assert env.action_space.shape is not None  # a box
     agent = official_agent(
         official,
         Shape(obs.shape[1], env.action_space.shape[1], BATCH),

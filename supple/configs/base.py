@@ -158,6 +158,20 @@ def flat(settings: Settings) -> dict[str, Any]:
     return dict(walk(to_json(settings), ""))
 
 
+def settings_of(agent_name: object) -> type[AgentSettings]:
+    """The class of an agent's settings.
+
+    Raises:
+        InputError: there is no such agent.
+    """
+    if not isinstance(agent_name, str) or not (agent_name in AGENT_SETTINGS or ":" in agent_name):
+        known = ", ".join(AGENT_SETTINGS)
+        raise InputError(
+            f"settings.agent_name: expected one of {known} or module:Class, got {agent_name!r}"
+        )
+    return AGENT_SETTINGS[base_of(agent_name)]
+
+
 def from_json(record: Mapping[str, Any]) -> Settings:
     """The settings ``to_json`` wrote, here or in an older supple.
 
@@ -175,13 +189,7 @@ def _build(kind: type[Any], record: Any, where: str) -> Any:
         raise InputError(f"{where}: expected an object, got {record!r}")
     hints = typing.get_type_hints(kind)
     if kind is Settings:
-        name = record.get("agent_name")
-        if not isinstance(name, str) or not (name in AGENT_SETTINGS or ":" in name):
-            known = ", ".join(AGENT_SETTINGS)
-            raise InputError(
-                f"{where}.agent_name: expected one of {known} or module:Class, got {name!r}"
-            )
-        hints["agent"] = AGENT_SETTINGS[base_of(name)]
+        hints["agent"] = settings_of(record.get("agent_name"))
     names = [item.name for item in dataclasses.fields(kind)]
     for name in record:
         if name not in names:
