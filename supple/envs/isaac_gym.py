@@ -137,22 +137,28 @@ class VecTask(TorchSim):
         self._step(self._zeros)
         limit = int(env.max_episode_length)
         env.progress_buf.fill_(max(limit - PROBED, 0))
+        counts = torch.ones_like(env.progress_buf, dtype=torch.bool)
         for _ in range(2 * PROBED):
-            age = int(env.progress_buf.max()) + 1
+            age = int(env.progress_buf[counts].max()) + 1
             observation, _, done, _ = self._step(self._zeros)
-            if done.all():
-                next_step = bool((env.progress_buf != 0).all())
+            done = done.to(counts.device)
+            if done[counts].all():
+                next_step = bool((env.progress_buf[counts] != 0).all())
                 self._step(self._zeros)
-                first = int(env.progress_buf.min()) if next_step else 0
+                first = int(env.progress_buf[counts].min()) if next_step else 0
                 if first >= age:
                     raise InputError(
                         f"{task_id} ended at {age} steps and did not begin anew in the next:"
                         " expected it to reset itself within step, say by calling reset_done first"
                     )
                 return observation, next_step, age, first
+            counts &= ~done  # failed before: begun anew, it counts from there
+            if 2 * int(counts.sum()) < env.num_envs:
+                break
         raise InputError(
-            f"{task_id} did not end within {PROBED} steps of max_episode_length={limit}: expected"
-            " it to set reset_buf by progress_buf there, which shows when it resets"
+            f"{task_id} did not end within {PROBED} steps of max_episode_length={limit}, or more"
+            " than half of it before: expected it to set reset_buf by progress_buf there, which"
+            " shows when it resets"
         )
 
 

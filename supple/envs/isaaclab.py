@@ -8,17 +8,18 @@ registers its ids as they do, with an ``env_cfg_entry_point``.
 
 It resets within the step and, asked to, computes the observation before (``compute_final_obs``);
 the entry then stays in ``extras`` for all later steps and is taken out as it is read. Of
-observation terms with a history that one lacks the newest frame, which is said once: Isaac Lab
-computes it without advancing histories. It is kept, because it is a step old at worst; without it
-PPO would bootstrap all terms from a step before, and FlashSAC from the next episode. A process
-holds one simulation; a second environment, for evaluation or a film, lives in a process of its own
-(``remote.py``).
+observation terms with a history or a delay that one lacks the newest frame, which is said once:
+Isaac Lab computes it without advancing those. It is kept, because it is a step old at worst;
+without it PPO would bootstrap all terms from a step before, and FlashSAC from the next episode. A
+process holds one simulation; a second environment, for evaluation or a film, lives in a process of
+its own (``remote.py``).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -32,7 +33,7 @@ from supple.envs.base import Deployment, Env
 from supple.envs.config import override
 from supple.envs.custom import registered_id
 from supple.envs.torch_sim import Groups, Outcome, TorchSim, require_final, unbounded
-from supple.errors import InputError, how_to_install, say_once
+from supple.errors import InputError, first_line, how_to_install, say_once
 
 if TYPE_CHECKING:
     from supple.envs.registry import EnvSettings
@@ -73,6 +74,8 @@ EFFORT_LIMITS = {
     False: ("actuator_effort_limit", "effort_limit"),
 }
 """Where an implicit or an explicit actuator has it, in this version of Isaac Lab or an older."""
+TRAINER = "rsl_rl_cfg_entry_point"
+"""Under which a task registers its trainer's configuration."""
 _alive: weakref.WeakSet[IsaacLab] = weakref.WeakSet()
 """Environments of this process that were not closed: there is room for one."""
 
@@ -116,11 +119,10 @@ class IsaacLab(TorchSim):
     def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
         self._env = env
         sample, _ = env.reset()
-        groups = Groups(sample, task_id)
+        groups = Groups(sample, task_id, _trainer_groups(env))
         term = managers.joint_action(env)
         joints = tuple(term._asset.joint_names) if term is not None else ()
-        named = {name: groups.source(name) for name in groups.widths}
-        described = managers.channels(env, named, joints, action_bound=action_bound)
+        described = managers.channels(env, groups.source, joints, action_bound=action_bound)
         self._finite = bool(getattr(env.cfg, "is_finite_horizon", False))
         super().__init__(
             groups,
@@ -131,10 +133,13 @@ class IsaacLab(TorchSim):
             max_episode_steps=int(env.max_episode_length),
             control_dt=float(env.step_dt),
             has_final_obs=bool(getattr(env.cfg, "compute_final_obs", False)),
-            deployment=_deployment(env, term, groups.source("policy"), action_bound),
+            deployment=_deployment(env, term, groups.source["policy"], action_bound),
             channels=tuple(described) if described else None,
         )
-        stale = managers.remembered(env, named.values()) if self.spec.has_final_obs else []
+        _compute_twice_as_once(env)
+        self._kept_final = _keep_final(env)
+        read = chain.from_iterable(groups.source.values())
+        stale = managers.remembered(env, read) if self.spec.has_final_obs else []
         if stale:
             say_once(
                 f"{task_id}: observations before a reset lack the newest frame of"
@@ -150,6 +155,7 @@ class IsaacLab(TorchSim):
     def _advance(self, action: Tensor) -> Outcome:
         observation, reward, terminated, truncated, extras = self._env.step(action)
         final = extras.pop("final_obs", None)
+        final = self._kept_final.pop() if self._kept_final else final
         if self._finite:  # its time limit is part of the task
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
         if self.spec.has_final_obs:
@@ -169,7 +175,80 @@ class IsaacLab(TorchSim):
         env.close()
 
 
-def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deployment:
+def _trainer_groups(env: Any) -> Mapping[str, Sequence[str]]:
+    """The observation groups that the task's own trainer reads, rsl_rl's ``obs_groups``.
+
+    A task may split what its policy sees into several groups, which only the trainer joins.
+    """
+    spec = getattr(env, "spec", None)
+    if spec is None or TRAINER not in spec.kwargs:
+        return {}
+    try:
+        from isaaclab_tasks.utils.hydra import resolve_task_config
+
+        _, trainer = resolve_task_config(spec.id, TRAINER, overrides=())
+    except Exception as error:  # of a trainer that is not used otherwise
+        say_once(
+            f"{spec.id}: which observation groups its trainer reads is not known"
+            f" ({first_line(error)}); they are taken by name"
+        )
+        return {}
+    found = getattr(trainer, "obs_groups", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _compute_twice_as_once(env: Any) -> None:
+    """Let a second look at the observation leave filters and integrators as they were.
+
+    Before a reset Isaac Lab computes it once more, for all environments, and such modifiers would
+    take that for another step (isaaclab 3.0.0, managers/observation_manager.py, compute_group).
+    """
+    manager = getattr(env, "observation_manager", None)
+    memories = [
+        each
+        for each in getattr(manager, "_group_obs_class_instances", ())
+        if any(kind.__name__ == "ModifierBase" for kind in type(each).__mro__)
+    ]
+    if manager is None or not memories:
+        return
+    compute = manager.compute
+
+    def look(update_history: bool = False) -> Any:
+        if update_history:
+            return compute(update_history=True)
+        before = [
+            {name: value.clone() for name, value in vars(each).items() if torch.is_tensor(value)}
+            for each in memories
+        ]
+        seen = compute()
+        for each, tensors in zip(memories, before, strict=True):
+            vars(each).update(tensors)
+        return seen
+
+    manager.compute = look
+
+
+def _keep_final(env: Any) -> list[Any]:
+    """Where a direct environment's last observation is kept from now on, as soon as it is made.
+
+    Its code may begin a new ``extras`` for the observation after the reset, as Isaac Lab's
+    HumanoidAmpEnv does, and lose it with the old one.
+    """
+    kept: list[Any] = []
+    reset = getattr(env, "_reset_envs_from_buffer", None)
+    if reset is not None:
+
+        def reset_and_keep() -> Any:
+            rows = reset()
+            if "final_obs" in env.extras:
+                kept[:] = [env.extras.pop("final_obs")]
+            return rows
+
+        env._reset_envs_from_buffer = reset_and_keep
+    return kept
+
+
+def _deployment(env: Any, term: Any, policy: Sequence[str], bound: float) -> Deployment:
     """What the managers and the articulation know; a direct workflow's code tells only timing."""
     if term is None:
         return Deployment(sim_dt=float(env.physics_dt), decimation=int(env.cfg.decimation))
@@ -177,7 +256,7 @@ def _deployment(env: Any, term: Any, policy_group: str, bound: float) -> Deploym
     rest = _numbers(robot, "default_joint_pos", joints)
     # What the configuration does not name rests at 0.
     rest = rest or managers.configured(robot.cfg.init_state.joint_pos, names, 0.0)
-    history = managers.history_length(env, policy_group)
+    history = managers.history_length(env, policy)
     return Deployment(
         **managers.action_facts(term, bound, rest),
         **_drives(robot, names),
@@ -281,8 +360,14 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
     launched = launch_simulation(config, options)
     launched.__enter__()
     leave_last(launched)
-    env = gymnasium.make(own, cfg=config)
-    return IsaacLab(env.unwrapped, task_id=task_id, action_bound=settings.action_bound)
+    env: Any = gymnasium.make(own, cfg=config).unwrapped
+    if bare(env) is None:
+        env.close()
+        raise InputError(
+            f"{task_id} is a {type(env).__name__}: expected one robot's environment, which is a"
+            f" {' or a '.join(KINDS)}; of several agents supple learns none"
+        )
+    return IsaacLab(env, task_id=task_id, action_bound=settings.action_bound)
 
 
 def _config(name: str, settings: EnvSettings, device: torch.device) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ UNITS = {
     "height_scan": "m",
 }
 """SI units of terms that go by these names everywhere; scaled terms have none."""
+LINEAR = {"rad": "m", "rad/s": "m/s"}
+"""Of a joint that slides."""
 MODES = {
     "RelativeJointPosition": "delta",
     "JointPosition": "position",
@@ -184,56 +187,112 @@ def commands(env: Any) -> dict[str, Any] | None:
 
 
 def channels(
-    env: Any, groups: Mapping[str, str], joints: Sequence[str], *, action_bound: float = 1.0
+    env: Any,
+    groups: Mapping[str, Sequence[str]],
+    joints: Sequence[str],
+    *,
+    sliding: Collection[str] = (),
+    action_bound: float = 1.0,
 ) -> list[Channel] | None:
     """One channel per observation entry, in order.
 
     Args:
         env: with an ``observation_manager``; without one the answer is None.
-        groups: our name of each group to the simulator's.
-        joints: the robot's joint names; entries of joint terms of this width are named after them,
-            those of actions after the action term's.
+        groups: our name of each group to the simulator's of those that it joins.
+        joints: the driven robot's joint names, in its order; entries of joint terms are named after
+            those that they show, entries of actions after the action term's.
+        sliding: those of them that are known to slide, not to turn.
         action_bound: what the policy's 1 means to the simulator.
     """
     manager = getattr(env, "observation_manager", None)
     if manager is None:
         return None
     driven = joint_action(env)
-    names = {"joint": joints, "action": (joint_names(driven) if driven else None) or joints}
+    acted = (joint_names(driven) if driven else None) or joints
+    robot = asset_name(driven)
     found: list[Channel] = []
-    for ours, theirs in groups.items():
-        terms = zip(
-            manager.active_terms[theirs],
-            manager.group_obs_term_dim[theirs],
-            manager._group_obs_term_cfgs[theirs],
-            strict=True,
-        )
-        own = [
-            channel
-            for name, shape, config in terms
-            for channel in _term(
-                *(ours, name, math.prod(shape), config, names),
-                shown=action_bound if _shows_last_action(env, config) else None,
+    for ours, theirs in ((ours, name) for ours, names in groups.items() for name in names):
+        terms = list(
+            zip(
+                manager.active_terms[theirs],
+                manager.group_obs_term_dim[theirs],
+                manager._group_obs_term_cfgs[theirs],
+                strict=True,
             )
-        ]
-        if getattr(manager, "_group_obs_time_major", {}).get(theirs):  # a frame of all terms
+        )
+        own: list[Channel] = []
+        for name, shape, config in terms:
+            named: Sequence[str] | None = None
+            if name.startswith("joint"):
+                named = _observed(config, joints, robot)
+            elif name.startswith("action"):
+                named = acted
+            shown = action_bound if _shows_last_action(env, config) else None
+            own += _term(ours, name, math.prod(shape), config, named, sliding, shown=shown)
+        if _by_frames(manager, theirs):
             own.sort(key=lambda channel: -channel.history)
         found += own
     return found
 
 
-def history_length(env: Any, group: str) -> int | None:
-    """Frames the policy sees at once, where all its terms agree."""
+def asset_name(term: Any) -> str | None:
+    """What the scene calls the robot that an action term drives, in either simulator."""
+    config = getattr(term, "cfg", None)
+    return getattr(config, "asset_name", None) or getattr(config, "entity_name", None)
+
+
+def _observed(config: Any, joints: Sequence[str], robot: str | None) -> Sequence[str] | None:
+    """The joints that a term shows, in its order; None where they are not the driven robot's.
+
+    What a term takes of the scene is in its parameters, resolved: ``joint_ids`` are places among
+    the robot's joints, in the order the term shows them.
+    """
+    params = (getattr(config, "params", None) or {}).values()
+    chosen = [value for value in params if hasattr(value, "joint_ids")]
+    if not chosen:
+        return joints
+    places = chosen[0].joint_ids
+    if len(chosen) > 1 or robot is None or chosen[0].name != robot:
+        return None
+    if isinstance(places, slice):
+        return joints[places]
+    places = [int(place) for place in places]
+    return [joints[place] for place in places] if max(places, default=0) < len(joints) else None
+
+
+def _by_frames(manager: Any, group: str) -> bool:
+    """Whether a group holds a frame of all terms, then the next, and not a term after the other.
+
+    Source: ``compute_group`` of isaaclab 3.0.0 and mjlab 1.6.0, managers/observation_manager.py:
+    terms that keep their frames apart, (N, H, D), are joined along the last axis.
+    """
+    if getattr(manager, "_group_obs_time_major", {}).get(group):
+        return True
+    apart = [
+        getattr(config, "history_length", 0) and not getattr(config, "flatten_history_dim", True)
+        for config in manager._group_obs_term_cfgs[group]
+    ]
+    joined = getattr(manager, "_group_obs_concatenate", {}).get(group)
+    axis = getattr(manager, "_group_obs_concatenate_dim", {}).get(group)
+    # Counted from 0 with the environments' in front; one term alone is the same either way.
+    return bool(joined and all(apart) and axis in (-1, 2))
+
+
+def history_length(env: Any, groups: Iterable[str]) -> int | None:
+    """Frames the policy sees at once, where all terms of its groups agree."""
     manager = getattr(env, "observation_manager", None)
     if manager is None:
         return None
-    configs = manager._group_obs_term_cfgs[group]
+    configs = chain.from_iterable(manager._group_obs_term_cfgs[group] for group in groups)
     lengths = {max(int(getattr(config, "history_length", 0) or 0), 1) for config in configs}
     return lengths.pop() if len(lengths) == 1 else None
 
 
 def remembered(env: Any, groups: Iterable[str]) -> list[str]:
-    """Terms of these groups, by the simulator's names, that come out of a buffer of frames."""
+    """Terms of these groups, by the simulator's names, that come out of a buffer of frames.
+
+    Of those that come late, too: Isaac Lab keeps frames for that, and reads only what was kept.
+    """
     manager = getattr(env, "observation_manager", None)
     if manager is None:
         return []
@@ -243,7 +302,7 @@ def remembered(env: Any, groups: Iterable[str]) -> list[str]:
         for name, config in zip(
             manager.active_terms[group], manager._group_obs_term_cfgs[group], strict=True
         )
-        if getattr(config, "history_length", 0)
+        if getattr(config, "history_length", 0) or getattr(config, "delay_max_lag", 0)
     ]
 
 
@@ -266,13 +325,15 @@ def _term(
     name: str,
     size: int,
     config: Any,
-    joints: Mapping[str, Sequence[str]],
+    named: Sequence[str] | None,
+    sliding: Collection[str],
     *,
     shown: float | None,
 ) -> Iterator[Channel]:
     """Entries of one term, history oldest first within it, as both simulators lay it out.
 
-    ``shown`` is what it shows for the policy's 1, where it is the policy's last action.
+    ``named`` are the joints of its entries, where they have them; ``shown`` is what it shows for
+    the policy's 1, where it is the policy's last action.
     """
     frames = max(int(getattr(config, "history_length", 0) or 0), 1)
     width = size // frames
@@ -286,16 +347,16 @@ def _term(
         params = _plain(getattr(config, "params", None) or {})
     except TypeError:
         params = None
-    named = next((own for start, own in joints.items() if name.startswith(start)), None)
     if named is not None and len(named) != width:
         named = None
     for frame in range(frames):
         for index in range(width):
             entry = named[index] if named else str(index)
+            unit = UNITS.get(name) if plain else None
             yield Channel(
                 name=name if width == 1 else f"{name}[{entry}]",
                 group=ours,
-                unit=UNITS.get(name) if plain else None,
+                unit=LINEAR.get(unit, unit) if unit and entry in sliding else unit,
                 history=frames - 1 - frame,
                 low=float(clip[0]) if clip and plain else None,
                 high=float(clip[1]) if clip and plain else None,

@@ -49,6 +49,11 @@ class ManiSkill(TorchSim):
         self._env, self._limit = env, limit
         base = env.unwrapped
         space = base.single_action_space
+        if not hasattr(space, "low"):
+            raise InputError(
+                f"{task_id} takes actions of several robots, {space}: expected those of one, a"
+                " vector between bounds; choose a task of one robot"
+            )
         device = torch.device(base.device)
         sample, _ = env.reset()
         super().__init__(

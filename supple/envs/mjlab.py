@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,16 +66,29 @@ class Mjlab(TorchSim):
         env: its ``cfg.auto_reset`` is turned off.
         task_id: how it is called in messages and files.
         action_bound: what the policy's 1 means to the simulator.
+        trainer: as ``Groups`` takes it.
     """
 
-    def __init__(self, env: Any, *, task_id: str, action_bound: float = 1.0) -> None:
+    def __init__(
+        self,
+        env: Any,
+        *,
+        task_id: str,
+        action_bound: float = 1.0,
+        trainer: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         _require_version(task_id)
         self._env = env
         env.cfg.auto_reset = False
         sample, _ = env.reset()
-        groups = Groups(sample, task_id)
-        named = {name: groups.source(name) for name in groups.widths}
-        described = managers.channels(env, named, _joints(env), action_bound=action_bound)
+        groups = Groups(sample, task_id, trainer)
+        described = managers.channels(
+            env,
+            groups.source,
+            _joints(env),
+            sliding=_sliding(env),
+            action_bound=action_bound,
+        )
         super().__init__(
             groups,
             action=unbounded(env.action_manager.total_action_dim, action_bound),
@@ -84,7 +97,7 @@ class Mjlab(TorchSim):
             device=torch.device(env.device),
             max_episode_steps=env.max_episode_length or None,
             control_dt=env.step_dt,
-            deployment=_deployment(env, groups.source("policy"), action_bound),
+            deployment=_deployment(env, groups.source["policy"], action_bound),
             channels=tuple(described) if described else None,
         )
 
@@ -157,7 +170,16 @@ def _joints(env: Any) -> tuple[str, ...]:
     return tuple(term._entity.joint_names) if term is not None else ()
 
 
-def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
+def _sliding(env: Any) -> set[str]:
+    """Those of the driven robot's joints that do not turn."""
+    import mujoco
+
+    joints, robot = _joints(env), managers.asset_name(managers.joint_action(env))
+    slide = mujoco.mjtJoint.mjJNT_SLIDE
+    return {name for name in joints if env.sim.mj_model.joint(f"{robot}/{name}").type[0] == slide}
+
+
+def _deployment(env: Any, policy: Sequence[str], bound: float) -> Deployment | None:
     """What the action term, the robot and the MuJoCo model know; None without a joint action."""
     term = managers.joint_action(env)
     if term is None:
@@ -165,7 +187,7 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     robot, joints, names = term._entity, term.target_ids, managers.joint_names(term) or ()
     rest = managers.per_joint(robot.data.default_joint_pos[:, joints], len(names))
     rest = rest or managers.configured(robot.cfg.init_state.joint_pos, names)
-    history = managers.history_length(env, policy_group)
+    history = managers.history_length(env, policy)
     limits = [
         managers.per_joint(robot.data.joint_pos_limits[:, joints, side], len(names))
         or managers.per_joint(robot.data.default_joint_pos_limits[:, joints, side], len(names))
@@ -173,7 +195,8 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     ]
     return Deployment(
         **managers.action_facts(term, bound, rest),
-        **_gains(env.sim.mj_model, names),  # as it was compiled: randomisation is on the device
+        # As it was compiled: randomisation is on the device.
+        **_gains(env.sim.mj_model, [f"{term.cfg.entity_name}/{name}" for name in names]),
         robot_joint_names=managers.sdk_joint_names(robot),
         default_position=rest,
         position_limit_low=limits[0],
@@ -186,25 +209,37 @@ def _deployment(env: Any, policy_group: str, bound: float) -> Deployment | None:
     )
 
 
-def _gains(model: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """kp, kd and torque limit of the actuator that drives each joint.
+def _gains(model: Any, joints: Sequence[str]) -> dict[str, Any]:
+    """kp, kd and torque limit at each joint, by the one actuator that drives it.
 
-    Gains are those of position servos (force = kp * (target - q) - kd * dq); None elsewhere.
+    Gains are those of position servos (force = kp * (target - q) - kd * dq) without a gear, behind
+    which targets would not be the joint's. None elsewhere.
+
+    Args:
+        model: MuJoCo's, of the whole scene.
+        joints: by the scene's names, in which an entity's begin with its own.
     """
-    driver = {}
-    for index in range(model.nu):
-        joint = model.joint(int(model.actuator_trnid[index, 0])).name
-        driver[joint.rsplit("/", 1)[-1]] = index
-    if any(name not in driver for name in names):
-        return {}
-    drivers = [driver[name] for name in names]
+    import mujoco
+
+    on_joints = np.isin(
+        model.actuator_trntype, (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
+    )
+    drivers = []
+    for joint in joints:
+        place = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, joint)
+        found = np.flatnonzero(on_joints & (model.actuator_trnid[:, 0] == place))
+        if len(found) != 1:
+            return {}
+        drivers += found.tolist()
+    gear = abs(model.actuator_gear[drivers, 0])
     gain, bias = model.actuator_gainprm[drivers], model.actuator_biasprm[drivers]
-    servo = bool((bias[:, 1] == -gain[:, 0]).all() and (gain[:, 0] > 0).all())
+    servo = bool((bias[:, 1] == -gain[:, 0]).all() and (gain[:, 0] > 0).all() and (gear == 1).all())
     limited = bool(model.actuator_forcelimited[drivers].all())
+    limit = gear * model.actuator_forcerange[drivers, 1]
     return {
         "stiffness": tuple(gain[:, 0].tolist()) if servo else None,
         "damping": tuple((-bias[:, 2]).tolist()) if servo else None,
-        "effort_limit": tuple(model.actuator_forcerange[drivers, 1].tolist()) if limited else None,
+        "effort_limit": tuple(limit.tolist()) if limited else None,
     }
 
 
@@ -241,11 +276,17 @@ def build(name: str, settings: EnvSettings, *, device: torch.device, render: boo
         draw_without_display()
     import mjlab.tasks  # noqa: F401 - fills the registry
     from mjlab.envs import ManagerBasedRlEnv
-    from mjlab.tasks.registry import load_env_cfg
+    from mjlab.tasks.registry import load_env_cfg, load_rl_cfg
 
-    config = load_env_cfg(registered_id(name, f"mjlab/{name}"))
+    own = registered_id(name, f"mjlab/{name}")
+    config = load_env_cfg(own)
     config.scene.num_envs = settings.num_envs
     override(config, settings.config, f"mjlab/{name}", fixed=FIXED)
     with contextlib.redirect_stdout(io.StringIO()):  # tables of every manager
         env = ManagerBasedRlEnv(config, str(device), "rgb_array" if render else None)
-    return Mjlab(env, task_id=f"mjlab/{name}", action_bound=settings.action_bound)
+    return Mjlab(
+        env,
+        task_id=f"mjlab/{name}",
+        action_bound=settings.action_bound,
+        trainer=getattr(load_rl_cfg(own), "obs_groups", None),
+    )

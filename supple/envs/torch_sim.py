@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,45 +168,56 @@ def mixed(rows: Tensor, chosen: Any, others: Any) -> Any:
 class Groups:
     """A simulator's observation groups as ours: (N, D) float32, in memory of our own.
 
-    Groups are found by name (``GROUP_NAMES``); others are left out, which is said once. A group
-    that is itself a dict of terms is joined in its own order; each part is flattened to (N, -1).
+    Each joins the groups that the task's own trainer joins; without a trainer they are found by
+    name (``GROUP_NAMES``). What is left out is said once. A group that is itself a dict of terms is
+    joined in its own order; each part is flattened to (N, -1).
 
     Args:
         sample: an observation, as the simulator gives it.
         task: named in errors.
+        trainer: rsl_rl's ``obs_groups``, groups by who reads them: actor (or policy), critic.
 
     Raises:
         InputError: no group for the policy, or one of images.
     """
 
-    def __init__(self, sample: Mapping[str, Any], task: str) -> None:
+    def __init__(
+        self,
+        sample: Mapping[str, Any],
+        task: str,
+        trainer: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         if not hasattr(sample, "keys"):
             raise InputError(
                 f"{task} observes a {type(sample).__name__}: expected groups by name, such as"
                 ' {"policy": (N, D)}; of rsl_rl that is version 3 or newer'
             )
         names = list(sample.keys())
-        self._source = {
-            ours: next(name for name in theirs if name in names)
+        self._source: dict[str, tuple[str, ...]] = {
+            ours: (next(name for name in theirs if name in names),)
             for ours, theirs in GROUP_NAMES.items()
             if set(theirs) & set(names)
         }
+        self._source |= _joined(trainer or {}, names)
         if "policy" not in self._source:
             raise InputError(
                 f"{task} observes the groups {', '.join(map(str, names))}: expected one named"
                 f" {' or '.join(GROUP_NAMES['policy'])}; rename the policy's group"
             )
         for ours, theirs in self._source.items():
-            for part in _parts(sample[theirs]):
+            for part in _parts({name: sample[name] for name in theirs}):
                 if part.ndim > 3 or part.dtype == torch.uint8:
                     raise InputError(
                         f"{task} observes images {tuple(part.shape)} in group {ours}: supple learns"
                         " from flat vectors only; choose a state-based task"
                     )
         self.widths = {name: int(rows.shape[1]) for name, rows in self(sample).items()}
-        unused = [str(name) for name in names if name not in self._source.values()]
+        read_from = set(chain.from_iterable(self._source.values()))
+        unused = [str(name) for name in names if name not in read_from]
         if unused:
-            read = ", ".join(f"{ours} from {theirs}" for ours, theirs in self._source.items())
+            read = ", ".join(
+                f"{ours} from {' and '.join(theirs)}" for ours, theirs in self._source.items()
+            )
             say_once(
                 f"{task}: nothing is learned from the observation groups {', '.join(unused)}; read"
                 f" are {read}"
@@ -213,11 +225,31 @@ class Groups:
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
         """Copies, so that the simulator may go on using its buffers."""
-        return {ours: _rows(observation[theirs]) for ours, theirs in self._source.items()}
+        return {
+            ours: _rows({name: observation[name] for name in theirs})
+            for ours, theirs in self._source.items()
+        }
 
-    def source(self, ours: str) -> str:
-        """What the simulator calls one of our groups."""
-        return self._source[ours]
+    @property
+    def source(self) -> Mapping[str, tuple[str, ...]]:
+        """What the simulator calls the groups that each of ours joins."""
+        return self._source
+
+
+def _joined(
+    trainer: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """What a trainer reads of these groups, as ours: the critic's without those of the policy."""
+    told = {
+        ours: tuple(next((trainer[name] for name in theirs if name in trainer), ()))
+        for ours, theirs in GROUP_NAMES.items()
+    }
+    if not told["policy"] or not set(told["policy"]) <= set(names):
+        return {}
+    privileged = tuple(name for name in told["critic"] if name not in told["policy"])
+    if not privileged or not set(privileged) <= set(names):
+        return {"policy": told["policy"]}
+    return {"policy": told["policy"], "critic": privileged}
 
 
 def _parts(group: Any) -> list[Tensor]:

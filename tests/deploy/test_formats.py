@@ -89,11 +89,13 @@ def walker(history=0, *, time_major=False, command=None, action_bound=1.0, **ter
     acting = SimpleNamespace(active_terms=["joint_pos"], get_term=lambda _: object())
     env.action_manager = acting
     joints = ("hip", "knee", "ankle")
-    channels = managers.channels(env, {"policy": "policy"}, joints, action_bound=action_bound) or []
+    channels = (
+        managers.channels(env, {"policy": ["policy"]}, joints, action_bound=action_bound) or []
+    )
     robot = dataclasses.replace(
         described().deployment,
         commands=managers.commands(env),
-        history_length=managers.history_length(env, "policy"),
+        history_length=managers.history_length(env, ["policy"]),
         history_order=None,
     )
     return robot_spec(

@@ -5,6 +5,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import mujoco
 import pytest
 import torch
 
@@ -15,6 +16,9 @@ from supple.envs.isaaclab import IsaacLab
 from supple.errors import InputError, SimulatorError
 from tests.envs.fake_isaac import FAILS_AT, LIMIT
 from tests.envs.fake_isaaclab import FakeIsaacLab
+
+J2 = ("hip", "knee")
+B2 = (("b", 1), ("b", 0))
 
 
 def wrapped(**options):
@@ -95,13 +99,98 @@ def test_noise_is_scaled_entry_by_entry_and_actions_follow_their_term():
     scaled = SimpleNamespace(scale=torch.tensor([1.0, 2.0]), noise=noise, clip=None)
     plain = SimpleNamespace(scale=None, noise=None, clip=None)
     env = managed(term, joint_pos=(2, scaled), actions=(2, plain))
-    found = managers.channels(env, {"policy": "policy"}, ("hip", "knee"))
+    found = managers.channels(env, {"policy": ["policy"]}, ("hip", "knee"))
     assert found is not None
     assert [channel.name for channel in found] == [
         *("joint_pos[hip]", "joint_pos[knee]", "actions[knee]", "actions[hip]"),
     ]
     sizes = [channel.noise for channel in found]
     assert sizes == [pytest.approx(0.6 / 12**0.5), pytest.approx(1.2 / 12**0.5), None, None]
+
+
+def observing(places, asset="robot", names=("hip", "knee")):
+    """What a term takes of the scene, resolved, as in its parameters."""
+    return SimpleNamespace(name=asset, joint_names=list(names), joint_ids=places)
+
+
+@pytest.mark.parametrize(
+    ("params", "entries"),
+    [
+        ({}, ["hip", "knee"]),
+        ({"asset_cfg": observing(slice(None))}, ["hip", "knee"]),
+        ({"asset_cfg": observing([1, 0])}, ["knee", "hip"]),  # preserve_order
+        ({"asset_cfg": observing(torch.tensor([1, 0]))}, ["knee", "hip"]),
+        ({"asset_cfg": observing([0, 1], asset="cabinet")}, ["0", "1"]),
+        ({"asset_cfg": observing([0, 7])}, ["0", "1"]),
+        ({"one": observing([0]), "other": observing([1])}, ["0", "1"]),
+    ],
+)
+@pytest.mark.parametrize("field", ["asset_name", "entity_name"])
+def test_entries_are_named_after_the_joints_that_they_show(params, entries, field):
+    config = SimpleNamespace(**{field: "robot"})
+    term = named("JointPositionAction", _joint_names=["hip", "knee"], cfg=config)
+    shown = SimpleNamespace(scale=None, noise=None, clip=None, params=params)
+    found = managers.channels(managed(term, joint_pos=(2, shown)), {"p": ["policy"]}, J2)
+    assert [channel.name for channel in found or ()] == [f"joint_pos[{each}]" for each in entries]
+
+
+def test_a_joint_that_slides_is_in_metres():
+    term = named("JointPositionAction", _joint_names=["hip", "knee"])
+    plain = SimpleNamespace(scale=None, noise=None, clip=None)
+    env = managed(term, joint_pos=(2, plain), joint_vel=(2, plain), phase=(1, plain))
+    found = managers.channels(env, {"policy": ["policy"]}, J2, sliding={"knee"})
+    assert [channel.unit for channel in found or ()] == ["rad", "m", "rad/s", "m/s", None]
+
+
+def test_an_entry_of_some_of_the_joints_is_named_too():
+    term = named("JointPositionAction", _joint_names=["knee"], cfg=SimpleNamespace(asset_name="r"))
+    params = {"asset_cfg": observing([1], asset="r")}
+    one = SimpleNamespace(scale=None, noise=None, clip=None, params=params, history_length=2)
+    found = managers.channels(managed(term, joint_vel=(2, one)), {"policy": ["policy"]}, J2)
+    # One entry needs no name; what it shows is in its parameters.
+    assert [(channel.name, channel.history) for channel in found or ()] == [
+        *(("joint_vel", 1), ("joint_vel", 0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flat", "joined", "axis", "frames"),
+    [
+        (False, True, -1, True),
+        (False, True, 2, True),
+        (False, True, 1, False),
+        (True, True, -1, False),
+        (False, False, -1, False),
+    ],
+)
+def test_frames_that_are_kept_apart_and_joined_along_the_last_axis_lie_frame_by_frame(
+    flat, joined, axis, frames
+):
+    told = {"scale": None, "noise": None, "clip": None, "history_length": 2}
+    config = SimpleNamespace(flatten_history_dim=flat, **told)
+    env = managed(named("JointEffortAction"), a=(2, config), b=(2, config))
+    manager = env.observation_manager
+    manager.group_obs_term_dim = {"policy": [(2, 1), (2, 1)]}
+    manager._group_obs_concatenate = {"policy": joined}
+    manager._group_obs_concatenate_dim = {"policy": axis}
+    found = managers.channels(env, {"policy": ["policy"]}, ())
+    assert [(channel.name, channel.history) for channel in found or ()] == (
+        [("a", 1), ("b", 1), ("a", 0), ("b", 0)] if frames else [("a", 1), ("a", 0), *B2]
+    )
+
+
+def test_a_group_that_joins_others_has_their_entries_in_that_order():
+    plain = SimpleNamespace(scale=None, noise=None, clip=None, history_length=0)
+    env = managed(named("JointEffortAction"), phase=(1, plain))
+    manager = env.observation_manager
+    for table in (manager.active_terms, manager.group_obs_term_dim, manager._group_obs_term_cfgs):
+        table["proprio"] = table["policy"]
+    manager.active_terms["proprio"] = ["height"]
+    found = managers.channels(env, {"policy": ["proprio", "policy"]}, ())
+    assert [(channel.name, channel.group) for channel in found or ()] == [
+        *(("height", "policy"), ("phase", "policy")),
+    ]
+    assert managers.history_length(env, ["proprio", "policy"]) == 1
 
 
 def test_terms_tell_scale_clip_and_parameters_and_groups_may_lie_frame_by_frame():
@@ -111,7 +200,7 @@ def test_terms_tell_scale_clip_and_parameters_and_groups_may_lie_frame_by_frame(
     env = managed(named("JointEffortAction"), phase=(4, phase), height=(2, filtered))
 
     def found(*names):
-        channels = managers.channels(env, {"policy": "policy"}, ())
+        channels = managers.channels(env, {"policy": ["policy"]}, ())
         return [tuple(getattr(channel, name) for name in names) for channel in channels or ()]
 
     assert found("term", "scale", "clip", "history") == [
@@ -236,7 +325,7 @@ def randomised(kind="JointPositionAction", **config):
 def known_of(term):
     env = managed(term)
     env.physics_dt, env.cfg = 0.005, SimpleNamespace(decimation=4)
-    return isaaclab._deployment(env, term, "policy", 1.0)
+    return isaaclab._deployment(env, term, ["policy"], 1.0)
 
 
 def test_what_a_randomisation_drew_is_not_taken_for_the_robots():
@@ -249,6 +338,46 @@ def test_what_a_randomisation_drew_is_not_taken_for_the_robots():
     assert known_of(randomised(offset={"hip": 0.1})).action_offset == pytest.approx((0.1, 0.0))
 
 
+SCENE = """<mujoco><worldbody>
+<body><joint name="robot/hip"/><geom size=".1"/>
+<body pos="0 0 .3"><joint name="robot/knee"/><geom size=".1"/></body>
+<body pos="0 0 .4"><joint name="robot/finger" type="slide"/><geom size=".1"/></body></body>
+<body pos="1 0 0"><joint name="opponent/hip"/><geom size=".1"/></body></worldbody>
+<tendon><fixed name="grip"><joint joint="robot/finger" coef="1"/></fixed></tendon>
+<actuator><position joint="robot/hip" kp="100" kv="5" forcerange="-80 80"/>
+<position joint="robot/knee" kp="60" kv="3" forcerange="-40 40"/>
+<position joint="opponent/hip" kp="5" kv="1" forcerange="-4 4"/>
+<position tendon="grip" kp="2000" kv="20" forcerange="-7 7"/>{more}</actuator></mujoco>"""
+
+
+def scene(change=("", ""), more=""):
+    return mujoco.MjModel.from_xml_string(SCENE.replace(*change).replace("{more}", more))
+
+
+def test_gains_are_those_of_the_actuator_that_drives_the_joint_itself():
+    # Of another entity, or on a tendon with a joint's number, there are others.
+    legs = ["robot/hip", "robot/knee"]
+    assert mjlab._gains(scene(), legs) == {
+        "stiffness": (100.0, 60.0),
+        "damping": (5.0, 3.0),
+        "effort_limit": (80.0, 40.0),
+    }
+    assert mjlab._gains(scene(), ["opponent/hip"])["stiffness"] == (5.0,)
+    assert mjlab._gains(scene(), ["robot/finger"]) == {}  # by a tendon only
+    assert mjlab._gains(scene(more='<motor joint="robot/hip"/>'), legs) == {}  # by two
+
+
+def test_behind_a_gear_a_limit_is_the_joints_and_gains_are_not_known():
+    model = scene(('joint="robot/hip"', 'joint="robot/hip" gear="-9"'))
+    found = mjlab._gains(model, ["robot/hip", "robot/knee"])
+    assert (found["stiffness"], found["damping"]) == (None, None)
+    assert found["effort_limit"] == (720.0, 40.0)
+    data = mujoco.MjData(model)
+    data.ctrl[0] = 1e6
+    mujoco.mj_forward(model, data)
+    assert abs(data.qfrc_actuator[0]) == 720.0
+
+
 def test_mjlab_is_asked_for_what_it_compiled_and_configured():
     term = randomised(use_default_offset=True)
     term._entity, term.target_ids, term.target_names = term._asset, [0, 1], ["hip", "knee"]
@@ -257,9 +386,11 @@ def test_mjlab_is_asked_for_what_it_compiled_and_configured():
     term._entity.cfg.init_state.joint_pos = {"h.*": 0.3, "k.*": -0.6}
     env = managed(term)
     env.physics_dt, env.cfg = 0.005, SimpleNamespace(decimation=4)
-    env.sim = SimpleNamespace(mj_model=SimpleNamespace(nu=0))
-    found = mjlab._deployment(env, "policy", 1.0)
+    env.sim = SimpleNamespace(mj_model=scene())
+    term.cfg.entity_name = "robot"
+    found = mjlab._deployment(env, ["policy"], 1.0)
     assert found is not None
+    assert (found.stiffness, found.effort_limit) == ((100.0, 60.0), (80.0, 40.0))
     assert found.robot_joint_names is None
     assert found.default_position == found.action_offset == (0.3, -0.6)
     assert found.position_limit_low == (-1.0, -2.0)
@@ -301,21 +432,119 @@ def test_a_final_observation_left_from_an_earlier_end_is_refused():
             env.step(torch.zeros(3, 2))
 
 
+class ModifierBase:
+    """As Isaac Lab's modifiers that remember: a running sum."""
+
+    def __init__(self):
+        self.sum = torch.zeros(3)
+
+    def __call__(self, data):
+        self.sum = self.sum + data
+        return self.sum
+
+
+class Summing(FakeIsaacLab):
+    """Its observation goes through a modifier, by a manager that is asked once more at ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = ModifierBase()
+        self.observation_manager = SimpleNamespace(
+            compute=self.compute,
+            active_terms={"policy": [], "critic": []},
+            group_obs_term_dim={"policy": [], "critic": []},
+            _group_obs_term_cfgs={"policy": [], "critic": []},
+            _group_obs_class_instances=[self.filter, object()],
+        )
+
+    def compute(self, update_history=False):
+        self.compute_observations()
+        summed = self.filter(self.obs_buf[:, 2])[:, None].clone()
+        return {"policy": summed, "critic": summed.clone()}
+
+    def groups(self):
+        last = torch.equal(self.steps, self.before)  # a second look at the same step
+        self.before = self.steps.clone()
+        return self.observation_manager.compute(update_history=not last)
+
+    before = torch.zeros(3)
+
+    def step(self, actions):
+        self.advance(actions)
+        ended = self.terminated | self.time_outs
+        if ended.any():
+            self.extras["final_obs"] = self.observation_manager.compute()
+            self.begin_again(ended.nonzero().squeeze(-1))
+            self.filter.sum[ended] = 0
+        self.obs = self.observation_manager.compute(update_history=True)
+        return self.obs, self.rew_buf, self.terminated, self.time_outs, self.extras
+
+    def reset(self, seed=None, options=None):
+        self.begin_again(torch.arange(self.num_envs))
+        self.filter.sum = torch.zeros(3)
+        return self.observation_manager.compute(update_history=True), self.extras
+
+
+def test_a_filter_is_not_moved_on_where_another_environment_ended():
+    env = IsaacLab(Summing(), task_id="isaaclab/summing")
+    env.reset(0)
+    seen = [env.step(torch.zeros(3, 2)) for _ in range(FAILS_AT + 1)]
+    assert seen[FAILS_AT - 1]["terminated"].tolist() == [False, True, False]
+    sums = [step["observation", "policy"][0].item() for step in seen]
+    assert sums == [1.0, 3.0, 6.0, 10.0, 15.0]
+    assert seen[FAILS_AT - 1]["final_observation", "policy"][1].item() == 10.0
+
+
+class Forgetful(FakeIsaacLab):
+    """As HumanoidAmpEnv: whatever computes its observation begins new extras."""
+
+    def groups(self):
+        observed = super().groups()
+        self.extras = {"amp_obs": observed["policy"]}
+        return observed
+
+    def _reset_envs_from_buffer(self):
+        rows = (self.terminated | self.time_outs).nonzero().squeeze(-1)
+        if len(rows):
+            self.extras["final_obs"] = self.groups()
+            self.begin_again(rows)
+        return rows
+
+    def step(self, actions):
+        self.advance(actions)
+        self._reset_envs_from_buffer()
+        return self.result()
+
+
+def test_a_final_observation_is_kept_where_the_task_begins_new_extras():
+    env = IsaacLab(Forgetful(), task_id="isaaclab/forgetful")
+    env.reset(0)
+    for count in range(1, 2 * LIMIT):
+        step = env.step(torch.zeros(3, 2))
+        ended = step["terminated"] | step["truncated"]
+        assert ended[1] == (count % FAILS_AT == 0)
+        if ended[1]:
+            assert step["final_observation", "policy"][1, 2] == FAILS_AT
+            assert step["observation", "policy"][1, 2] == 0
+
+
 @pytest.mark.parametrize("final", [True, False])
 def test_terms_whose_newest_frame_a_final_observation_lacks_are_named(final, capsys):
-    plain, framed = (
-        SimpleNamespace(noise=None, scale=None, clip=None, history_length=length)
-        for length in (0, 2)
+    plain, framed, late = (
+        SimpleNamespace(noise=None, scale=None, clip=None, history_length=length, delay_max_lag=lag)
+        for length, lag in ((0, 0), (2, 0), (0, 1))
     )
     fake: Any = FakeIsaacLab(final=final)
-    known = managed(named("JointEffortAction"), phase=(2, plain), height=(2, framed))
+    terms = {"phase": (2, plain), "height": (2, framed), "rate": (2, late)}
+    known = managed(named("JointEffortAction"), **terms)
     fake.observation_manager = known.observation_manager
     manager = fake.observation_manager
     for table in (manager.active_terms, manager.group_obs_term_dim, manager._group_obs_term_cfgs):
         table["critic"] = table["policy"]
     IsaacLab(fake, task_id=f"isaaclab/framed-{final}")
     said = capsys.readouterr().err
-    assert ("lack the newest frame of policy/height, critic/height, as" in said) == final
+    each = "policy/height, policy/rate, critic/height, critic/rate"
+    assert (f"lack the newest frame of {each}, as" in said) == final
 
 
 def test_the_time_limit_of_a_finite_horizon_is_an_end_of_the_task():

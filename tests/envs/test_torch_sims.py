@@ -156,8 +156,24 @@ def test_tasks_with_lists_of_handles_and_heights_have_final_observations(name):
 def test_a_task_that_ignores_its_time_limit_is_refused(monkeypatch):
     task = fake_isaac.VecTask("A")
     monkeypatch.setattr(task, "_judge", lambda: None)
-    with pytest.raises(InputError, match="did not end within 4 steps of max_episode_length=8"):
+    with pytest.raises(InputError, match="did not end within 4 steps of max_episode_length=8, or"):
         VecTask(task, task_id="t")
+
+
+@pytest.mark.parametrize("kind", ["A", "B", "C"])
+def test_copies_that_fail_while_the_time_limit_is_measured_do_not_hide_it(kind, monkeypatch):
+    task = fake_isaac.VecTask(kind, num_envs=4)
+    plain = VecTask(fake_isaac.VecTask(kind, num_envs=4), task_id="t").spec
+    judge, steps = task._judge, []
+
+    def fails_early():
+        judge()
+        steps.append(1)
+        if len(steps) == 3:  # one step into the measurement or two
+            task.reset_buf[0] = 1
+
+    monkeypatch.setattr(task, "_judge", fails_early)
+    assert VecTask(task, task_id="t").spec == plain
 
 
 def test_a_task_that_its_caller_resets_is_refused():
@@ -271,6 +287,29 @@ def test_groups_that_nobody_learns_from_are_named_once(capsys):
     assert "named_once: nothing is learned from the observation groups teacher, rgb" in said
     Groups({"actor": torch.zeros(2, 3)}, "another")
     assert capsys.readouterr().err == ""
+
+
+def test_groups_are_joined_as_the_tasks_own_trainer_joins_them(capsys):
+    names = ("policy", "proprio", "privileged", "rgb")
+    sample = {name: torch.full((2, 2), float(i)) for i, name in enumerate(names)}
+    trainer = {"actor": ["policy", "proprio"], "critic": ["policy", "privileged", "proprio"]}
+    groups = Groups(sample, "joined", trainer)
+    assert groups.source == {"policy": ("policy", "proprio"), "critic": ("privileged",)}
+    assert groups(sample)["policy"].tolist() == [[0, 0, 1, 1]] * 2
+    said = capsys.readouterr().err
+    assert "groups rgb; read are policy from policy and proprio, critic from privileged" in said
+    same = {"actor": ("policy", "proprio"), "critic": ("policy", "proprio")}
+    without = {name: rows for name, rows in sample.items() if name != "privileged"}
+    assert Groups(without, "t", same).source == {"policy": ("policy", "proprio")}
+    told: list[dict[str, list[str]]] = [{"actor": ["policy", "gone"]}, {"actor": []}, {}]
+    for unknown in told:
+        assert Groups(sample, "t", unknown).source == {
+            "policy": ("policy",),
+            "critic": ("privileged",),
+        }
+    sample["rgb"] = torch.zeros(2, 8, 8, 3)
+    with pytest.raises(InputError, match="observes images"):
+        Groups(sample, "t", {"actor": ["policy", "rgb"]})
 
 
 def test_a_critic_that_begins_with_the_policys_numbers_is_recognised():
