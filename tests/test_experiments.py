@@ -370,6 +370,13 @@ def test_codes_learn_alike_where_the_interval_of_their_difference_holds_0(
     assert [line["difference, over the run"] for line in alone] == ["-"]
 
 
+def test_ours_is_planned_beside_the_published_agent(tmp_path):
+    planned = compare.plan(
+        learning_parity.TASK, [0], [f"{learning_parity.OURS}:"], learning_parity.FLAGS, tmp_path
+    )
+    assert [job.variant for job in planned] == ["supple"]
+
+
 def test_the_published_agent_is_trained_as_its_own_loop_does(monkeypatch):
     class Recorder:
         def __init__(self):

@@ -40,7 +40,7 @@ OURS, THEIRS = "supple", "published"
 STEPS, EVERY, EPISODES = 40_000, 5_000, 10
 BATCH, ACTOR, CRITIC, MIN_REPLAY = 128, 64, 64, 5_000
 FLAGS = (
-    *("--preset", "cpu", "--compute.precision", "float32", "--threads", "1"),
+    *("--preset", "cpu", "--compute.precision", "float32"),
     *("--env-steps", str(STEPS), "--agent.lr-decay", str(10**6 / STEPS)),
     *("--agent.batch-size", str(BATCH), "--agent.min-replay", str(MIN_REPLAY)),
     *("--agent.actor-hidden", str(ACTOR), "--agent.critic-hidden", str(CRITIC)),
