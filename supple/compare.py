@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -13,15 +14,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from supple import checkpoint, machine, sweep
 from supple.cli import DONE, FAILED, RESUMABLE, Parser, seed_number, train_settings
-from supple.compare_report import Runs, foreign, report
+from supple.compare_report import FIGURE, TABLE, Runs, foreign, report
 from supple.configs.base import Settings, flat
-from supple.curves import of_run, read_curves
+from supple.curves import Curve, of_run, read_curves
+from supple.display import print_line
 from supple.envs.base import EnvSpec
 from supple.errors import InputError
 from supple.files import claim
@@ -31,6 +34,8 @@ from supple.signals import on_signals, requests_to_stop
 from supple.trained import read_settings
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][\w .+-]*")
+RESERVED = (TABLE, FIGURE, sweep.RECORD)
+"""Files beside the variants' folders."""
 OWN_FLAGS = ("--seed", "--run-dir", "--threads")
 UNLIKE = ("seed", "run_dir", "threads", "device", "max_minutes")
 """Settings in which runs of one variant may differ; so may those of logs and checkpoints."""
@@ -56,11 +61,24 @@ class Job:
         return f"{self.task}, {self.variant}, seed {self.seed}".removeprefix(", ")
 
     def result(self) -> dict[str, float] | None:
-        """What the finished run reports; None while it is not finished."""
+        """What the finished run reports; None while it is not finished.
+
+        Raises:
+            InputError: it is no report.
+        """
         path = self.folder / RESULT
         if not path.exists():
             return None
-        found: dict[str, float] = json.loads(path.read_text())
+        try:
+            found: dict[str, float] = json.loads(path.read_text())
+            numbers = [float(found[name]) for name in ("return_mean", "env_steps", "seconds")]
+        except (ValueError, LookupError, TypeError):
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(
+                f"{path} is damaged: expected numbers called return_mean, env_steps and seconds;"
+                f" remove it, and supple resume {shlex.quote(str(self.folder))} writes it anew"
+            )
         return found
 
     def evaluations(self, column: str) -> dict[int, float]:
@@ -86,7 +104,9 @@ def main(arguments: Sequence[str]) -> int:
         " -- --preset laptop --env-steps 20000",
     )
     parser.add_argument("tasks", nargs="+", metavar="TASK", help="or folders of runs")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2], metavar="K")
+    parser.add_argument(
+        "--seeds", type=seed_number, nargs="+", metavar="K", help="of each variant; default: 0 1 2"
+    )
     parser.add_argument(
         "--variant",
         action="append",
@@ -123,27 +143,46 @@ def main(arguments: Sequence[str]) -> int:
     own, common = own[:cut], own[cut + 1 :]
     options, unknown = parser.parse_known_args(own)
     if unknown:
-        hint = "" if cut < len(arguments) else "; flags of supple train come after --"
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}; flags of supple train come after --"
+        )
     rates: dict[str, float] = {}
+    folders = [Path(given).is_dir() for given in options.tasks]
+    if any(folders) and not all(folders):
+        raise InputError(
+            "expected tasks to train, or folders of runs that are there, got"
+            f" {' '.join(options.tasks)}: compare the folders of both once all are trained"
+        )
+    if all(folders) and (common or options.variant or options.lr_sweep is not None):
+        raise InputError(
+            "runs that are there have their flags: compare folders without --variant,"
+            " --lr-sweep and flags after --"
+        )
+    if all(folders) and (options.seeds or options.jobs):
+        raise InputError("runs that are there are not trained: leave out --seeds and --jobs")
+    options.seeds = options.seeds or [0, 1, 2]
     if options.lr_sweep is not None:
         if options.variant or len(options.tasks) > 1:
             raise InputError("--lr-sweep makes the variants itself, of one task: leave out others")
         own_settings = train_settings([options.tasks[0], *common])
         rates = sweep.variants(own_settings, options.lr_sweep, len(options.seeds))
-    if all(Path(given).is_dir() for given in options.tasks):
-        if common or options.variant or rates:
-            raise InputError(
-                "runs that are there have their flags: compare folders without --variant,"
-                " --lr-sweep and flags after --"
-            )
+    if all(folders):
         jobs = runs_in([Path(given) for given in options.tasks])
         options.tasks = list(dict.fromkeys(job.task for job in jobs))
         queue = []
     else:
         variants = options.variant or [*rates]
         queue = jobs = plan_tasks(options.tasks, options.seeds, variants, common, options.out)
-    curves = [curve for path in options.csv for curve in read_curves(path, options.tasks)]
+    curves: list[Curve] = []
+    for path in options.csv:
+        brought = read_curves(path, options.tasks)
+        before, now = ({(each.task, each.variant) for each in of} for of in (curves, brought))
+        if before & now:
+            raise InputError(
+                f'{path} brings "{min(before & now)[1]}" once more: give files whose column'
+                " variant, or whose name where they have none, differs"
+            )
+        curves += brought
     if taken := {curve.variant for curve in curves} & {job.variant for job in jobs}:
         raise InputError(
             f'"{min(taken)}" is a variant of the CSV and of the runs: call it otherwise in the'
@@ -163,8 +202,11 @@ def main(arguments: Sequence[str]) -> int:
             ours = summarise(jobs)
             report([*ours, *foreign(curves, ours)], options.out)
             if rates and status != RESUMABLE:
-                print(sensitivity(jobs, list(rates.values()), options.out))
-            print(options.out)
+                try:
+                    print_line(sensitivity(jobs, list(rates.values()), options.out))
+                except InputError as nothing:  # was learned at any rate: the runs are done
+                    print_line(str(nothing))
+            print_line(str(options.out))
     return status
 
 
@@ -276,10 +318,10 @@ def plan(
     for text in variants or ["default:"]:
         name, colon, own_flags = text.partition(":")
         name = name.strip()
-        if not colon or not VARIANT_NAME.fullmatch(name) or name in named:
+        if not colon or not VARIANT_NAME.fullmatch(name) or name in (*named, *RESERVED):
             raise InputError(
                 '--variant must be "NAME: FLAGS" with a name of its own of letters, digits, spaces'
-                f' and _.+-, got "{text}"'
+                f' and _.+-, and none of {", ".join(RESERVED)}, got "{text}"'
             )
         try:
             named[name] = shlex.split(own_flags)
@@ -290,7 +332,7 @@ def plan(
     jobs = []
     for name, flags in named.items():
         for flag in (each.partition("=")[0] for each in (*common, *flags)):
-            if flag in OWN_FLAGS:
+            if flag.replace("_", "-") in OWN_FLAGS:
                 raise InputError(f"{flag} is set by supple compare for every run: leave it out")
         for seed in seeds:
             own = (task, *common, *flags, "--seed", str(seed))
@@ -310,11 +352,23 @@ def _check_same(job: Job, settings: Settings) -> None:
         before, now = flat(read_settings(job.folder)), flat(settings)
     for name in now:
         if name not in ("run_dir", "threads") and before[name] != now[name]:
+            flags = _as_flags(name, before[name])
             raise InputError(
                 f"{job.folder} was made with other settings ({name}: {before[name]}, now"
-                f" {now[name]}): choose another --out, or give --{name.replace('_', '-')}"
-                f" {before[name]} after --"
+                f" {now[name]}): choose another --out{f', or give {flags} after --' * bool(flags)}"
             )
+
+
+def _as_flags(name: str, value: Any) -> str:
+    """How a setting is given to ``supple train``; empty where no flag gives it."""
+    if name == "task" or value == ():
+        return ""
+    group, _, last = name.replace("_", "-").rpartition(".")
+    flag = f"--{group}." if group else "--"
+    if isinstance(value, bool):
+        return f"{flag}{'' if value else 'no-'}{last}"
+    words = value if isinstance(value, tuple) else [value]
+    return shlex.join([f"{flag}{last.removesuffix('-name')}", *map(str, words)])
 
 
 def visible_gpus() -> list[str]:
@@ -339,7 +393,7 @@ def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> in
     """
     waiting = [job for job in jobs if job.result() is None]
     if len(waiting) < len(jobs):
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished", flush=True)
+        print_line(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are already finished")
     running: dict[Job, subprocess.Popen[bytes]] = {}
     places: dict[Job, str] = {}
     codes: set[int] = set()
@@ -353,7 +407,7 @@ def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> in
                     places[job] = min(gpus, key=taken.count, default="") if job.any_gpu else ""
                     running[job] = start(job, threads=threads, gpu=places[job])
                     where = f" on GPU {places[job]}" if places[job] else ""
-                    print(f"started {job.name}{where}", flush=True)
+                    print_line(f"started {job.name}{where}")
                 time.sleep(0.2)
                 for job, process in list(running.items()):
                     code = process.poll()
@@ -362,26 +416,40 @@ def run_queue(jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = ()) -> in
                     del running[job]
                     if code == DONE and job.result() is None:
                         code = FAILED
-                        print(f"no final evaluation: {job.name}: see {log_file(job)}", flush=True)
+                        print_line(f"no final evaluation: {job.name}: see {log_file(job)}")
                     elif code == DONE:
-                        print(f"finished {job.name}", flush=True)
+                        print_line(f"finished {job.name}")
                     elif code != RESUMABLE:
-                        print(f"failed {job.name}: see {log_file(job)}", flush=True)
+                        print_line(f"failed {job.name}: see {log_file(job)}")
                     codes.add(code)
                 if RESUMABLE in codes:
                     waiting.clear()
         except KeyboardInterrupt:
             codes.add(RESUMABLE)
         finally:
-            # Runs never outlive the queue: each saves and stops by itself on SIGTERM.
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.wait()
+            _stop(list(running.values()))
     if RESUMABLE in codes:
-        print("stopped; run the same command again to continue", flush=True)
+        print_line("stopped; run the same command again to continue")
         return RESUMABLE
     return FAILED if codes - {DONE} else DONE
+
+
+def _stop(runs: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End runs: none outlives the queue. Each saves and stops by itself when it is asked.
+
+    Whoever asks this process again asks them again, to stop at once, and then ends them.
+    """
+    for ask in (subprocess.Popen.terminate, subprocess.Popen.terminate, subprocess.Popen.kill):
+        try:
+            for process in runs:
+                ask(process)
+            if runs:
+                print_line(f"waiting for {len(runs)} runs to save; again to stop at once")
+            for process in runs:
+                process.wait()
+            return
+        except KeyboardInterrupt:
+            continue
 
 
 def start(job: Job, *, threads: int, gpu: str = "") -> subprocess.Popen[bytes]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from supple import scores
 from supple.curves import Curve
-from supple.display import Display
+from supple.display import Display, format_return, print_line
 from supple.files import replace_file
 from supple.plots import comparison_png
 
@@ -24,6 +25,8 @@ COLUMNS = (
 EMPTY = dict.fromkeys(COLUMNS, "-")
 ALL = "all, 0 to 1"
 """The task of rows over several tasks, whose returns are normalised."""
+TABLE = "compare.csv"
+FIGURE = "compare.png"
 POINTS = 101
 """Levels of a performance profile."""
 
@@ -68,23 +71,26 @@ class Figures:
 
 
 def report(found: Sequence[Runs], out: Path) -> None:
-    """Write ``compare.csv`` and ``compare.png``, and print the table.
+    """Print the table, and write ``compare.csv`` and ``compare.png``.
 
     Args:
         found: of every task and variant, in the order they are shown.
         out: their folder.
     """
     rows = table(found)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [{k: v for k, v in row.items() if k != "task"} for row in rows if row["task"] == task]
+        Display.print_rows(task, own)
+    for task in flat_tasks(found):
+        print_line(
+            f'{task} is left out of "{ALL}": no variant ended above where the worst one began'
+        )
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(out / "compare.csv", text.getvalue().encode())
-    comparison_png(figures(found), out / "compare.png")
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    for task in tasks:
-        own = [{k: v for k, v in row.items() if k != "task"} for row in rows if row["task"] == task]
-        Display.print_rows(task, own)
+    replace_file(out / TABLE, text.getvalue().encode())
+    comparison_png(figures(found), out / FIGURE)
 
 
 # --- the table -------------------------------------------------------------------------------
@@ -101,7 +107,7 @@ def table(found: Sequence[Runs]) -> list[dict[str, str]]:
         for variant, own_runs in whole.items():
             row = {"task": ALL, "variant": variant, "seeds": str(sum(map(len, own_runs)))}
             first = whole.get(found[0].variant) if variant != found[0].variant else None
-            rows.append(EMPTY | row | _summary(own_runs, first, "{:.3f}"))
+            rows.append(EMPTY | row | _summary(own_runs, first, "{:.3f}".format))
     return rows
 
 
@@ -111,13 +117,13 @@ def _row(runs: Runs, first: Runs) -> dict[str, str]:
         row["seeds"] = f"{len(runs.returns)} of {runs.planned}"
     if len(runs.returns):
         compared = runs is not first and len(first.returns)
-        row |= _summary([runs.returns], [first.returns] if compared else None, "{:.1f}")
+        row |= _summary([runs.returns], [first.returns] if compared else None, format_return)
     elif runs.curves and runs.env_steps:  # a published mean
         published = runs.curves[0]
-        at = int(np.searchsorted(published.steps, runs.env_steps[0]))
-        row["return mean"] = f"{published.returns[at]:.1f}"
-        if published.half_width is not None:
-            row["return mean"] += f" ± {published.half_width[at]:.1f}"
+        at = int(np.searchsorted(published.steps, runs.env_steps[0] + 1)) - 1
+        row["return mean"] = format_return(published.returns[at])
+        if published.half_width is not None and published.half_width[at]:
+            row["return mean"] += f" ± {format_return(published.half_width[at])}"
     if runs.env_steps:
         ends = (str(min(runs.env_steps)), str(max(runs.env_steps)))
         row["env steps"] = " to ".join(dict.fromkeys(ends))
@@ -129,18 +135,18 @@ def _row(runs: Runs, first: Runs) -> dict[str, str]:
 
 
 def _summary(
-    own: Sequence[np.ndarray], first: Sequence[np.ndarray] | None, number: str
+    own: Sequence[np.ndarray], first: Sequence[np.ndarray] | None, number: Callable[[float], str]
 ) -> dict[str, str]:
     """Cells of runs by task, held against the first variant's."""
     several = any(len(runs) > 1 for runs in own)
     cells = {
-        "return IQM": number.format(float(scores.interquartile_mean(own))),
-        "return mean": number.format(float(scores.mean(own))),
-        "return median": number.format(float(scores.median(own))),
+        "return IQM": number(float(scores.interquartile_mean(own))),
+        "return mean": number(float(scores.mean(own))),
+        "return median": number(float(scores.median(own))),
     }
     if several:
         low, high = scores.interval95(scores.interquartile_mean, own)
-        cells["95 % interval"] = f"{number.format(low)} to {number.format(high)}"
+        cells["95 % interval"] = f"{number(low)} to {number(high)}"
     # Of one run against one it could only be 0, a half or 1.
     if first and max(len(own), len(own[0]), len(first[0])) > 1:
         share = f"{float(scores.improvement(own, first)):.2f}"
@@ -156,22 +162,44 @@ def _tasks(found: Sequence[Runs]) -> list[str]:
 
 
 def normalised(found: Sequence[Runs]) -> dict[str, list[np.ndarray]]:
-    """Returns by variant and task, for variants with a finished run of every task.
+    """Returns by variant and task, for variants with a finished run of every task that counts.
 
-    0 is the worst first evaluation of a task, 1 the best mean at its end.
+    0 is the worst first evaluation of a task, 1 the best mean at its end. Tasks of ``flat_tasks``
+    do not count; empty where fewer than two others do.
     """
-    tasks = _tasks(found)
+    without = flat_tasks(found)
+    tasks = [task for task in _tasks(found) if task not in without]
+    if len(tasks) < 2:
+        return {}
     scaled: dict[str, list[np.ndarray]] = {}
     for task in tasks:
         own = [runs for runs in found if runs.task == task and len(runs.returns)]
-        if not own:
-            continue
-        low = min(float(np.mean([c.returns[0] for c in runs.curves])) for runs in own)
-        high = max(float(runs.returns.mean()) for runs in own)
+        low, high = _ends(own)
         for runs in own:
-            share = (runs.returns - low) / max(high - low, 1e-12)
-            scaled.setdefault(runs.variant, []).append(share)
+            scaled.setdefault(runs.variant, []).append((runs.returns - low) / (high - low))
     return {variant: each for variant, each in scaled.items() if len(each) == len(tasks)}
+
+
+def flat_tasks(found: Sequence[Runs]) -> list[str]:
+    """Of several tasks, those that no returns can be scaled by: nothing ended above 0.
+
+    A task without a finished run is none of them.
+    """
+    tasks = _tasks(found)
+    flat = []
+    for task in tasks if len(tasks) > 1 else []:
+        own = [runs for runs in found if runs.task == task and len(runs.returns)]
+        low, high = _ends(own)
+        if own and not (math.isfinite(high - low) and high > low):
+            flat.append(task)
+    return flat
+
+
+def _ends(own: Sequence[Runs]) -> tuple[float, float]:
+    """The worst first evaluation of a task, mean over a variant's runs, and the best last one."""
+    first = [[c.returns[0] for c in runs.curves if len(c.returns)] for runs in own]
+    low = min((float(np.mean(each)) for each in first if each), default=math.nan)
+    return low, max((float(runs.returns.mean()) for runs in own), default=math.nan)
 
 
 # --- the figure ------------------------------------------------------------------------------
@@ -212,6 +240,9 @@ def _profile(runs: Sequence[np.ndarray], levels: np.ndarray) -> Band:
 def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
     """Interquartile mean over runs with its interval, at the evaluations that all of them have.
 
+    Where they share less than half of a run's, say because each wrote the ends of its own episodes,
+    it is taken at all of them, between which the runs' lines are straight.
+
     Args:
         curves: of single runs, or one that is a mean already.
         over_minutes: the axis is the mean wall-clock of each evaluation, not its step.
@@ -221,11 +252,15 @@ def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
         x = curves[0].seconds / 60 if over_minutes else curves[0].steps
         return Band(x=x, middle=own, low=own - half, high=own + half)
     shared = sorted(set.intersection(*(set(curve.steps.tolist()) for curve in curves)))
-    rows = [np.searchsorted(curve.steps, shared) for curve in curves]
-    returns_RP = np.array([c.returns[at] for c, at in zip(curves, rows, strict=True)])
+    if 2 * len(shared) < min(len(curve.steps) for curve in curves):
+        first = max(curve.steps[0] for curve in curves)
+        last = min(curve.steps[-1] for curve in curves)
+        every = np.unique(np.concatenate([curve.steps for curve in curves]))
+        shared = every[(every >= first) & (every <= last)].tolist()
     axis = np.array(shared)
+    returns_RP = np.array([_on(axis, curve.steps, curve.returns) for curve in curves])
     if over_minutes:
-        axis = np.mean([c.seconds[at] for c, at in zip(curves, rows, strict=True)], axis=0) / 60
+        axis = np.mean([_on(axis, curve.steps, curve.seconds) for curve in curves], axis=0) / 60
     ends = [
         scores.interval95(scores.interquartile_mean, [returns_RP[:, p]]) for p in range(len(shared))
     ]
@@ -235,6 +270,12 @@ def band(curves: Sequence[Curve], *, over_minutes: bool = False) -> Band:
         low=np.array([low for low, _ in ends]),
         high=np.array([high for _, high in ends]),
     )
+
+
+def _on(x: np.ndarray, steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values at x, (P,): those of the same step, between two steps on the line through both."""
+    at = np.searchsorted(steps, x).clip(max=len(steps) - 1)
+    return np.asarray(np.where(steps[at] == x, values[at], np.interp(x, steps, values)))
 
 
 def foreign(curves: Sequence[Curve], beside: Sequence[Runs]) -> list[Runs]:

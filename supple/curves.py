@@ -11,6 +11,8 @@ return    return, mean, return_mean, reward, episodic_return, eval/return_mean
 deviation std, over ``n_seeds`` seeds: the row is then a mean over them
 seconds   seconds, time, wall_time, time/seconds: wall-clock since the start
 ========= ==========================================================================
+
+in letters of either size.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Curve:
     seconds: np.ndarray
     """Wall-clock since the start, NaN where nobody wrote it, (P,)."""
     half_width: np.ndarray | None = None
-    """Of a mean's 95 % interval, (P,); None for a single run."""
+    """Of a mean's 95 % interval, (P,), 0 where none is known; None for a single run."""
 
 
 def of_run(folder: Path, task: str, variant: str) -> Curve:
@@ -86,12 +88,14 @@ def read_curves(path: Path, tasks: Sequence[str]) -> list[Curve]:
             ``gym/HalfCheetah-v5``.
 
     Raises:
-        InputError: unreadable, a column is missing, a value is no number, or no row is of a task.
+        InputError: unreadable, a column is missing, a value is no number, no row is of a task, or
+            a variant is several means.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel's, too
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or ())
+            reader = csv.DictReader(file, restval="")
+            header = [name.strip().casefold() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
@@ -112,19 +116,27 @@ def read_curves(path: Path, tasks: Sequence[str]) -> list[Curve]:
     for number, row in enumerate(rows, start=2):
         if not row[place["return"]]:  # a metric row without an evaluation
             continue
-        named = row[place["task"]] if place["task"] else tasks[0]
+        named = (place["task"] and row[place["task"]]) or tasks[0]
         seen.add(named)
         task = next((each for each in tasks if each == named or each.endswith(f"/{named}")), None)
         if task is None:
             continue
-        variant = row[place["variant"]] if place["variant"] else path.stem
+        variant = (place["variant"] and row[place["variant"]]) or path.stem
         key = (task, variant, row[place["seed"]] if place["seed"] else "")
         grouped[key].append(_numbers(row, place, f"{path}, line {number}"))
     if not grouped:
         raise InputError(
             f"{path} has no row of {', '.join(tasks)}; it has {', '.join(sorted(seen)) or 'none'}"
         )
-    return [_curve(path, task, variant, found) for (task, variant, _), found in grouped.items()]
+    curves = [_curve(path, *key[:2], found) for key, found in grouped.items()]
+    for curve in curves:
+        own = [each for each in curves if (each.task, each.variant) == (curve.task, curve.variant)]
+        if len(own) > 1 and any(each.half_width is not None for each in own):
+            raise InputError(
+                f"{path} has a mean of {curve.variant} and other rows of it: expected one mean, or"
+                " the runs themselves; call them differently in a column variant"
+            )
+    return curves
 
 
 def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> dict[str, float]:
@@ -137,6 +149,15 @@ def _numbers(row: Mapping[str, str], place: Mapping[str, str], where: str) -> di
             raise InputError(f"{where}: {place[meaning]} must be a number, got {text}") from None
         if meaning in ("step", "return") and not math.isfinite(found[meaning]):
             raise InputError(f"{where}: {place[meaning]} must be a number, got {text or 'nothing'}")
+    std, runs = found["std"], found["runs"]
+    if not (math.isnan(std) and math.isnan(runs)) and not (
+        0 <= std < math.inf and runs >= 1 and runs.is_integer()
+    ):
+        told = [row[place[name]] if place[name] else "" for name in ("std", "runs")]
+        raise InputError(
+            f"{where}: a mean needs std >= 0 and n_seeds, a whole number >= 1, got"
+            f" {' and '.join(text or 'nothing' for text in told)}; a row of one run has neither"
+        )
     return found
 
 
@@ -144,7 +165,7 @@ def _curve(path: Path, task: str, variant: str, rows: Sequence[Mapping[str, floa
     """The rows of one run, or of the mean of several.
 
     Raises:
-        InputError: a step is there twice.
+        InputError: a step is there twice, or only some rows are means.
     """
     rows = sorted(rows, key=lambda row: row["step"])
     for row, after in pairwise(rows):
@@ -157,8 +178,14 @@ def _curve(path: Path, task: str, variant: str, rows: Sequence[Mapping[str, floa
         np.array([row[name] for row in rows]) for name in ("step", "return", "seconds")
     )
     half_width = None
-    if not any(np.isnan(row["runs"]) or np.isnan(row["std"]) for row in rows):
+    means = [row for row in rows if not math.isnan(row["runs"])]
+    if len(means) == len(rows):
         half_width = np.array([half_width95(row["std"], int(row["runs"])) for row in rows])
+    elif means:
+        raise InputError(
+            f"{path} has a mean of {variant} and other rows of it: expected std and n_seeds in all"
+            " of them or in none; call them differently in a column variant"
+        )
     return Curve(
         task=task,
         variant=variant,

@@ -55,7 +55,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if not is_terminal():
-            _print_line(self._title)
+            print_line(self._title)
             return self
         with suppress(*_ODD_TERMINAL):
             live = Live(
@@ -104,7 +104,7 @@ class Display:
             with suppress(*_ODD_TERMINAL):
                 self._live.console.print(Text(text), soft_wrap=True)
         else:
-            _print_line(text)
+            print_line(text)
 
     @staticmethod
     def print_table(title: str, rows: Mapping[str, str]) -> None:
@@ -126,7 +126,7 @@ class Display:
             with suppress(*_ODD_TERMINAL):
                 self._live.refresh()
         else:
-            _print_line(" | ".join([*self._progress(), *self._details()]))
+            print_line(" | ".join([*self._progress(), *self._details()]))
 
     def _render(self) -> Group:
         done = min(self._values.get("step", 0), self._total)
@@ -194,6 +194,11 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
+def format_return(value: float) -> str:
+    """Three significant digits, and one decimal of hundreds and more."""
+    return f"{value:.1f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration [s] as ``1:02:03`` or ``2:03``."""
     minutes, second = divmod(round(seconds), 60)
@@ -204,16 +209,19 @@ def format_seconds(seconds: float) -> str:
 # --- output ----------------------------------------------------------------------------------
 
 
-def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False)
+def print_line(text: str) -> None:
+    """A plain line without control characters; what cannot be encoded becomes question marks.
 
-
-def _print_line(text: str) -> None:
-    """A plain line without control characters; what cannot be encoded becomes question marks."""
+    Dropped where nobody reads it.
+    """
     text = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
     with suppress(*_ODD_TERMINAL, AttributeError):
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False)
 
 
 def _print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -228,9 +236,9 @@ def _print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         with suppress(*_ODD_TERMINAL):
             _console().print(Text(title, style="bold underline"), grid)
         return
-    _print_line(f"{title}:")
+    print_line(f"{title}:")
     lines = [columns, *rows] if columns else list(rows)
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        _print_line(f"  {'  '.join(cells)}".rstrip())
+        print_line(f"  {'  '.join(cells)}".rstrip())

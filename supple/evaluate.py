@@ -18,6 +18,7 @@ from torch import Tensor
 from supple import machine
 from supple.checkpoint import list_checkpoints, step_of
 from supple.configs.base import Settings
+from supple.display import format_return
 from supple.envs import make
 from supple.envs.base import Box, Discrete, Env, EnvSpec, Groups
 from supple.envs.registry import most_envs, require_drawing
@@ -53,9 +54,9 @@ class Evaluation:
     def __str__(self) -> str:
         """The mean with its interval, which one episode has none of."""
         if self.episodes == 1:
-            return f"{_number(self.return_mean)} (1 episode, no interval)"
+            return f"{format_return(self.return_mean)} (1 episode, no interval)"
         interval = f"95 % interval, {self.episodes} episodes"
-        return f"{_number(self.return_mean)} ± {_number(self.return_ci95)} ({interval})"
+        return f"{format_return(self.return_mean)} ± {format_return(self.return_ci95)} ({interval})"
 
     def metrics(self) -> dict[str, float]:
         """As columns of a metrics row."""
@@ -68,10 +69,6 @@ class Evaluation:
         if self.success_once is not None and self.success_end is not None:
             row |= {"eval/success_once": self.success_once, "eval/success_end": self.success_end}
         return row
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @torch.no_grad()

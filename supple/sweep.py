@@ -64,7 +64,7 @@ def variants(settings: Settings, rates: Sequence[float], seeds: int) -> dict[str
     for rate in grid:
         scaled = [(name, float(known[name]) * rate / own) for name in names]
         flags = " ".join(f"--{name.replace('_', '-')} {value:.6g}" for name, value in scaled)
-        found[f"lr {rate:.3g}: {flags}"] = rate
+        found[f"lr {rate:.6g}: {flags}"] = rate
     return found
 
 

@@ -1,11 +1,14 @@
 """The queue of ``supple compare``: how it ends, and what its table says."""
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from supple.agents.ppo_settings import PPOSettings
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main, train_settings
 from supple.compare import Job, plan, plan_tasks, run_queue, summarise
 from supple.configs import default_settings
-from supple.configs.base import to_json
+from supple.configs.base import flat, to_json
 from supple.errors import InputError
 from supple.files import claim
 from tests.small_runs import small_settings
@@ -46,7 +49,9 @@ SLEEPS = "import time; time.sleep(60)"
 
 def ends(job, code):
     """A run that ends so, with a result if it is done."""
-    write = f"os.makedirs(r'{job.folder}'); open(r'{job.folder}/result.json', 'w').write('{{}}'); "
+    record = '{"return_mean": 1.0, "env_steps": 10, "seconds": 1.0}'
+    folder = str(job.folder)
+    write = f"os.makedirs({folder!r}); open({folder + '/result.json'!r}, 'w').write({record!r}); "
     return f"import os; {'' if code else write}os._exit({code})"
 
 
@@ -77,6 +82,59 @@ def test_a_killed_queue_takes_its_runs_with_it(tmp_path, monkeypatch, number):
     assert run_queue(jobs_in(tmp_path, 2), 2) == RESUMABLE
     assert [child.poll() is None for child in children] == [False, False]
     assert signal.getsignal(number) == before
+
+
+STUBBORN = """
+import os, signal, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1) or (len(asked) > {most} and os._exit(3)))
+open({ready!r}, "w").close()
+time.sleep(60)
+"""
+"""A run that is saving: it stops when it is asked more often than this."""
+
+
+@pytest.mark.parametrize("most", [1, 9])
+def test_runs_that_are_slow_to_save_are_ended_when_asked_again(tmp_path, monkeypatch, most, capsys):
+    ready = tmp_path / "ready"
+    children = replace_runs(monkeypatch, STUBBORN.format(most=most, ready=str(ready)))
+
+    def ask():
+        while not ready.exists():
+            time.sleep(0.01)
+        for _ in range(3 if most > 1 else 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert run_queue(jobs_in(tmp_path, 1), 1) == RESUMABLE
+    ended = children[0].poll()
+    asker.join()
+    assert ended == (3 if most == 1 else -signal.SIGKILL)
+    assert "waiting for 1 runs to save; again to stop at once" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_ends_no_queue(tmp_path, monkeypatch):
+    jobs = jobs_in(tmp_path, 2)
+    replace_runs(monkeypatch, *map(ends, jobs, (0, 0)))
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert run_queue(jobs, 1) == DONE
+
+
+@pytest.mark.parametrize(
+    "text", ['{"return_mean', "[1]", "{}", '{"return_mean": NaN, "env_steps": 1, "seconds": 1}']
+)
+def test_a_damaged_result_is_named(tmp_path, text):
+    folder = made(tmp_path / "a")
+    (folder / "result.json").write_text(text)
+    with pytest.raises(InputError, match=r"result.json is damaged: expected numbers .*; remove it"):
+        compare.runs_in([folder])
 
 
 def test_a_run_that_cannot_start_leaves_no_other_behind(tmp_path, monkeypatch):
@@ -138,6 +196,32 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
     plan("toy/lqr", [0], [], [*laptop, "--agent.gamma", "0.5"], tmp_path)
     with pytest.raises(InputError, match=r"other settings \(agent.gamma: 0.5, now 0.99\)"):
         plan("toy/lqr", [0], [], laptop, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flags"),
+    [
+        ("agent.gamma", 0.5, "--agent.gamma 0.5"),
+        ("agent_name", "flashsac", "--agent flashsac"),
+        ("eval.video", False, "--eval.no-video"),
+        ("overlap", True, "--overlap"),
+        ("env.config", ("a=1", "b=x y"), "--env.config a=1 'b=x y'"),
+        ("env.config", (), ""),
+        ("log.wandb", "", "--log.wandb ''"),
+        ("task", "toy/lqr", ""),
+    ],
+)
+def test_a_setting_is_told_as_the_flag_that_gives_it(name, value, flags):
+    assert compare._as_flags(name, value) == flags
+    if flags and name != "agent_name":
+        changed = train_settings(["toy/lqr", *shlex.split(flags)])
+        assert flat(changed)[name] == value
+
+
+@pytest.mark.parametrize("name", ["compare.csv", "compare.png", "lr_sweep.json"])
+def test_a_variant_takes_no_name_of_a_file_beside_it(tmp_path, name):
+    with pytest.raises(InputError, match=r"none of compare.csv, .*, got"):
+        plan("toy/lqr", [0], [f"{name}:"], [], tmp_path)
 
 
 # --- GPUs --------------------------------------------------------------------------------------
@@ -255,6 +339,21 @@ def test_a_sweep_counts_diverged_runs_as_no_learning(tmp_path, monkeypatch, caps
     assert sweep.read(tmp_path) is None
 
 
+def test_a_sweep_that_learned_nothing_keeps_the_status_of_its_runs(tmp_path, monkeypatch, capsys):
+    def learned(jobs, at_once, gpus):
+        for job in jobs:
+            finished(job, env_steps=100, return_mean=-1.0)
+            text = launch.as_text(small_settings("toy/lqr", job.folder, env_steps=100))
+            (job.folder / "settings.json").write_text(text)
+        return DONE
+
+    monkeypatch.setattr(compare, "run_queue", learned)
+    monkeypatch.setattr(sweep, "random_return", lambda settings: 0.0)
+    out = tmp_path / "sweep"
+    assert main(["compare", "toy/lqr", "--out", str(out), "--lr-sweep"]) == DONE
+    assert "no learning rate learned anything" in capsys.readouterr().out
+
+
 def test_random_actions_earn_what_a_task_gives_for_nothing(tmp_path):
     settings = small_settings("toy/lqr", tmp_path / "run", env_steps=100)
     assert sweep.random_return(settings) == sweep.random_return(settings) < 0
@@ -311,6 +410,24 @@ def test_a_variant_of_a_csv_has_a_name_of_its_own(tmp_path, capsys):
     assert main([*own, str(table.rename(tmp_path / "paper.csv"))]) == DONE
 
 
+@pytest.mark.parametrize("names", [("p/curve.csv", "q/curve.csv"), ("curve.csv", "curve.csv")])
+def test_two_files_that_bring_one_variant_are_refused(tmp_path, capsys, names):
+    files = []
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("step,return\n10,1.0\n")
+        files += ["--csv", str(tmp_path / name)]
+    own = ["compare", str(made(tmp_path / "a")), "--out", str(tmp_path / "out"), *files]
+    assert main(own) == BAD_INPUT
+    assert 'brings "curve" once more: give files whose column variant' in capsys.readouterr().err
+
+
+def test_folders_and_tasks_are_not_mixed(tmp_path, capsys):
+    own = ["--out", str(tmp_path / "out")]
+    assert main(["compare", str(made(tmp_path / "a")), "toy/lqr", *own]) == BAD_INPUT
+    assert "expected tasks to train, or folders of runs" in capsys.readouterr().err
+
+
 def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "start", None)
     given = [
@@ -324,8 +441,8 @@ def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch
     assert f"without a result, and left out: {tmp_path / 'd'}" in capsys.readouterr().err
     rows = (out / "compare.csv").read_text().splitlines()
     assert [row.split(",")[1:4] for row in rows[1:]] == [
-        ["tau 0.1", "2 of 2", "4.0"],
-        ["tau 0.2", "1 of 2", "9.0"],
+        ["tau 0.1", "2 of 2", "4"],
+        ["tau 0.2", "1 of 2", "9"],
     ]
     assert (out / "compare.png").exists()
 
@@ -335,6 +452,8 @@ def test_runs_that_are_there_are_compared_without_training(tmp_path, monkeypatch
     [
         (["--", "--agent.tau", "0.1"], "runs that are there have their flags"),
         (["--variant", "a: --agent.tau 0.1"], "runs that are there have their flags"),
+        (["--seeds", "7"], "runs that are there are not trained"),
+        (["--jobs", "3"], "runs that are there are not trained"),
         ([], "no run has a result: supple resume"),
     ],
 )

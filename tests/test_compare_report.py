@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from supple import compare_report
 from supple.compare_report import Runs, band, figures, foreign, normalised, report, table
 from supple.curves import Curve
 
@@ -43,7 +44,7 @@ def test_a_row_has_seeds_statistics_and_cost():
         "variant": "a",
         "seeds": "2 of 3",
         "return IQM": "1.5",
-        "95 % interval": "1.0 to 2.0",
+        "95 % interval": "1 to 2",
         "return mean": "1.5",
         "return median": "1.5",
         "P(better than first)": "-",
@@ -69,7 +70,7 @@ def test_one_run_is_held_against_several_but_not_against_one():
 def test_a_variant_without_a_finished_run_has_an_empty_row():
     first, second = table([runs(planned=2), runs(5, variant="b", planned=1)])
     assert (first["seeds"], first["return IQM"]) == ("0 of 2", "-")
-    assert (second["return IQM"], second["95 % interval"]) == ("5.0", "-")
+    assert (second["return IQM"], second["95 % interval"]) == ("5", "-")
     assert second["P(better than first)"] == "-"
 
 
@@ -90,11 +91,34 @@ def test_over_tasks_zero_is_the_worst_beginning_and_one_the_best_end():
     assert rows[-1]["return mean"] == f"{(0.5 + 1) / 2:.3f}"
 
 
+def test_a_task_on_which_nothing_was_learned_scales_no_returns(tmp_path, capsys):
+    fell = runs(-524.2, task="fell", first=-6.2)
+    found = [runs(3, 5, task="t"), runs(1, 2, task="u"), fell]
+    assert list(normalised(found)) == ["a"]
+    assert len(normalised(found)["a"]) == 2
+    assert normalised([found[0], fell]) == {}
+    for first in (-524.2, -np.inf):
+        flat = runs(-524.2, task="flat", first=first)
+        assert compare_report.flat_tasks([found[0], flat]) == ["flat"]
+    report([found[0], fell], tmp_path)
+    said = capsys.readouterr().out
+    assert 'fell is left out of "all, 0 to 1": no variant ended above where' in said
+    assert "all, 0 to 1:" not in said
+    assert compare_report.flat_tasks([fell]) == []  # one task is not scaled
+
+
+def test_small_returns_keep_their_digits():
+    small, _ = table([runs(0.01, 0.02, 0.03), runs(0.04, variant="b")])
+    assert (small["return IQM"], small["95 % interval"]) == ("0.02", "0.01 to 0.03")
+    (large,) = table([runs(12345.678)])
+    assert large["return IQM"] == "12345.7"
+
+
 def test_a_published_mean_is_shown_with_its_interval_and_claims_no_runs():
     published = curve(1, 7.5, variant="paper", half_width=np.array([0.1, 2.0]))
     (found,) = foreign([published], [])
     (row,) = table([found])
-    assert (row["seeds"], row["return mean"], row["return IQM"]) == ("-", "7.5 ± 2.0", "-")
+    assert (row["seeds"], row["return mean"], row["return IQM"]) == ("-", "7.5 ± 2", "-")
     shown = band(found.curves)
     assert (shown.low[1], shown.high[1]) == (5.5, 9.5)
     timed = curve(1, 7.5, seconds=[60, 120], half_width=np.array([0.1, 2.0]))
@@ -115,7 +139,7 @@ def test_longer_foreign_curves_count_until_the_runs_ended(end, step, returned):
     assert (found.returns.tolist(), found.env_steps) == ([returned], [step])
     half = np.array([0.1, 0.2, 0.3])
     (mean,) = foreign([curve(1, 2, 9, variant="paper", half_width=half)], [beside])
-    assert table([beside, mean])[1]["return mean"] == f"{returned:.1f} ± {half[step // 10 - 1]}"
+    assert table([beside, mean])[1]["return mean"] == f"{returned} ± {half[step // 10 - 1]}"
 
 
 def test_foreign_curves_that_begin_after_the_runs_ended_say_nothing():
@@ -130,6 +154,17 @@ def test_curves_are_joined_where_all_have_an_evaluation():
     shown = band([short, long])
     assert (shown.x.tolist(), shown.middle.tolist()) == ([10, 20], [2, 3])
     assert (shown.low.tolist(), shown.high.tolist()) == ([1, 2], [3, 4])
+
+
+def test_curves_of_steps_of_their_own_are_joined_on_their_lines():
+    """As where each run writes the ends of its own episodes."""
+    one = dataclasses.replace(curve(1, 2, 3), steps=np.array([10, 20, 30]))
+    other = dataclasses.replace(curve(10, 20, 30), steps=np.array([15, 25, 35]))
+    shown = band([one, other])
+    assert shown.x.tolist() == [15, 20, 25, 30]
+    assert shown.middle.tolist() == [(1.5 + 10) / 2, (2 + 15) / 2, (2.5 + 20) / 2, (3 + 25) / 2]
+    apart = dataclasses.replace(other, steps=np.array([40, 50, 60]))
+    assert len(band([one, apart]).x) == 0
 
 
 def test_wall_clock_is_the_mean_of_each_evaluations():

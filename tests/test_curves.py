@@ -46,6 +46,12 @@ def test_a_file_without_names_is_of_the_only_task_and_called_after_itself(tmp_pa
     assert (curve.task, curve.variant) == ("gym/A-v5", "cleanrl")
 
 
+def test_short_rows_and_other_letters_are_understood(tmp_path):
+    text = "Task, Step ,RETURN,variant\n,1,2\nA,2,3,\n"
+    (curve,) = read_curves(written(tmp_path, text, "mine.csv"), ["A"])
+    assert (curve.variant, curve.steps.tolist(), curve.returns.tolist()) == ("mine", [1, 2], [2, 3])
+
+
 def test_metric_rows_of_a_run_read_alike_from_its_folder_and_its_file(tmp_path):
     path = written(
         tmp_path, "step,time/seconds,eval/return_mean\n1,0.5,\n2,1.0,3.5\n", "metrics.csv"
@@ -69,6 +75,19 @@ def test_metric_rows_of_a_run_read_alike_from_its_folder_and_its_file(tmp_path):
         ("step,return\n,2\n", ["A"], "line 2: step must be a number, got nothing"),
         ("step,return\n1,2\n2,3\n1,4\n", ["A"], "has step 1 of .* more than once: .* called seed"),
         ("step,return\n1,inf\n", ["A"], "line 2: return must be a number, got inf"),
+        ("step,mean,std,n_seeds\n1,2,,3\n", ["A"], "line 2: a mean needs .* got nothing and 3"),
+        ("step,mean,std\n1,2,1\n", ["A"], "line 2: a mean needs .* got 1 and nothing"),
+        ("step,mean,std,n_seeds\n1,2,-1,3\n", ["A"], "line 2: a mean needs .* got -1 and 3"),
+        ("step,mean,std,n_seeds\n1,2,inf,3\n", ["A"], "line 2: a mean needs .* got inf and 3"),
+        ("step,mean,std,n_seeds\n1,2,1,inf\n", ["A"], "line 2: a mean needs .* got 1 and inf"),
+        ("step,mean,std,n_seeds\n1,2,1,0\n", ["A"], "line 2: a mean needs .* got 1 and 0"),
+        ("step,mean,std,n_seeds\n1,2,1,2.5\n", ["A"], "line 2: a mean needs .* got 1 and 2.5"),
+        ("step,mean,std,n_seeds\n1,2,1,3\n2,3,,\n", ["A"], "has a mean of .* std and n_seeds in"),
+        (
+            "step,mean,std,n_seeds,seed\n1,2,1,3,\n1,3,,,0\n",
+            ["A"],
+            "has a mean of .* expected one mean, or the runs themselves",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path, text, tasks, said):

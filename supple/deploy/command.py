@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import closing
 from math import inf
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from supple.cli import (
     DONE,
     FAILED,
+    RESUMABLE,
     VERDICT,
     Parser,
     add_best,
@@ -155,7 +157,7 @@ def chain(arguments: list[str]) -> int:
     from supple.deploy.export import export as write
     from supple.deploy.robot import Body
     from supple.deploy.verify import verify as check
-    from supple.display import Display
+    from supple.display import Display, print_line
     from supple.envs.gym_packages import importing_packages
     from supple.trained import read_settings
 
@@ -168,6 +170,11 @@ def chain(arguments: list[str]) -> int:
     require_rules(options, "--", rules)
     if out.exists():
         raise InputError(f"{out} is there already: choose another --out")
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    out.rmdir()  # it is there once there is something to put into it
     run = Path(options.what)
     task = read_settings(run_of(run)).task if run.is_dir() else options.what
     with importing_packages(task), closing(Body({"origin": {"task": task}})):
@@ -175,6 +182,8 @@ def chain(arguments: list[str]) -> int:
     if not run.is_dir():
         run = out / "run"
         status = train([task, "--preset", "laptop", "--run-dir", str(run)])
+        if status == RESUMABLE:
+            print_line(f"then: supple chain {shlex.quote(str(run))} --out ANOTHER")
         if status != DONE:
             return status
     run = chosen(run, options)

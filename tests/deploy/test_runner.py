@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from supple import launch
-from supple.cli import main
+from supple.cli import RESUMABLE, main
 from supple.configs import default_settings
-from supple.deploy import chain
+from supple.deploy import chain, command
 from supple.deploy.bundle import read_bundle
 from supple.deploy.chain import build_runner, carry_floor, drive
 from supple.deploy.export import bundle_files
@@ -655,6 +655,16 @@ def test_compilers_end_with_the_build_that_is_stopped(tmp_path, monkeypatch):
 def test_a_chain_never_writes_over_something(tmp_path, capsys):
     assert main(["chain", "gym/HalfCheetah-v5", "--out", str(tmp_path)]) == 2
     assert "is there already: choose another --out" in capsys.readouterr().err
+    assert main(["chain", "gym/HalfCheetah-v5", "--out", "/proc/chain"]) == 2
+    assert "cannot write /proc/chain" in capsys.readouterr().err
+
+
+def test_a_chain_whose_training_is_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(command, "train", lambda arguments: RESUMABLE)
+    assert main(["chain", "gym/HalfCheetah-v5", "--out", str(out)]) == RESUMABLE
+    assert f"then: supple chain {out / 'run'} --out ANOTHER" in capsys.readouterr().out
+    assert not out.exists()
 
 
 # --- the stand-in robot's own parts --------------------------------------------------------------
