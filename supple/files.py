@@ -80,14 +80,17 @@ def replace_file(path: Path, data: bytes) -> None:
     a killed process left is overwritten by the next.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged.
+        OSError: the disk is full or the folder cannot be written, ``filename`` is ``path``, which
+            is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write on a full disk names no file, others the temporary
+            error.filename, error.filename2 = str(path), None
         raise
     sync_folder(path.parent)
 

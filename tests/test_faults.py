@@ -11,6 +11,7 @@ import torch
 
 from supple import checkpoint, launch
 from supple.cli import DONE, FAILED, RESUMABLE, main
+from supple.files import replace_file
 from tests.small_runs import flags, one_line
 
 STEPS = ["--env-steps", "120", "--checkpoint.every", "30", "--eval.every", "1000"]
@@ -89,6 +90,21 @@ def test_a_limit_that_the_system_itself_enforces(tmp_path, monkeypatch, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "File too large" in one_line(capsys)
     assert_resumable(tmp_path / "run", 60)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(OSError, match="File too large") as caught:
+            replace_file(tmp_path / "table.csv", bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "table.csv")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No such file") as caught:
+        replace_file(tmp_path / "none" / "table.csv", b"")
+    assert caught.value.filename == str(tmp_path / "none" / "table.csv")
 
 
 ERRORS = [
