@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments import improvements as improvements_experiment
+from benchmarks.experiments import learning_parity as parity_experiment
 from benchmarks.experiments import reproduction as experiment
 from benchmarks.experiments import utd_plasticity
 from benchmarks.figures import PUBLISHED_PPO, ROOT, Row, by, numbers, rows
@@ -168,6 +169,14 @@ def reproduction() -> str:
     )
     shown = grid(list(body[0]), [list(line.values()) for line in body])
     return f"{shown}\n\n{source('reproduction', table, note)}"
+
+
+def learning_parity() -> str:
+    """The published code and ours, each learning on its own."""
+    table = rows("learning_parity")
+    body = parity_experiment.summary(table)
+    shown = grid(list(body[0]), [list(line.values()) for line in body])
+    return f"{shown}\n\n{source('learning_parity', table)}"
 
 
 def improvements() -> str:
@@ -578,6 +587,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "front": front,
     "critics": critics,
     "reproduction": reproduction,
+    "learning_parity": learning_parity,
     "improvements": improvements,
     "policy_evaluation": policy_evaluation,
     "wall_clock": wall_clock,
