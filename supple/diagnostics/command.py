@@ -136,7 +136,7 @@ def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
 
 
 def summary(found: Diagnosis) -> list[str]:
-    """One verdict per rule and run, worst first, with what to try."""
+    """One verdict per rule and run, worst first, with what to try; what else a reader must know."""
     document = found.document.to_json()
     verdicts, missing = latest(document), unanswered(document)
     lines = [] if verdicts else [f"{SHAPES['ok']} no fault found by the checks that ran"]
@@ -146,4 +146,5 @@ def summary(found: Diagnosis) -> list[str]:
             f"{SHAPES[verdict['level']]} {verdict['level']}: {verdict['sentence']} [{sure}]"
         )
         lines += [f"    try: {action}" for action in verdict["actions"]]
-    return [*lines, missing] if missing else lines
+    lines += [missing] if missing else []
+    return lines + [f"note: {note}" for note in document["notes"]]

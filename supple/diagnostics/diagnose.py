@@ -33,6 +33,7 @@ from supple.diagnostics.rollouts import Rollout, roll
 from supple.diagnostics.run_level import return_readings
 from supple.diagnostics.states import States, stored, visited
 from supple.diagnostics.subject import Subject, subject_of
+from supple.diagnostics.suite.learning import coarsely
 from supple.diagnostics.targets import Target, load_targets
 from supple.envs.base import Env
 from supple.errors import InputError
@@ -166,6 +167,11 @@ class _Work:
         work()
         self.document.lap(name)
 
+    def _note(self, text: str) -> None:
+        """What a reader has to know of the report, said once."""
+        if text not in self.document.notes:
+            self.document.notes.append(text)
+
     # --- stages -------------------------------------------------------------------------------
 
     def _measure_suite(self, suite: Suite, targets: Sequence[Target]) -> Callable[[], None]:
@@ -188,6 +194,8 @@ class _Work:
                 )
                 for each in measured.readings.values():
                     self.document.add(target.number, each)
+                    if self.options.suite == "full" and (takes := coarsely(each)):
+                        self._note(f"{target.label}: {each.metric} is coarse: {takes}")
                 self.found.arrays.setdefault(target.number, {}).update(measured.arrays)
 
         return work

@@ -470,6 +470,19 @@ def test_the_same_seed_gives_the_same_document(run, tmp_path):
     assert not (tmp_path / "a" / "report.html").exists()
 
 
+def test_a_referee_that_the_full_suite_called_coarsely_is_said(run, tmp_path, monkeypatch, capsys):
+    takes = "the whole probe (--suite full) needs 4096 rows, got 40"
+    gap = reading(0.1, metric="fit_gap", network="critic", reason=f"coarse: {takes}")
+    found = lambda *_, groups, **__: Measured({"gap": gap} if "fit_gap" in groups else {}, {})  # noqa: E731
+    monkeypatch.setattr("supple.diagnostics.diagnose.measure", found)
+    for suite in ("standard", "full"):
+        flags = ("--suite", suite, "--episodes", "2", "--no-html")
+        _, record = diagnosed(run, tmp_path / suite, *flags)
+        note = f"step 120: fit_gap is coarse: {takes}"
+        assert (note in record["notes"]) == (suite == "full")
+        assert (f"note: {note}" in capsys.readouterr().out.splitlines()) == (suite == "full")
+
+
 def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -186,6 +186,31 @@ def test_a_network_that_unlearns_closes_nothing_of_the_error():
     assert "closes 0% of the error" in judged(worse)["V1"].sentence
 
 
+COARSE = "coarse: --suite full measures it wholly"
+
+
+@pytest.mark.parametrize("member", ["1", "worst"])
+def test_of_a_coarse_probe_the_mean_counts_alone(member):
+    mean = number("fit_gap", 0.03, ci95=(-0.4, 0.3), reason=COARSE)
+    own = number("fit_gap", 0.6, member=member, ci95=(0.4, 0.8), reason=COARSE)
+    assert judged(mean, own, SILENT) == {}
+
+
+def test_a_coarse_gap_needs_a_support_of_its_own_network_and_says_what_decides():
+    reason = f"{COARSE}; targets shrunk to 0.50 of their size to fit the value range"
+    coarse = number("fit_gap", 0.6, ci95=(0.4, 0.8), reason=reason)
+    larger = number("fit_gap", 0.7, "actor", ci95=(0.5, 0.9), reason=reason)
+    assert judged(coarse, larger) == {}
+    cosine = number("grad_cos", 0.9, params={"of": "absolute"}, reference={"fresh": 0.1})
+    verdict = judged(larger, coarse, SILENT, cosine)["V1"]
+    assert verdict.confidence == "low"
+    assert verdict.evidence == [1, 2, 3]
+    assert verdict.sentence.endswith(
+        "it may have lost part of its ability to learn. Measured coarsely: --suite full measures it"
+        " wholly."
+    )
+
+
 def test_a_severe_gap_without_a_support_is_a_warning():
     assert judged(GAP)["V1"].level == "warn"
 

@@ -264,5 +264,5 @@ def test_the_full_suite_probes_coarsely_where_rows_are_few_and_says_so(monkeypat
     for each in smooth:
         assert each.value is not None
         assert each.params["steps"] == ("100" if coarse else "101")
-        said = "coarse: the whole probe needs 4096 rows, got 4095"
+        said = "coarse: the whole probe (--suite full) needs 4096 rows, got 4095"
         assert each.reason == (said if coarse else "")

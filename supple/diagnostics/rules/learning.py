@@ -16,6 +16,7 @@ from supple.diagnostics.evidence import (
     those,
 )
 from supple.diagnostics.reading import ALL, MEAN
+from supple.diagnostics.suite.learning import coarsely
 from supple.diagnostics.thresholds import THRESHOLDS, level_of
 
 ALIGNED = 0.5
@@ -39,33 +40,31 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
     gaps = [hit for hit in evidence.find("fit_gap") if line.level(hit.value) != "ok"]
     # A large gap that may be chance must not hide a smaller one that is sure.
     sure = [hit for hit in gaps if hit.reading.ci95 is None or hit.reading.ci95[0] > 0.1]
-    if not sure:
+    # Of two functions and two twins the interval is far too narrow, and the worst member is luck:
+    # by the seed, that of a healthy Pendulum had a gap of 0.05, 0.25 or 0.35, measured wholly 0.06.
+    sure = [hit for hit in sure if hit.reading.member == MEAN or not coarsely(hit.reading)]
+    found = [(hit, _signs_of_loss(evidence, hit.reading.network)) for hit in sure]
+    found = [(hit, supports) for hit, supports in found if supports or not coarsely(hit.reading)]
+    if not found:
         return None
-    main = max(sure, key=lambda hit: hit.value)
+    main, supports = max(found, key=lambda each: each[0].value)
     interval, network = main.reading.ci95, main.reading.network
     who = network if main.reading.member == MEAN else f"{network}'s worst member"
-    gradient = evidence.highest("grad_dormant", network, threshold=0.01)
-    ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
-    update, weight = (evidence.one(metric, network) for metric in ("update_ratio", "w_rms"))
-    cosine = evidence.one("grad_cos", network, of="absolute")
-    supports = [
-        *those((gradient, above_fresh(gradient, 2, 10))),
-        *those(*((r, r is not None and r.value < FELL_TO * evidence.own_max(r)) for r in ranks)),
-        *those((update, evidence.falling(update) and evidence.rising(weight))),
-        *those((cosine, above_fresh(cosine, 2, ALIGNED))),
-    ]
     level = line.level(main.value)
     if not supports:
         level = "warn"  # the referee alone: real, but nothing says why
+    clear = interval is not None and interval[0] > 0.2
+    coarse = coarsely(main.reading)
+    lost = "may have lost" if coarse else "has lost"
     return Verdict(
         rule="V1",
         level="bad" if level == "bad" else "warn",
-        confidence=confidence(interval is not None and interval[0] > 0.2, len(supports), 0),
+        confidence="low" if coarse else confidence(clear, len(supports), 0),
         target=evidence.target,
         sentence=(
             f"The {who} at {evidence.label} closes {max(1 - main.value, 0):.0%} of the error"
-            " that a new network closes on the same new targets: it has lost part of its ability to"
-            " learn."
+            f" that a new network closes on the same new targets: it {lost} part of its ability to"
+            f" learn.{f' Measured coarsely: {coarse}.' if coarse else ''}"
         ),
         evidence=[main.place, *(hit.place for hit in supports)],
         against=[],
@@ -73,6 +72,20 @@ def plasticity_loss(evidence: Evidence) -> Verdict | None:
             "fewer updates", "fewer epochs", "normalise", "weight decay", "shrink", "reset units"
         ),
         reconsider="A gap below 0.1 with more inputs and steps (--suite full) would clear it.",
+    )
+
+
+def _signs_of_loss(evidence: Evidence, network: str) -> list[Hit]:
+    """What beside the referee says that a network lost plasticity."""
+    gradient = evidence.highest("grad_dormant", network, threshold=0.01)
+    ranks = [evidence.one(metric, network) for metric in ("srank", "erank")]
+    update, weight = (evidence.one(metric, network) for metric in ("update_ratio", "w_rms"))
+    cosine = evidence.one("grad_cos", network, of="absolute")
+    return those(
+        (gradient, above_fresh(gradient, 2, 10)),
+        *((r, r is not None and r.value < FELL_TO * evidence.own_max(r)) for r in ranks),
+        (update, evidence.falling(update) and evidence.rising(weight)),
+        (cosine, above_fresh(cosine, 2, ALIGNED)),
     )
 
 

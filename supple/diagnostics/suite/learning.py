@@ -32,6 +32,14 @@ OF_RANGE = 0.2
 lie closer together teach a sharp distribution long before they teach values."""
 COARSE = {"functions": 2, "twins": 2, "steps": 200}
 WHOLE = {"functions": 5, "twins": 3, "steps": 500}
+_COARSE = "coarse: "
+"""How the reason of a reading of the short probe begins."""
+
+
+def coarsely(found: Reading) -> str:
+    """Of a reading of the short probe, what the whole one takes; empty for every other."""
+    first = found.reason.partition("; ")[0]
+    return first.removeprefix(_COARSE) if first.startswith(_COARSE) else ""
 
 
 def fit_gap(context: Context) -> Iterator[Reading]:
@@ -98,9 +106,10 @@ def gap(context: Context, view: View, family: str, *, coarse: bool) -> Iterator[
     )
     verdicts = {str(member): verdict for member, verdict in enumerate(members)}
     verdicts |= {MEAN: whole, WORST: max(members, key=lambda verdict: verdict.gap)}
-    reasons = ["coarse"] if coarse else []
-    if coarse and context.suite == "full":
-        reasons = [f"coarse: the whole probe needs {PROBE_ROWS} rows, got {len(data)}"]
+    whole_takes = "--suite full measures it wholly"
+    if len(data) < PROBE_ROWS:
+        whole_takes = f"the whole probe (--suite full) needs {PROBE_ROWS} rows, got {len(data)}"
+    reasons = [_COARSE + whole_takes] if coarse else []
     if shrunk < 1:
         reasons.append(f"targets shrunk to {shrunk:.2f} of their size to fit the value range")
     facts: dict[str, Any] = {"network": view.role, "n": len(data), "reason": "; ".join(reasons)}
