@@ -25,8 +25,9 @@ TIME_BINS = 8
 def straightness(velocity: Velocity, start_EBM: Tensor) -> Tensor:
     """E of the integral of |v - (z_1 - z_0)|^2 over E |z_1 - z_0|^2, (E,).
 
-    0: the network ignores time and state and has become a critic of one pass. On the path of many
-    steps by the mid-point rule.
+    0: the path is straight, of a network that ignores time and state and has become a critic of one
+    pass, or of one that points at its target all the way: ``recovery`` tells them apart. On the
+    path of many steps by the mid-point rule.
 
     Raises:
         InputError: the flow carries nothing anywhere.

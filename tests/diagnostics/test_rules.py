@@ -274,6 +274,23 @@ def test_a_critic_that_stands_beside_an_actor_that_moves_is_named():
     assert judged(*moves, eaten, number("churn_mean", 0.0, "actor")) == {}
 
 
+def test_a_straight_flow_is_a_fault_only_where_it_keeps_an_error():
+    straight = number("flow_straight", 0.0, "flow")
+    assert judged(straight) == {}
+    for left in (0.0, 0.8):  # it points straight at its target
+        times = [number("flow_recovery", value, "flow") for value in (1.0, left)]
+        assert judged(straight, *times) == {}
+    verdict = judged(straight, number("flow_recovery", 0.95, "flow"))["V13"]
+    assert (verdict.level, verdict.evidence) == ("bad", [0, 1])
+    assert "is straight" in verdict.sentence
+
+
+def test_the_straightness_of_one_member_is_read_against_its_own_recovery():
+    curved = [number("flow_straight", v, "flow", member=m) for m, v in (("0", 0.0), ("1", 0.5))]
+    left = [number("flow_recovery", v, "flow", member=m) for m, v in (("0", 0.0), ("1", 0.95))]
+    assert judged(*curved, *left) == {}
+
+
 def test_the_run_is_judged_at_its_end_only():
     fall = number("ret_mdd_share", 0.8, "run")
     assert judged(fall, last_of_run=False) == {}

@@ -180,6 +180,12 @@ def test_a_flow_of_constant_velocity():
     assert straightness(constant, start) == pytest.approx(0, abs=1e-12)
     assert recovery(constant, start, 0.1, steps=8, done=4) == pytest.approx(1)
 
+    def ideal(t, z):
+        return (2.0 - z) / (1 - t)
+
+    assert straightness(ideal, start) == pytest.approx(0, abs=1e-12)
+    assert recovery(ideal, start, 0.1, steps=8, done=4) == pytest.approx(0, abs=1e-12)
+
 
 def test_means_five_units_beyond_tanh():
     mean = torch.randn(2000, 3, generator=generator(0))

@@ -108,12 +108,14 @@ CARDS: Mapping[str, tuple[str, str]] = {
     ),
     "flow_straight": (
         "Curvature of the flow",
-        "0: the flow ignores time and state and is no more than a one-pass critic.",
+        "0: straight. Where recovery is near 1, too, the flow ignores time and state and is no more"
+        " than a one-pass critic; where it is near 0 the flow points straight at its target.",
     ),
     "flow_conv": ("Integration error", "Change of the value with four times as many steps."),
     "flow_recovery": (
         "Recovery",
-        "What is left at the end of an error made on the way: below 1 later steps damp it.",
+        "What is left at the end of an error made on the way: below 1 later steps damp it, at 0 all"
+        " of it.",
     ),
     "flow_noise_share": ("Left-over noise", "Variance over noise against variance over states."),
     "flow_sigma_res": (

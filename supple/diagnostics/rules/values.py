@@ -22,6 +22,8 @@ IN_A_ROW = 5
 GROWS = 0.1
 """Above all earlier checkpoints by this share, values support V6: healthy Hoppers have positive
 numbers all the time, and values that creep up."""
+IGNORED = 0.9
+"""Share of an error on the way that is left at the end of a flow that ignores its state."""
 
 
 def overestimation(evidence: Evidence) -> Verdict | None:
@@ -153,12 +155,14 @@ def degenerate_flow(evidence: Evidence) -> Verdict | None:
     straight, coarse = evidence.lowest("flow_straight"), evidence.highest("flow_conv")
     recovery = evidence.highest("flow_recovery")
     noise = evidence.highest("flow_noise_share")
+    left = _least_left(evidence, straight)
+    # Deviation from the spec of the diagnostics, 8, which calls every straight flow degenerate: the
+    # ideal field (y - z) / (1 - t) is straight, too, and leaves nothing of an error on the way. One
+    # that ignores its state leaves all of it.
+    flat = straight is not None and straight.value < 0.005
+    flat = flat and left is not None and left.value >= IGNORED
     findings = [
-        (
-            straight,
-            straight is not None and straight.value < 0.005,
-            "is straight: its steps do no more than one would",
-        ),
+        (straight, flat, "is straight: its steps do no more than one would"),
         (coarse, coarse is not None and coarse.value > 0.05, "is integrated too coarsely"),
         (recovery, recovery is not None and recovery.value > 1.0, "amplifies errors on the way"),
     ]
@@ -167,18 +171,27 @@ def degenerate_flow(evidence: Evidence) -> Verdict | None:
         return None
     supports = those((noise, noise is not None and noise.value > 0.1))
     amplifies = recovery is not None and THRESHOLDS["flow_recovery"].level(recovery.value) == "bad"
-    flat = straight is not None and straight.value < 1e-4
+    wholly = flat and straight is not None and straight.value < 1e-4
     return Verdict(
         rule="V13",
-        level="bad" if amplifies or flat else "warn",
+        level="bad" if amplifies or wholly else "warn",
         confidence=confidence(True, len(supports) + len(mains) - 1, 0),
         target=evidence.target,
         sentence=f"The flow at {evidence.label} {', and '.join(text for _, text in mains)}.",
-        evidence=[*(hit.place for hit, _ in mains), *places(*supports)],
+        evidence=[*(hit.place for hit, _ in mains), *places(*those((left, flat)), *supports)],
         against=[],
         actions=evidence.advise("flow noise", "flow steps"),
         reconsider="A critic of a nearly deterministic value may be straight and right.",
     )
+
+
+def _least_left(evidence: Evidence, straight: Hit | None) -> Hit | None:
+    """Of an error put into the flow of the same member, over the times at which it was put in."""
+    if straight is None:
+        return None
+    found = evidence.find("flow_recovery")
+    own = [hit for hit in found if hit.reading.member == straight.reading.member]
+    return min(own, key=lambda hit: hit.value, default=None)
 
 
 RULES: tuple[Rule, ...] = (
