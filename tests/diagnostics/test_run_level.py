@@ -22,8 +22,15 @@ def test_the_deepest_fall_and_when_it_was_made_good():
     assert drawdown([0.0, 9, 2]).recovered is None
     falls = [0.0, 9, 8, 2], [0.0, 9, 5, 4, 1], [0.0, 9, 2, 7]
     assert [drawdown(series).low for series in falls] == [1, 2, 0]
-    assert drawdown([-10.0, -5, -8, -5.2]).recovered == 3
+    assert drawdown([-10.0, -5, -8, -5.1]).recovered == 3
     assert drawdown([0.0, 9, 9, 9, 2, 9])[1:4] == (3, 4, 5)  # from the end of a plateau
+
+
+@pytest.mark.parametrize("bonus", [0.0, 900.0, -7000.0])
+def test_a_constant_on_top_of_every_return_makes_no_fall_good(bonus):
+    lasting, passing = [0.0, 100, 55, 55, 60], [0.0, 100, 55, 55, 98]
+    for series, recovered in ((lasting, None), (passing, 4)):
+        assert drawdown([bonus + value for value in series]).recovered == recovered
 
 
 @pytest.mark.parametrize(("window", "fall", "rise"), [(7, 7, 10), (3, 7, 8)])
