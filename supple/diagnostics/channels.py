@@ -28,6 +28,8 @@ GAINS = 20
 """Pairs of sensor and actuator in a table."""
 COMMAND = re.compile(r"command|cmd", re.IGNORECASE)
 """Names of channels that tell the policy what to do; they are no sensors."""
+PROBABILITY = "probability"
+"""Unit of what a discrete policy moves."""
 _UNITS = {"torque": "N·m", "position": "rad", "velocity": "rad/s"}
 _FAMILIES = {"pos": "positions", "vel": "velocities", "command": "commands"}
 _INDEX = re.compile(r"\[\d+\]$")
@@ -162,7 +164,7 @@ def actuators_of(spec: EnvSpec) -> Actuators:
     action = spec.action
     if not isinstance(action, Box):
         names = tuple(f"choice {index}" for index in range(action.n))
-        return Actuators(names, "probability", (1.0,) * action.n)
+        return Actuators(names, PROBABILITY, (1.0,) * action.n)
     robot = spec.deployment or Deployment()
     names = robot.joint_names or tuple(f"action[{index}]" for index in range(action.size))
     scale = tuple((high - low) / 2 for low, high in zip(action.low, action.high, strict=True))
@@ -181,10 +183,10 @@ class Gain(NamedTuple):
     """RMS over states of the derivative [unit]."""
     unit: str
     jitter: float
-    """Command's standard deviation at the sensor's noise [the actuator's unit]."""
+    """Command's standard deviation at the sensor's noise, to first order [the actuator's unit]."""
     jitter_unit: str
     share: float
-    """Of the jitter in the actuator's half range."""
+    """Of the jitter in the actuator's half range, at most 2; of a choice, at most 1."""
     declared: bool
     """Whether the noise was declared, or assumed to be ``ASSUMED_NOISE`` of the deviation."""
 
@@ -209,10 +211,12 @@ def gain_table(
     gain_AD = gain_matrix(slope_NAD, actuators).cpu()
     declared = layout.noise
     noise_D = ASSUMED_NOISE * deviation_D if declared is None else declared
-    jitter_AD = gain_AD * noise_D.double().cpu()
-    scale_A = torch.tensor(actuators.scale, dtype=torch.float64)
-    share_AD = jitter_AD / scale_A[:, None]
+    scale_A1 = torch.tensor(actuators.scale, dtype=torch.float64)[:, None]
+    share_AD = gain_AD * noise_D.double().cpu() / scale_A1
     order = share_AD.flatten().argsort(descending=True)[:GAINS].tolist()
+    # What is linear knows no limits: a command moves from end to end at most, a probability by 1.
+    share_AD = share_AD.clamp(max=1.0 if actuators.unit == PROBABILITY else 2.0)
+    jitter_AD = share_AD * scale_A1
     found = []
     for index in order:
         a, d = divmod(index, len(layout))

@@ -139,12 +139,23 @@ def test_what_noise_does_to_a_choice_is_said_as_a_probability():
     one = analysed(policy, "choice", at=states(scale=5e-2), spec=named, actuators=actuators)
     verdict = judged(one, instability.readings(one))["V10"]
     points = f"{100 * one.gains[0].share:.0f} percentage points."
-    assert f"0.05 rad on joint0_pos alone moves the probability of choice 0 by {points}" in (
-        verdict.sentence
-    )
+    moves = f"moves, to first order, the probability of choice 0 by {points}"
+    assert f"0.05 rad on joint0_pos alone {moves}" in verdict.sentence
+    loud = spec(3, names=NAMES[:3], noise=2.0, action=Discrete(n=2))
+    one = analysed(policy, "choice", at=states(scale=5e-2), spec=loud, actuators=actuators)
+    verdict = judged(one, instability.readings(one))["V10"]
+    assert verdict.sentence.endswith("of choice 0 by 100 percentage points.")
     (table,) = re.findall("Which sensor moves.*?</thead>", page_of(made(one=one), one))
     assert "<th>choice</th>" in table
     assert "half range" not in table
+
+
+def test_noise_moves_a_command_from_end_to_end_at_most():
+    found, one = verdicts(acting(lambda obs, *_: obs @ gains(50.0).T), noise=2.0)
+    assert "joint0_pos alone moves, to first order, action[0] by 200% of its half range." in (
+        found["V10"].sentence
+    )
+    assert one.gains[0].jitter == 4  # of ±2
 
 
 def test_noise_beside_the_worst_direction_is_a_fragile_direction_of_its_own():

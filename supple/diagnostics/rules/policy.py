@@ -93,8 +93,8 @@ def _fragile_sentence(evidence: Evidence, one: Instability) -> str:
         moves = f"the probability of {gain.actuator} by {100 * gain.share:.0f} percentage points"
     return (
         f"An error within sensor specification, mostly on {channels}, changes the decision at"
-        f" {evidence.label}: {size:g}{f' {unit}' if unit else ''} on {gain.sensor} alone moves"
-        f" {moves}."
+        f" {evidence.label}: {size:g}{f' {unit}' if unit else ''} on {gain.sensor} alone moves, to"
+        f" first order, {moves}."
     )
 
 
