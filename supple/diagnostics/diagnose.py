@@ -122,10 +122,27 @@ class _Work:
         self._chance: dict[int, float] = {}
         """Mean return of random actions, by target."""
         self._deadline = deadline
-        noise = options.noise
-        self._noise = read_noise(noise, found.targets[0].spec) if noise is not None else None
+        self._noise = self._declared()
         self._close = [target for target in found.targets if target.looked_at_closely]
         self._final = [target for target in found.targets if self._is_final(target)]
+
+    def _declared(self) -> dict[int, dict[str, float]]:
+        """Sensor noise of ``--noise-spec`` by target.
+
+        The file names channels of the first target's task: what another task calls by the same
+        names may be something else.
+        """
+        path, (first, *_) = self.options.noise, self.found.targets
+        if path is None:
+            return {}
+        noise, found = read_noise(path, first.spec), {}
+        for target in self.found.targets:
+            if _sensors(target) == _sensors(first):
+                found[target.number] = noise
+            else:
+                why = f"--noise-spec is of the channels of {first.spec.task_id}"
+                self._note(f"{target.run_name}: {why}, and is not applied")
+        return found
 
     def _is_final(self, target: Target) -> bool:
         if {"named", "baseline"} & set(target.roles):
@@ -325,7 +342,7 @@ class _Work:
 
     def _layout(self, target: Target, policy: Policy, mode: str) -> Layout:
         groups = policy.critic_groups if mode == "critic" else policy.groups
-        return layout_of(target.spec, groups, self._noise)
+        return layout_of(target.spec, groups, self._noise.get(target.number))
 
     def _analyse(self, target: Target, policy: Policy, mode: str, states: States) -> None:
         try:
@@ -345,6 +362,9 @@ class _Work:
         self.found.analyses[target.number, mode] = one
         for each in readings(one):
             self.document.add(target.number, each)
+        if mode in ("action", "choice") and one.layout.noise is None:
+            why = "no sensor noise is declared: --noise-spec"
+            self.document.skip("ranld_noise_changed", why, target=target.number)
         arrays = self.found.arrays.setdefault(target.number, {})
         arrays |= {
             f"ranld/{mode}/matrix": one.found.matrix_DD,
@@ -371,7 +391,9 @@ class _Work:
         return subject_of(
             target.agent,
             seed=self.options.seed,
-            channels=layout_of(target.spec, tuple(target.spec.observation), self._noise).channels,
+            channels=layout_of(
+                target.spec, tuple(target.spec.observation), self._noise.get(target.number)
+            ).channels,
         )
 
     def _disturb(self) -> None:
@@ -482,6 +504,12 @@ class _Work:
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return generator_for("cpu", self.options.seed, *names)
+
+
+def _sensors(target: Target) -> tuple[str, tuple[str, ...]]:
+    """Whose channels a target observes, and what they are called."""
+    spec = target.spec
+    return spec.task_id, layout_of(spec, tuple(spec.observation)).names
 
 
 def _course(target: Target) -> dict[str, list[float]]:

@@ -321,6 +321,8 @@ def readings(one: Instability) -> Iterator[Reading]:
             value = _quantile(one.noisy.distance, share)
             yield reading(value, metric="ranld_noise_dist", params=at, unit="sd of noise", **facts)
         yield number("noise_changed", one.noisy.changed)
+    elif one.layout.noise is not None and one.mode in ("action", "choice"):
+        yield number("noise_changed", 0.0)  # none of the noise moves the decision
     yield from _response_readings(one, params, facts)
 
 

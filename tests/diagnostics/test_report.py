@@ -1,5 +1,6 @@
 """The document by its schema, and the page: one file, no request, nothing a name can break."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -20,7 +21,7 @@ from supple.diagnostics.document import Document
 from supple.diagnostics.evidence import Evidence, Level, Verdict
 from supple.diagnostics.reading import Measured, reading, undefined
 from supple.diagnostics.report import svg
-from supple.diagnostics.report.page import render
+from supple.diagnostics.report.page import render, unanswered
 from supple.diagnostics.targets import load_targets
 from supple.envs.base import Box, Channel, EnvSpec
 from supple.errors import InputError
@@ -221,7 +222,7 @@ def test_the_verdict_comes_first():
 def test_without_faults_it_says_what_was_not_asked():
     text = Reader(page_of(made(verdicts=False))).text
     assert "No fault found by the checks that ran." in text
-    assert "Not answered by this suite: Can it still learn?" in text
+    assert "Not answered: Can it still learn? (no rows in step) Is the value right?" in text
 
 
 def test_four_hundred_channels_fit():
@@ -468,6 +469,43 @@ def test_the_same_seed_gives_the_same_document(run, tmp_path):
     found = [diagnosed(run, tmp_path / name, "--no-html")[1] for name in ("a", "b")]
     assert documents.without_timing(found[0]) == documents.without_timing(found[1])
     assert not (tmp_path / "a" / "report.html").exists()
+
+
+ROBUST = "Is it robust to its sensors?"
+
+
+def test_robustness_is_not_measured_without_declared_noise(run, tmp_path, capsys):
+    noise = tmp_path / "noise.json"
+    noise.write_text('{"obs[0]": 0.01}')
+    why = "no sensor noise is declared: --noise-spec"
+    for flags, unknown in (([], True), (["--noise-spec", str(noise)], False)):
+        _, record = diagnosed(run, tmp_path / "out", *flags)
+        assert (f"{ROBUST} ({why})" in capsys.readouterr().out) == unknown
+        assert (ROBUST in unanswered(record)) == unknown
+        said = {(each["what"], each["why"]) for each in record["skipped"]}
+        assert (("ranld_noise_changed", why) in said) == unknown
+
+
+def test_noise_that_reaches_no_decision_is_measured_all_the_same():
+    one = dataclasses.replace(analysis(names=("a", "b", "c")), noisy=None)
+    (found,) = [e for e in instability.readings(one) if e.metric == "ranld_noise_changed"]
+    assert found.value == 0
+
+
+def test_noise_is_declared_for_the_first_task_only(run, tmp_path, capsys):
+    noise = tmp_path / "noise.json"
+    noise.write_text('{"obs[0]": 0.01}')
+    other, same = tmp_path / "other", tmp_path / "same"
+    run_whole(small_settings("toy/asymmetric", other, env_steps=120))
+    shutil.copytree(run, same)
+    flags = "--compare", str(same), str(other), "--noise-spec", str(noise), "--no-html"
+    _, record = diagnosed(run, tmp_path / "out", *flags)
+    runs = {target["id"]: target["run"] for target in record["targets"]}
+    declared = {runs[m["target"]] for m in record["metrics"] if m["id"] == "ranld_noise_dist"}
+    assert declared == {"counter", "same"}
+    note = "other: --noise-spec is of the channels of toy/lqr, and is not applied"
+    assert record["notes"].count(note) == 1
+    assert f"note: {note}" in capsys.readouterr().out
 
 
 def test_a_referee_that_the_full_suite_called_coarsely_is_said(run, tmp_path, monkeypatch, capsys):

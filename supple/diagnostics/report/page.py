@@ -126,13 +126,13 @@ def _lede(document: Mapping[str, Any]) -> str:
 
 
 def unanswered(document: Mapping[str, Any]) -> str:
-    """The questions that nothing measured answers, in a sentence; empty where there are none."""
-    left = [
-        question
-        for question in QUESTIONS
-        if all(_cell(document, t["id"], question) == "none" for t in document["targets"])
-    ]
-    return f"Not answered by this suite: {' '.join(left)}" if left else ""
+    """The questions that nothing measured answers, and why; empty where there are none."""
+    left = []
+    for question, (_, mains) in QUESTIONS.items():
+        if all(_cell(document, t["id"], question) == "none" for t in document["targets"]):
+            why = next((e["why"] for e in document["skipped"] if e["what"] in mains), "")
+            left.append(f"{question} ({why})" if why else question)
+    return f"Not answered: {' '.join(left)}" if left else ""
 
 
 def _counted(count: int, noun: str) -> str:
@@ -299,7 +299,7 @@ def _gains(analyses: Mapping[tuple[int, str], Instability], document: Mapping[st
     return (
         "<section><h2>Which sensor moves which actuator</h2><p>Root mean square gain over states in"
         " physical units, and how much the command, or the probability of a choice, trembles from"
-        " the sensor's own noise.</p>"
+        " the sensor's own noise, to first order.</p>"
         f"{''.join(tables)}</section>"
     )
 

@@ -19,7 +19,7 @@ QUESTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "Is the step size stable?": (("V7", "V8"), ("stab_adam",)),
     "Is the policy steady?": (("V11", "V14"), ("ranld_cv",)),
-    "Is it robust to its sensors?": (("V10", "V12"), ("ranld_conc",)),
+    "Is it robust to its sensors?": (("V10", "V12"), ("ranld_noise_changed",)),
     "Was training steady?": (("V9",), ("ret_mdd_share",)),
 }
 
