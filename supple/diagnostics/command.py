@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from supple.files import replace_file
 
 MODES = ("action", "fisher", "critic", "choice", "information")
 FAIL_ON = ("warn", "bad")
+PAGE = "report.html"
 SHAPES = {"bad": "■", "warn": "▲", "ok": "●"}
 
 
@@ -63,10 +65,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> bool:
     """
     asked = read_options(options, arguments)
     out: Path = options.out or _default_out(options.targets[0])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    _check_writable(out)
     found = diagnose(asked, lambda text: print(text, file=sys.stderr))
     files = write(found, out, html=not options.no_html)
     for line in summary(found):
@@ -117,8 +116,21 @@ def _default_out(path: Path) -> Path:
     return folder / "diagnostics"
 
 
+def _check_writable(out: Path) -> None:
+    """Before minutes are spent, and without making anything: what fails leaves nothing behind."""
+    nearest = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise InputError(f"cannot write {out}: {nearest} is no folder; choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {out}: no permission in {nearest}; choose another --out")
+
+
 def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
-    """The files of a report, each replaced in one step."""
+    """The files of a report, each replaced in one step.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
     document = found.document.to_json()
     arrays = {
         f"{number}/{name}": part
@@ -129,7 +141,13 @@ def write(found: Diagnosis, out: Path, *, html: bool = True) -> list[Path]:
     np.savez_compressed(packed, **arrays_npz(arrays))  # type: ignore[arg-type]
     contents = {"report.json": as_bytes(document), "arrays.npz": packed.getvalue()}
     if html:
-        contents["report.html"] = render(document, found.analyses, found.arrays).encode()
+        contents[PAGE] = render(document, found.analyses, found.arrays).encode()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    if not html:  # an earlier page would contradict what stands beside it
+        (out / PAGE).unlink(missing_ok=True)
     for name, data in contents.items():
         replace_file(out / name, data)
     return [out / name for name in contents]

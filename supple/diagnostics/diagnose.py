@@ -125,6 +125,7 @@ class _Work:
         self._noise = self._declared()
         self._close = [target for target in found.targets if target.looked_at_closely]
         self._final = [target for target in found.targets if self._is_final(target)]
+        self._check_modes()
 
     def _declared(self) -> dict[int, dict[str, float]]:
         """Sensor noise of ``--noise-spec`` by target.
@@ -143,6 +144,18 @@ class _Work:
                 why = f"--noise-spec is of the channels of {first.spec.task_id}"
                 self._note(f"{target.run_name}: {why}, and is not applied")
         return found
+
+    def _check_modes(self) -> None:
+        """Of runs of several kinds each has its own modes, some of which must be asked for."""
+        asked = self.options.modes
+        if not asked:
+            return
+        known = {mode: None for target in self._final for mode in policy_of(target.agent).modes}
+        if not known.keys() & set(asked):
+            raise InputError(
+                f"--modes must be some of {', '.join(known)} for what is looked at here, got"
+                f" {','.join(asked)}: name one of them, or drop the flag for all"
+            )
 
     def _is_final(self, target: Target) -> bool:
         if {"named", "baseline"} & set(target.roles):

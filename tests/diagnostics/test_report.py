@@ -539,9 +539,41 @@ def test_what_does_not_fit_is_refused_in_one_line(run, tmp_path, capsys):
         ([str(run), "--rollouts"], "--rollouts needs the simulator, the quick suite makes none"),
         ([str(run), "--budget", "-1"], "--budget must be >= 0 minutes"),
         ([str(run), "--noise-spec", str(tmp_path / "x")], "cannot be read as JSON"),
+        (
+            [str(run), "--modes", "choice"],
+            "--modes must be some of action, fisher, critic for what is looked at here, got choice",
+        ),
     ):
-        assert main(["diagnose", *flags, "--out", str(tmp_path / "out")]) == 2
+        assert main(["diagnose", *flags, "--out", str(tmp_path / "out" / "deeper")]) == 2
         assert complaint in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_leaves_nothing_in_a_folder_without_a_run(tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["diagnose", str(empty)]) == 2
+    assert not list(empty.iterdir())
+
+
+def test_where_no_report_can_be_written_is_said_before_anything_is_measured(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("supple.diagnostics.command.diagnose", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != locked)
+    for out, why in ((tmp_path / "file" / "out", "is no folder"), (locked, "no permission in")):
+        assert main(["diagnose", str(run), "--out", str(out)]) == 2
+        assert f"cannot write {out}: " in (said := capsys.readouterr().err)
+        assert why in said
+
+
+def test_an_older_page_does_not_stay_beside_a_newer_report(run, tmp_path):
+    diagnosed(run, tmp_path)
+    diagnosed(run, tmp_path, "--no-html")
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays.npz", "report.json"}
 
 
 def test_fail_on_gives_status_four(run, tmp_path, monkeypatch):
