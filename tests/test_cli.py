@@ -39,6 +39,10 @@ def trained(agent, tmp_path_factory):
         ),
         (["train", "toy/lqr", "--env-steps", "-5"], "error: --env-steps must be >= 1, got -5"),
         (["train", "toy/lqr", "--presett", "cpu"], "unknown flag --presett; did you mean --preset"),
+        (
+            ["train", "toy/lqr", "--no-diagnostics.enabled"],
+            "flag --no-diagnostics.enabled; did you mean --diagnostics.no-enabled?",
+        ),
         (["train", "toy/lqr", "--agent-name", "ppo"], "flag --agent-name; did you mean --agent?"),
         (["train", "toy/lqr", "--agent.gamma", "1.5"], "--agent.gamma must be in (0, 1), got 1.5"),
         (["train", "toy/lqr", "--agent", "sac"], "--agent must be one of flashsac, ppo, got sac"),

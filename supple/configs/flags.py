@@ -112,7 +112,10 @@ def _unknown(flag: str, default: Settings, command: str) -> str:
     elif theirs := [agent for agent, flags in _agents_flags().items() if name in flags]:
         return f"unknown flag {flag}: it is one of --agent {theirs[0]}; {see}"
     else:
-        near = difflib.get_close_matches(name, [*known, *CHOSEN], n=1)
+        # The negation of --group.flag is --group.no-flag; what is nearest by letters is another.
+        negation = re.sub(r"^--no-(.+\.)", r"--\1no-", name)
+        near = [each for each in known if each == negation]
+        near = near or difflib.get_close_matches(name, [*known, *CHOSEN], n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; {see}"
     return f"unknown flag {flag}{hint}"
 
