@@ -143,6 +143,37 @@ def test_permuting_samples_leaves_results_unchanged(kind):
         assert right[name].value == pytest.approx(each.value, rel=1e-3), name
 
 
+def test_what_noise_does_to_the_geometry_has_an_interval_over_states():
+    subject, data = subject_with_data("categorical")
+    found = measure(subject, data, "standard", groups=["robustness"]).readings
+    for name in ("actor/all/mean", "critic/all/0", "critic/all/1", "critic/all/worst"):
+        each = found[f"{name}/rdm_noise"]
+        assert each.ci95 is not None
+        low, high = each.ci95
+        assert low < number(found, f"{name}/rdm_noise") < high, name
+        assert high - low < 0.1
+    assert found["critic/all/worst/rdm_noise"].ci95 in [
+        found[f"critic/all/{member}/rdm_noise"].ci95 for member in (0, 1)
+    ]
+
+
+def test_numbers_that_have_a_unit_say_it():
+    subject, data = subject_with_data("ppo")
+    groups = ["dimensionality", "weights", "support", "excitation", "curvature"]
+    found = measure(subject, data, "standard", groups=groups).readings.values()
+    units = {(each.metric, each.unit) for each in found if each.value is not None}
+    assert {
+        *((rank, "directions") for rank in ("srank", "erank", "pca_rank", "part_ratio")),
+        ("w_rms", "parameter units"),
+        ("grad_norm", "loss per parameter"),
+        ("hess_max", "loss per parameter^2"),
+        ("hess_trace", "loss per parameter^2"),
+        ("q_abs", "scaled reward"),
+        ("seem", "(scaled reward per parameter)^2"),
+    } <= units
+    assert len(dict(units)) == len(units)  # one each
+
+
 def test_declared_noise_is_what_the_geometry_is_tried_with():
     found = []
     for noise in (None, 3.0):

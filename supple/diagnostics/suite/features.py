@@ -100,7 +100,7 @@ def _ranks(
     context: Context, view: View, data: str, layer: str, features_ENH: Tensor
 ) -> Iterator[Reading]:
     rows, width = features_ENH.shape[1:]
-    facts: dict[str, Any] = {"network": view.role, "layer": layer, "n": rows}
+    facts: dict[str, Any] = {"network": view.role, "layer": layer, "n": rows, "unit": "directions"}
     facts["reference"] = {"width": float(width)}
 
     def measure() -> Iterator[Reading]:

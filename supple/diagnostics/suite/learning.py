@@ -147,7 +147,8 @@ def robustness(context: Context) -> Iterator[Reading]:
             kept = data.spread(LEAST_GEOMETRY_ROWS)
             x_ND = context.subject.inputs(view.role, kept)
             sigma_D = noise_levels(context, view, kept, x_ND)
-            clean = [geometry.profile(each) for each in view.representation(x_ND)]
+            still = view.representation(x_ND)
+            clean = [geometry.profile(each) for each in still]
             random = context.subject.generator("sensor noise")
             draws = []
             for _ in range(NOISE_DRAWS):
@@ -156,9 +157,17 @@ def robustness(context: Context) -> Iterator[Reading]:
                 pairs = zip(clean, noisy, strict=True)
                 draws.append([float(own @ geometry.profile(other)) for own, other in pairs])
             value_E = torch.tensor(draws, dtype=torch.float64).mean(0)
-            yield from ensemble(
-                value_E, worst="low", metric="rdm_noise", network=view.role, n=len(kept)
-            )
+            # Of the last draw alone: draws differ by far less than states do.
+            intervals = {
+                str(member): geometry.geometry_interval(own, other, random)
+                for member, (own, other) in enumerate(zip(still, noisy, strict=True))
+            }
+            intervals[WORST] = intervals[str(int(value_E.argmin()))]
+            if len(value_E) == 1:
+                intervals[MEAN] = intervals["0"]
+            facts: dict[str, Any] = {"metric": "rdm_noise", "network": view.role, "n": len(kept)}
+            for each in ensemble(value_E, worst="low", **facts):
+                yield replace(each, ci95=intervals.get(each.member))
 
         yield from attempt(measure, metric="rdm_noise", network=view.role)
 

@@ -61,7 +61,7 @@ def support(context: Context) -> Iterator[Reading]:
     facts: dict[str, Any] = {"network": view.role, "n": len(data)}
     x_ND = subject.inputs(view.role, data)
     value_EN = view.outputs(view.module, x_ND)[..., 0]
-    yield from ensemble(value_EN.abs().mean(-1), metric="q_abs", **facts)
+    yield from ensemble(value_EN.abs().mean(-1), metric="q_abs", unit="scaled reward", **facts)
     if view.target_range is None:
         return
     low, high = view.target_range

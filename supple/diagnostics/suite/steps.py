@@ -18,6 +18,12 @@ from supple.diagnostics.views import View
 
 LAYERS = ("weight", "first_EHD", "hidden_LEHH", "out_E1H")
 """What the parameters of linear layers are called."""
+OF_PARAMETERS, PER_PARAMETER, PER_SQUARE = (
+    "parameter units",
+    "loss per parameter",
+    "loss per parameter^2",
+)
+"""Units of weights, of gradients, and of all that is of the Hessian."""
 PER_SAMPLE_ROWS = 256
 NOISE_CHUNKS = 8
 CURVATURE_ROWS = 1024
@@ -35,11 +41,11 @@ def weights(context: Context) -> Iterator[Reading]:
         facts: dict[str, Any] = {"network": view.role, "n": len(data)}
         names = [name for name, _ in view.parameters()]
         own = [view.split(name, part.detach()) for name, part in view.parameters()]
-        yield from ensemble(gradients.weight_rms(own), metric="w_rms", **facts)
+        yield from ensemble(gradients.weight_rms(own), metric="w_rms", unit=OF_PARAMETERS, **facts)
         found = context.run(view.role, data).gradients
         slopes = [view.split(name, part) for name, part in zip(names, found, strict=True)]
         norm_E = torch.stack([part.reshape(view.members, -1).norm(dim=-1) for part in slopes])
-        yield from ensemble(norm_E.norm(dim=0), metric="grad_norm", **facts)
+        yield from ensemble(norm_E.norm(dim=0), metric="grad_norm", unit=PER_PARAMETER, **facts)
         ratio_E = gradients.norm_ratio(*gradients.matrices(names, slopes, own))
         yield from ensemble(ratio_E, metric="grad_ratio", **facts)
         yield from _layers(view, own, slopes, facts)
@@ -54,11 +60,11 @@ def _layers(
             continue
         layer = name.removesuffix(".weight")
         norms_E = gradients.spectral_norm(weight).reshape(view.members, -1).amax(-1)
-        yield from ensemble(norms_E, metric="w_spec", layer=layer, **facts)
+        yield from ensemble(norms_E, metric="w_spec", layer=layer, unit=OF_PARAMETERS, **facts)
         rms_E = gradients.weight_rms([weight])
-        yield from ensemble(rms_E, metric="w_rms", layer=layer, **facts)
+        yield from ensemble(rms_E, metric="w_rms", layer=layer, unit=OF_PARAMETERS, **facts)
         norm_E = slope.reshape(view.members, -1).norm(dim=-1)
-        yield from ensemble(norm_E, metric="grad_norm", layer=layer, **facts)
+        yield from ensemble(norm_E, metric="grad_norm", layer=layer, unit=PER_PARAMETER, **facts)
 
 
 def epsilon(context: Context, view: View) -> Iterator[Reading]:
@@ -250,16 +256,15 @@ def _bend(context: Context, view: View, point: curvature.Curvature, rows: int) -
         start = _start(context, view, point.gradient_EP)
         found = lanczos(product, start, LANCZOS_STEPS)
         own = {**facts, "params": {"space": kind}, "reason": _doubt(found.residual_E)}
-        unit = "loss per parameter^2"
-        yield from ensemble(found.high_E, metric="hess_max", unit=unit, **own)
-        yield from ensemble(found.low_E, worst="low", metric="hess_min", unit=unit, **own)
+        yield from ensemble(found.high_E, metric="hess_max", unit=PER_SQUARE, **own)
+        yield from ensemble(found.low_E, worst="low", metric="hess_min", unit=PER_SQUARE, **own)
         largest_E = found.high_E
     assert largest_E is not None
     random = subject.generator("trace")
     shape = point.gradient_EP.shape
     probes = hutchinson(kinds.popitem()[1], shape, generator=random, most=TRACE_PROBES)
     of_probes = {**facts, "n": probes.probes}
-    yield from ensemble(probes.trace_E, metric="hess_trace", unit="loss", **of_probes)
+    yield from ensemble(probes.trace_E, metric="hess_trace", unit=PER_SQUARE, **of_probes)
     yield from ensemble(
         curvature.stability_of_descent(moments.step_size, largest_E), metric="stab_gd", **facts
     )
@@ -310,6 +315,4 @@ def _newton(context: Context, view: View) -> Iterator[Reading]:
     like_EP = view.flat([part.detach() for _, part in view.parameters()])
     found = lanczos(product, _start(context, view, like_EP), LANCZOS_STEPS)
     facts: dict[str, Any] = {"metric": "ggn_max", "network": view.role, "n": len(data)}
-    yield from ensemble(
-        found.high_E, reason=_doubt(found.residual_E), unit="loss per parameter^2", **facts
-    )
+    yield from ensemble(found.high_E, reason=_doubt(found.residual_E), unit=PER_SQUARE, **facts)

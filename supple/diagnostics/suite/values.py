@@ -131,5 +131,6 @@ def _excitation(context: Context, view: View) -> Iterator[Reading]:
     width = sum(part.numel() for _, part in view.parameters()) // view.members
     found = values.self_excitation(own, cross, subject.gamma, width)
     facts: dict[str, Any] = {"network": view.role, "n": PAIRS}
-    yield from ensemble(found.seem_E, metric="seem", **facts)
+    unit = "(scaled reward per parameter)^2"
+    yield from ensemble(found.seem_E, metric="seem", unit=unit, **facts)
     yield from ensemble(found.norm_E, metric="seem_norm", **facts)
