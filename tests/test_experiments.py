@@ -366,6 +366,8 @@ def test_codes_learn_alike_where_the_interval_of_their_difference_holds_0(
     assert ours["difference, over the run"].endswith(over_the_run)
     assert ours["difference, at its end"].endswith(at_its_end)
     assert (published["code"], published["difference, at its end"]) == ("published", "-")
+    few, _ = learning_parity.summary([row for row in rows if row["seed"] != "2"])
+    assert few["difference, at its end"].endswith("too few seeds")
     alone = learning_parity.summary([row for row in rows if row["variant"] == "supple"])
     assert [line["difference, over the run"] for line in alone] == ["-"]
 

@@ -37,6 +37,8 @@ ROWS = Path(__file__).parents[1] / "results" / "learning_parity.csv"
 COMMAND = "python -m benchmarks.experiments.learning_parity --reference PATH"
 TASK = "gym/HalfCheetah-v4"
 OURS, THEIRS = "supple", "published"
+SEEDS = 3
+"""Of fewer nothing is said."""
 STEPS, EVERY, EPISODES = 40_000, 5_000, 10
 BATCH, ACTOR, CRITIC, MIN_REPLAY = 128, 64, 64, 5_000
 FLAGS = (
@@ -122,6 +124,8 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
                     lambda a, b: scores.mean(a) - scores.mean(b), [own], [theirs]
                 )
                 said = "alike" if low <= 0 <= high else "apart"
+                if min(len(own), len(theirs)) < SEEDS:
+                    said = "too few seeds"
                 line[f"difference, {name}"] = f"{low:+.0f} to {high:+.0f}: {said}"
             else:
                 line[f"difference, {name}"] = "-"
