@@ -315,7 +315,7 @@ def test_what_the_page_about_python_shows_runs_in_its_order(tmp_path, monkeypatc
     printed = {}
     for name in ("train", "policy", "onnx", "metrics"):
         if name == "onnx":
-            assert main(["export", "runs/pendulum", "--out", "bundle", "--no-zip"]) == DONE
+            assert main(["export", "runs/pendulum", "--out", "pendulum", "--no-zip"]) == DONE
         capsys.readouterr()
         left = runpy.run_path(str(DOCS / "examples" / f"python_{name}.py"))
         printed[name] = capsys.readouterr().out

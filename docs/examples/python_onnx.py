@@ -8,10 +8,10 @@ obs = np.array([[1.0, 0.0, 0.5]], np.float32)  # one row
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # by default a thread per core, which a policy's step waits for
-session = onnxruntime.InferenceSession("bundle/policy.onnx", options)
+session = onnxruntime.InferenceSession("pendulum/policy.onnx", options)
 action, command, finite = session.run(None, {"observation": obs})
 print("onnxruntime", command)
 
-policy = torch.export.load("bundle/policy.pt2").module()
+policy = torch.export.load("pendulum/policy.pt2").module()
 action, command = policy(torch.from_numpy(obs))
 print("torch", command.numpy())

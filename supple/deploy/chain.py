@@ -22,14 +22,18 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from supple.deploy.robot import WAIT_S
-from supple.envs.gym_packages import draw_without_display, drawing, follow_robot, quiet_mujoco
+from supple.envs.gym_packages import (
+    draw_without_display,
+    drawing,
+    floor_beneath,
+    follow_robot,
+    quiet_mujoco,
+)
 from supple.errors import InputError, SimulatorError
 from supple.evaluate import picture_writer
 
 BAD_INPUT = 2
 """Exit status of a runner or robot that refuses."""
-_PLANE = 0
-"""``mjGEOM_PLANE``."""
 GRACE_S = 15.0
 """What a process may take beyond its seconds [s]."""
 
@@ -179,25 +183,12 @@ def film(task: str, record: Path, video: Path, *, fps: float) -> None:
         with picture_writer(str(partial), fps) as writer, drawing(task):
             for qpos, qvel in zip(poses["qpos"], poses["qvel"], strict=True):
                 robot.set_state(qpos, qvel)
-                carry_floor(robot.model, robot.data, float(qpos[0]))
-                writer.append_data(np.ascontiguousarray(env.render()))
+                with floor_beneath(robot):
+                    writer.append_data(np.ascontiguousarray(env.render()))
         os.replace(partial, video)
     finally:
         partial.unlink(missing_ok=True)
         env.close()
-
-
-def carry_floor(model: Any, data: Any, x: float) -> None:
-    """Draw the floor around ``x`` [m]: planes have no end but their picture has.
-
-    Moves by whole periods of the pattern, so that it seems to stand still.
-    """
-    for geom in np.flatnonzero(model.geom_type == _PLANE):
-        material, size = int(model.geom_matid[geom]), float(model.geom_size[geom, 0])
-        repeats = float(model.mat_texrepeat[material, 0]) if material >= 0 else 0.0
-        if size > 0 and repeats > 0:
-            period = 2 * size / repeats
-            data.geom_xpos[geom, 0] = round(x / period) * period
 
 
 def _last_line(text: str) -> str:

@@ -34,6 +34,7 @@ from supple.envs.config import arguments
 from supple.envs.gym_packages import (
     draw_without_display,
     drawing,
+    floor_beneath,
     follow_robot,
     importing_packages,
     quiet_mujoco,
@@ -228,8 +229,12 @@ class GymVector(Env):
             )
         with drawing(self.spec.task_id):
             # In this process only the first is drawn; other vector environments draw all.
-            first = isinstance(self._env, SyncVectorEnv)
-            pictures = [self._env.envs[0].render()] if first else self._env.render()
+            if isinstance(self._env, SyncVectorEnv):
+                first = self._env.envs[0]
+                with floor_beneath(first.unwrapped):
+                    pictures = [first.render()]
+            else:
+                pictures = self._env.render()
         if pictures is None or len(pictures) == 0 or pictures[0] is None:
             raise NotImplementedError(f"{self.spec.task_id} returned no picture")
         return np.ascontiguousarray(pictures[0])

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from supple.errors import InputError, how_to_install
+
+_PLANE, _FREE, _SLIDE = 0, 0, 2
+"""``mjGEOM_PLANE``, ``mjJNT_FREE``, ``mjJNT_SLIDE``."""
 
 
 @contextmanager
@@ -54,6 +58,38 @@ def drawing(task_id: str) -> Iterator[None]:
             " needs pygame; MuJoCo without a display needs MUJOCO_GL=egl (libegl1) or osmesa"
             f" (libosmesa6), and MUJOCO_GL is {backend}"
         ) from error
+
+
+@contextmanager
+def floor_beneath(robot: Any) -> Iterator[None]:
+    """Draw the floor of one of Gymnasium's MuJoCo robots around it: its picture ends after 40 m.
+
+    It moves by whole periods of its pattern, so that it seems to stand still, in the picture only.
+    """
+    model: Any = getattr(robot, "model", None)
+    data: Any = getattr(robot, "data", None)
+    if not (hasattr(model, "geom_matid") and hasattr(data, "geom_xpos") and model.njnt):
+        yield
+        return
+    free = model.jnt_type[0] == _FREE
+    along_x = model.jnt_type[0] == _SLIDE and model.jnt_axis[0, 0] == 1
+    before = data.geom_xpos.copy()
+    if free or along_x:
+        carry_floor(model, data, float(data.qpos[0]))
+    try:
+        yield
+    finally:
+        data.geom_xpos[:] = before
+
+
+def carry_floor(model: Any, data: Any, x: float) -> None:
+    """Put the planes around ``x`` [m], whole periods of their pattern from where they are."""
+    for geom in np.flatnonzero(model.geom_type == _PLANE):
+        material, size = int(model.geom_matid[geom]), float(model.geom_size[geom, 0])
+        repeats = float(model.mat_texrepeat[material, 0]) if material >= 0 else 0.0
+        if size > 0 and repeats > 0:
+            period = 2 * size / repeats
+            data.geom_xpos[geom, 0] = round(x / period) * period
 
 
 def draw_without_display() -> None:

@@ -24,12 +24,13 @@ from supple.cli import RESUMABLE, main
 from supple.configs import default_settings
 from supple.deploy import chain, command
 from supple.deploy.bundle import read_bundle
-from supple.deploy.chain import build_runner, carry_floor, drive
+from supple.deploy.chain import build_runner, drive
 from supple.deploy.export import bundle_files
 from supple.deploy.plain import plain_policy
 from supple.deploy.protocol import Kind, pack, pack_description, unpack
 from supple.deploy.robot import Body, Channel, Orders, Weather
 from supple.envs import EnvSettings, make
+from supple.envs.gym_packages import carry_floor
 from supple.errors import InputError, SimulatorError
 from tests.deploy.small_bundles import (
     JOINTS,

@@ -1,3 +1,5 @@
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -309,6 +311,22 @@ def test_a_picture_of_the_first_environment():
     assert picture.ndim == 3
     assert picture.shape[2] == 3
     assert picture.std() > 0
+    env.close()
+
+
+def test_a_robot_that_ran_far_is_drawn_on_its_floor():
+    env: Any = make("gym/HalfCheetah-v5", EnvSettings(), render=True)
+    env.reset(0)
+    alone = env._env.envs[0]
+    robot = alone.unwrapped
+    qpos, qvel = robot.data.qpos.copy(), robot.data.qvel.copy()
+    near = env.render().astype(int)
+    qpos[0] += 100  # 75 periods of its pattern, beyond the 40 m that are drawn
+    robot.set_state(qpos, qvel)
+    where = robot.data.geom_xpos.copy()
+    far = env.render().astype(int)
+    assert np.array_equal(robot.data.geom_xpos, where)  # in the picture only
+    assert abs(far - near).mean() < 2 < abs(alone.render().astype(int) - near).mean()
     env.close()
 
 
