@@ -38,6 +38,11 @@ def median(scores: Scores) -> np.ndarray:
     return np.asarray(np.median([runs.mean(-1) for runs in scores], axis=0))
 
 
+def difference(ours: Scores, theirs: Scores) -> np.ndarray:
+    """The mean of ours less that of theirs."""
+    return np.asarray(mean(ours) - mean(theirs))
+
+
 def improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     """Probability that a run of ours is better than one of theirs, mean over tasks; ties half."""
     shares = []

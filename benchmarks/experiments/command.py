@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from supple import compare
 from supple.bench.table import append, origin, read
@@ -15,6 +16,8 @@ from supple.display import Display
 from supple.errors import InputError
 from supple.run import RESULT
 from supple.trained import read_settings
+
+K = TypeVar("K")
 
 
 def parser(
@@ -36,6 +39,25 @@ def parser(
     if seeds:
         found.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
         found.add_argument("--jobs", type=at_least_one, default=2, help="runs at once")
+    return found
+
+
+def with_reference(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given; whoever does more than report must say where the published code is."""
+    parser.add_argument("--reference", type=Path, metavar="PATH", help="checkout of the code")
+    options = parser.parse_args()
+    if not options.report and options.reference is None:
+        parser.error("give --reference PATH, a checkout of Holiday-Robot/FlashSAC")
+    return options
+
+
+def curves(
+    rows: Iterable[Mapping[str, str]], key: Callable[[Mapping[str, str]], K]
+) -> dict[K, dict[str, list[float]]]:
+    """The returns in a file of results, in its order: by a key of the row, then by seed."""
+    found: dict[K, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[key(row)][row["seed"]].append(float(row["return"]))
     return found
 
 

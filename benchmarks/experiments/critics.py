@@ -15,7 +15,6 @@ finished run's evaluations become rows of ``benchmarks/results/critics.csv``.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,9 +42,7 @@ def jobs(out: Path, seeds: Sequence[int]) -> list[compare.Job]:
 
 def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """A line per critic, by what was said before."""
-    curves: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        curves[row["variant"]][row["seed"]].append(float(row["return"]))
+    curves = command.curves(rows, lambda row: row["variant"])
     finals = {
         critic: np.array([curve[-1] for curve in curves[critic].values()])
         for critic in CRITICS

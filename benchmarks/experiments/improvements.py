@@ -30,7 +30,6 @@ finished run's evaluations become rows of ``benchmarks/results/improvements.csv`
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,10 +101,7 @@ Curves = dict[tuple[str, str, str], dict[str, list[float]]]
 
 def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """A line per regime and variant, by what was said before."""
-    curves: Curves = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        key = (row["regime"], row["task"], row["variant"])
-        curves[key][row["seed"]].append(float(row["return"]))
+    curves = command.curves(rows, lambda row: (row["regime"], row["task"], row["variant"]))
     lines = []
     for regime, (tasks, _, _) in REGIMES.items():
         names = dict.fromkeys(variant for at, _, variant in curves if at == regime)
@@ -130,7 +126,7 @@ def _line(regime: str, variant: str, tasks: Sequence[str], curves: Curves) -> di
             for found, which in ((own, variant), (default, DEFAULT)):
                 runs = [of(run) for run in curves[regime, task, which].values()]
                 found.append((np.array(runs) - low) / (high - low))
-        low, high = scores.interval95(lambda a, b: scores.mean(a) - scores.mean(b), own, default)
+        low, high = scores.interval95(scores.difference, own, default)
         said = "helps" if low > 0 else "harms" if high < 0 else "no difference"
         if seeds < SEEDS:
             said = "too few seeds"

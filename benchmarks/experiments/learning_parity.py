@@ -19,7 +19,6 @@ missing there.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,9 +108,7 @@ def evaluate(agent: Any, name: str, seed: int) -> float:
 
 def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """A line per code, and what was said before of their difference."""
-    curves: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        curves[row["variant"]][row["seed"]].append(float(row["return"]))
+    curves = command.curves(rows, lambda row: row["variant"])
     lines = []
     for variant in (name for name in (OURS, THEIRS) if name in curves):
         line = {"code": variant, "seeds": str(len(curves[variant]))}
@@ -120,9 +117,7 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
             line |= {name: f"{own.mean():.0f}", f"deviation, {name}": f"{own.std(ddof=1):.0f}"}
             if variant == OURS and THEIRS in curves:
                 theirs = np.array([of(run) for run in curves[THEIRS].values()])
-                low, high = scores.interval95(
-                    lambda a, b: scores.mean(a) - scores.mean(b), [own], [theirs]
-                )
+                low, high = scores.interval95(scores.difference, [own], [theirs])
                 said = "alike" if low <= 0 <= high else "apart"
                 if min(len(own), len(theirs)) < SEEDS:
                     said = "too few seeds"
@@ -136,12 +131,10 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 def main() -> int:
     """Run what is missing, then report."""
     status = 0
-    parser = command.parser(__doc__, runs="learning_parity", seeds=range(8))
-    parser.add_argument("--reference", type=Path, metavar="PATH", help="checkout of the code")
-    options = parser.parse_args()
+    options = command.with_reference(
+        command.parser(__doc__, runs="learning_parity", seeds=range(8))
+    )
     if not options.report:
-        if options.reference is None:
-            parser.error("give --reference PATH, a checkout of Holiday-Robot/FlashSAC")
         official = load_official(options.reference)
         torch.set_num_threads(1)
         for seed in dict.fromkeys(options.seeds):

@@ -225,12 +225,8 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
 
 def main() -> int:
     """Run both, then report."""
-    parser = command.parser(__doc__)
-    parser.add_argument("--reference", type=Path, metavar="PATH", help="checkout of the code")
-    options = parser.parse_args()
+    options = command.with_reference(command.parser(__doc__))
     if not options.report:
-        if options.reference is None:
-            parser.error("give --reference PATH, a checkout of Holiday-Robot/FlashSAC")
         rows = side_by_side(options.reference)
         append([row | {"apart": f"{row['apart']:.1e}"} for row in rows], ROWS, COMMAND)
     command.say("the published code and ours, apart", [shown(row) for row in read(ROWS)])

@@ -347,7 +347,7 @@ class _Work:
             data = getattr(target.data, name)
             if data is not None:
                 if policy.memory:
-                    self.document.notes.append(
+                    self._note(
                         f"{target.label}: a recurrent policy met stored states with an empty memory"
                     )
                 return stored(policy, data, name).cpu()

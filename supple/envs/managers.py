@@ -212,13 +212,11 @@ def channels(
     robot = asset_name(driven)
     found: list[Channel] = []
     for ours, theirs in ((ours, name) for ours, names in groups.items() for name in names):
-        terms = list(
-            zip(
-                manager.active_terms[theirs],
-                manager.group_obs_term_dim[theirs],
-                manager._group_obs_term_cfgs[theirs],
-                strict=True,
-            )
+        terms = zip(
+            manager.active_terms[theirs],
+            manager.group_obs_term_dim[theirs],
+            manager._group_obs_term_cfgs[theirs],
+            strict=True,
         )
         own: list[Channel] = []
         for name, shape, config in terms:
@@ -349,10 +347,10 @@ def _term(
         params = None
     if named is not None and len(named) != width:
         named = None
+    unit = UNITS.get(name) if plain else None
     for frame in range(frames):
         for index in range(width):
             entry = named[index] if named else str(index)
-            unit = UNITS.get(name) if plain else None
             yield Channel(
                 name=name if width == 1 else f"{name}[{entry}]",
                 group=ours,

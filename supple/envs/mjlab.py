@@ -174,9 +174,15 @@ def _sliding(env: Any) -> set[str]:
     """Those of the driven robot's joints that do not turn."""
     import mujoco
 
-    joints, robot = _joints(env), managers.asset_name(managers.joint_action(env))
+    joints = _joints(env)
     slide = mujoco.mjtJoint.mjJNT_SLIDE
-    return {name for name in joints if env.sim.mj_model.joint(f"{robot}/{name}").type[0] == slide}
+    inside = zip(joints, _in_scene(managers.joint_action(env), joints), strict=True)
+    return {name for name, whole in inside if env.sim.mj_model.joint(whole).type[0] == slide}
+
+
+def _in_scene(term: Any, joints: Sequence[str]) -> list[str]:
+    """What the whole model calls joints of the robot that an action term drives."""
+    return [f"{managers.asset_name(term)}/{name}" for name in joints]
 
 
 def _deployment(env: Any, policy: Sequence[str], bound: float) -> Deployment | None:
@@ -196,7 +202,7 @@ def _deployment(env: Any, policy: Sequence[str], bound: float) -> Deployment | N
     return Deployment(
         **managers.action_facts(term, bound, rest),
         # As it was compiled: randomisation is on the device.
-        **_gains(env.sim.mj_model, [f"{term.cfg.entity_name}/{name}" for name in names]),
+        **_gains(env.sim.mj_model, _in_scene(term, names)),
         robot_joint_names=managers.sdk_joint_names(robot),
         default_position=rest,
         position_limit_low=limits[0],
