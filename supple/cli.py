@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -445,6 +444,11 @@ def play(arguments: list[str]) -> int:
     if video.suffix not in (".mp4", ".webp", ".gif"):
         raise InputError(f"--video must end in .mp4, .webp or .gif, got {video}")
     settings, progress = _elsewhere(trained, options.task, flags, 1, parser.prog)
+
+    def accept(spec: EnvSpec) -> None:
+        _require_interface(trained, spec)
+        print(f"filming {spec.task_id}, which takes as long as the episode", file=sys.stderr)
+
     found = film(
         settings,
         trained.greedy,
@@ -452,7 +456,7 @@ def play(arguments: list[str]) -> int:
         seed=options.seed,
         max_seconds=options.seconds,
         progress=progress,
-        accept=partial(_require_interface, trained),
+        accept=accept,
     )
     print(f"return {found.return_mean:.1f} over {found.length_mean:.0f} steps")
     print(video)

@@ -92,7 +92,9 @@ class Display:
         """
         self._values.update(values)
         now = self._clock()
-        self._history.append((now, values["step"]))
+        # Warming up without gradient steps says nothing of how long the rest takes.
+        if values.get("time/updates_per_s", 1) > 0:
+            self._history.append((now, values["step"]))
         self._pending = True
         wait = REFRESH_SECONDS if self._live else LINE_SECONDS
         if now - self._shown_at >= wait or (not self._live and "eval/return_mean" in values):

@@ -218,6 +218,7 @@ def test_play_writes_a_moving_picture_as_long_as_asked(trained, tmp_path, suffix
     assert main(["play", str(trained), "--video", str(made), "--seconds", "0.001"]) == DONE
     with Image.open(made) as picture:
         assert getattr(picture, "n_frames", 1) == 1
+    assert "filming gym/Pendulum-v1" in capsys.readouterr().err
     assert main(["play", str(trained), "--video", str(made), "--seconds", "0"]) == BAD_INPUT
     assert "must be > 0, got 0" in one_line(capsys)
 

@@ -72,6 +72,15 @@ def test_the_remaining_time_starts_at_the_resumed_step(capsys, clock):
     assert capsys.readouterr().out.splitlines()[-1] == "95 % | 950 / 1,000 env steps | 0:10 left"
 
 
+def test_the_remaining_time_is_that_of_learning(capsys, clock):
+    with Display(1000, title="t", clock=clock) as display:
+        for second, step, updates in ((1, 100, 0), (7, 700, 0), (14, 800, 9), (24, 850, 9)):
+            clock.now = second
+            display.update({"step": step, "time/updates_per_s": updates})
+    said = [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert said == ["0 updates/s", "0 updates/s", "9 updates/s", "0:30 left"]
+
+
 def test_a_last_step_beyond_the_end_is_all_of_it(capsys, clock):
     with Display(1000, title="t", clock=clock) as display:
         display.update({"step": 1008})

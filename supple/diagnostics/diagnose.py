@@ -220,7 +220,11 @@ class _Work:
                     self.document.skip(f"{suite} suite", str(error), target=target.number)
                     continue
                 measured = measure(
-                    self._subject(target), target.data, self.options.suite, groups=groups
+                    self._subject(target),
+                    target.data,
+                    self.options.suite,
+                    groups=groups,
+                    on_group=self._say_group if suite != "quick" else lambda name: None,
                 )
                 for each in measured.readings.values():
                     self.document.add(target.number, each)
@@ -229,6 +233,9 @@ class _Work:
                 self.found.arrays.setdefault(target.number, {}).update(measured.arrays)
 
         return work
+
+    def _say_group(self, name: str) -> None:
+        self._progress(f"    {name.replace('_', ' ')}")
 
     def _returns(self) -> None:
         """Each run's course, told at its last checkpoint."""

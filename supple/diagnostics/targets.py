@@ -141,6 +141,11 @@ def _of_run(run: Path, notes: list[str]) -> list[_Place]:
     between = [step for step in steps if step not in chosen]
     count = min(SPACED, len(between))
     chosen |= {between[(2 * k + 1) * len(between) // (2 * count)] for k in range(count)}
+    if len(chosen) < len(steps):
+        notes.append(
+            f"{run.name}: {len(chosen)} of {len(steps)} checkpoints are looked at; give the folder"
+            " of another to see it"
+        )
     names = {"first": steps[0], "best": best, "last": steps[-1]}
     return [
         _Place(intact[step], run, tuple(name for name, at in names.items() if at == step))

@@ -531,6 +531,13 @@ def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path):
     assert "damaged" in record["notes"][0]
 
 
+def test_checkpoints_that_are_not_looked_at_are_counted(run, monkeypatch):
+    monkeypatch.setattr("supple.diagnostics.targets.SPACED", 0)
+    _, notes = load_targets([run])
+    said = "2 of 3 checkpoints are looked at; give the folder of another to see it"
+    assert notes == [f"counter: {said}"]
+
+
 def test_what_does_not_fit_is_refused_in_one_line(run, tmp_path, capsys):
     for flags, complaint in (
         ([str(tmp_path / "none")], "none holds no run"),
