@@ -204,7 +204,8 @@ def chain(arguments: list[str]) -> int:
         log=out / "runner.csv",
     )
     rows = {**found.runner, **{f"robot: {key}": value for key, value in found.robot.items()}}
-    Display.print_table("runner", {key: str(value) for key, value in rows.items()})
+    said = {key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in rows.items()}
+    Display.print_table("runner", said)
     if found.status != 0:
         print(f"supple: error: {found.error}", file=sys.stderr)
         return FAILED

@@ -352,7 +352,8 @@ def _metrics(document: Mapping[str, Any], rows: Sequence[_Row]) -> str:
     return (
         '<section id="metrics"><h2>All measurements</h2><p>The value at the last checkpoint that'
         " has one, what untrained networks show, and the line it is held against. Lines are project"
-        " defaults [E] unless marked as from the literature [L].</p>"
+        " defaults [E] unless marked as from the literature [L]. A marked value lies beyond its"
+        " line: a sign, which is a fault only where a verdict above says so.</p>"
         '<input id="find" type="search" placeholder="Find a metric" aria-label="Find a metric">'
         f"{tables}</section>"
     )
