@@ -30,7 +30,7 @@ from torch import Tensor
 
 from supple.envs import gym_facts
 from supple.envs.base import Env, EnvSpec, reset_result, step_result
-from supple.envs.config import arguments
+from supple.envs.config import FLAG, arguments
 from supple.envs.gym_packages import (
     draw_without_display,
     drawing,
@@ -41,7 +41,7 @@ from supple.envs.gym_packages import (
 )
 from supple.envs.gym_spaces import ActionMap, Flattener
 from supple.envs.gym_state import SUCCESS_KEYS, ManagedEnv, restores_exactly
-from supple.errors import InputError, SimulatorError, how_to_install
+from supple.errors import InputError, SimulatorError, first_line, how_to_install
 from supple.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -397,10 +397,16 @@ def registered(
         # Gymnasium's checks of the first steps are `supple doctor --env`'s here.
         try:
             return gymnasium.make(name, disable_env_checker=True, **chosen, **options)
-        except TypeError as error:
-            if "unexpected keyword argument 'render_mode'" not in str(error):
+        except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+            if "unexpected keyword argument 'render_mode'" in str(error):
+                return gymnasium.make(name, disable_env_checker=True, **chosen)  # render() says so
+            if not chosen:
                 raise
-            return gymnasium.make(name, disable_env_checker=True, **chosen)  # render() says so
+            asked, kind = " ".join(settings.config), type(error).__name__
+            raise InputError(
+                f"{FLAG} {asked}: {task_id} cannot be made so: {kind}: {first_line(error)}; give"
+                " another value, or drop the flag"
+            ) from error
 
     return wrap_factory(one, settings, task_id=task_id, device=device, render=render)
 

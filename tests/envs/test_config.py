@@ -155,6 +155,8 @@ def test_gymnasiums_keyword_arguments_reach_the_environment():
         ("forward_weight=1", "did you mean forward_reward_weight"),
         ("frame_skip=many", "frame_skip: gym/HalfCheetah-v5 expects a number"),
         ("render_mode=human", "render_mode: gym/HalfCheetah-v5 takes it from supple"),
+        ("max_episode_steps=0", "max_episode_steps=0: gym/HalfCheetah-v5 cannot be made so: Val"),
+        ("frame_skip=0", "frame_skip=0: gym/HalfCheetah-v5 cannot be made so: ZeroDivisionError"),
     ):
         with pytest.raises(InputError, match=text):
             make("gym/HalfCheetah-v5", EnvSettings(config=(pair,)))
