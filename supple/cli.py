@@ -101,7 +101,7 @@ def _status_of(arguments: list[str]) -> int:
     except Exception as error:  # the one place that reports what nobody foresaw
         if ran_out_of_memory(error):
             return _fail(
-                "out of memory; the last checkpoint is intact: lower --env.num-envs,"
+                "out of memory; checkpoints are intact: lower --env.num-envs,"
                 " --replay.capacity or --agent.batch-size, or end what else runs here",
                 FAILED,
             )

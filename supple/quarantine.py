@@ -261,7 +261,7 @@ class Quarantine:
         rows = int(self._tensors["rows"])
         if self._on_bad == "fail" and rows > self._reported[1]:
             raise SimulatorError(
-                f"{self._spec.task_id} returned {self._where()}; the last checkpoint is intact."
+                f"{self._spec.task_id} returned {self._where()}; checkpoints are intact."
                 " Check the simulator's state and reward there, or leave such rows out:"
                 " --env.on-bad quarantine"
             )
@@ -273,7 +273,7 @@ class Quarantine:
         if rows - before > MOST_BAD * seen:
             raise SimulatorError(
                 f"{self._spec.task_id}: {rows - before:,} of {seen:,} rows were bad,"
-                f" {self._where()}; the last checkpoint is intact. Nothing can be learned from"
+                f" {self._where()}; checkpoints are intact. Nothing can be learned from"
                 " that: check the simulator's state and reward"
             )
 

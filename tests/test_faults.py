@@ -125,7 +125,7 @@ def test_memory_that_runs_out(tmp_path, monkeypatch, capsys, error):
             lambda: patch.setattr("supple.agents.flashsac.FlashSAC.update", out_of_memory),
         )
         assert train(tmp_path / "run", "flashsac") == FAILED
-    assert "out of memory; the last checkpoint is intact: lower" in one_line(capsys)
+    assert "out of memory; checkpoints are intact: lower" in one_line(capsys)
     assert_resumable(tmp_path / "run", 60)
 
 
