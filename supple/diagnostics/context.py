@@ -53,7 +53,7 @@ class Context:
             found: Transitions | None = getattr(self.data, name)
             if found is not None:
                 yield name, found
-        if self.data.recent is None and self.data.anchor is None:
+        if not self.data.stored:
             yield "rollout", self.data.current()
 
     def twin_generator(self, number: int) -> torch.Generator:

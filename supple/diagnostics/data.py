@@ -192,6 +192,11 @@ class DataSets:
     sampled: Transitions | None = None
     """Whole episodes with actions drawn from the policy, in order: what critics predict."""
 
+    @property
+    def stored(self) -> bool:
+        """Whether any comes from the run itself."""
+        return self.recent is not None or self.anchor is not None
+
     def to(self, device: torch.device) -> DataSets:
         """On another device."""
         sets = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

@@ -168,10 +168,14 @@ class _Work:
         for target in self.found.targets:
             self.document.add_target(target)
         self.document.lap("loading")
-        self._stage("units, features and weights", self._measure_suite("quick", self.found.targets))
-        environment = self.options.suite != "quick"
+        environment, cheap = self.options.suite != "quick", "units, features and weights"
+        later = [target for target in self._close if environment and not target.data.stored]
+        now = [target for target in self.found.targets if target not in later]
+        self._stage(cheap, self._measure_suite("quick", now))
         if environment:
             self._stage("episodes", self._collect)
+            if later:  # nothing is stored of these runs, whose episodes stand in
+                self._stage(f"{cheap} in episodes", self._measure_suite("quick", later))
         else:
             self.document.skip("episodes", "the quick suite makes no environment: --suite standard")
         self._stage("returns", self._returns)

@@ -461,6 +461,8 @@ def test_episodes_stand_in_for_transitions(tmp_path, task, memory):
     flags = ("--suite", "standard", "--episodes", "2", "--rollouts")
     _, record = diagnosed(folder, tmp_path / "out", *flags)
     assert {d["name"] for d in record["datasets"]} >= {"rollout"}
+    on_episodes = {m["id"] for m in record["metrics"] if m["params"].get("data") == "rollout"}
+    assert "feat_norm" in on_episodes
     skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
     assert "PPO's critic values states" in skipped["ranld mode critic"]
 
