@@ -111,14 +111,23 @@ def new_run(settings: Settings) -> Run:
 def begun_or_continued(settings: Settings) -> Run:
     """What torchrun may start again after a failure: the run in its folder goes on.
 
-    Machines count restarts for themselves, so the processes agree on what this start is.
+    Machines count restarts for themselves, so the processes agree on what this start is. What was
+    refused is started again, too: the folder may hold another run.
     """
     distributed.join(machine.resolve_device(settings.device))
     folder = Path(settings.run_dir)
     again = distributed.agreed([float(restarted())])[0] > 0
-    if distributed.from_first("go on" if again and (folder / "settings.json").exists() else ""):
+    if distributed.from_first("go on" if again and _holds(folder, settings) else ""):
         return resumed_run(folder)
     return new_run(settings)
+
+
+def _holds(folder: Path, settings: Settings) -> bool:
+    """Whether the folder, wherever it lies by now, holds the run of these settings."""
+    if not (folder / "settings.json").exists():
+        return False
+    recorded = dataclasses.replace(read_settings(folder), run_dir=settings.run_dir)
+    return as_text(recorded) == as_text(settings)
 
 
 def resumed_run(

@@ -215,6 +215,16 @@ def test_a_restarted_run_continues_in_its_folder(whole, agent, tmp_path):
     assert "already holds a run" in said(folder, 0)
 
 
+def test_a_restarted_command_leaves_another_run_alone(whole, agent, tmp_path, monkeypatch, capsys):
+    """Torchrun also starts again what was refused because its folder was taken."""
+    folder = copied(whole, tmp_path)
+    before = (folder / "metrics.csv").read_bytes()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main([*command(folder, agent), "--seed", "1"]) == BAD_INPUT
+    assert f"{folder} already holds a run: continue it with" in one_line(capsys)
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
 def test_processes_may_have_gpus_of_their_own(monkeypatch):
     seen = []
     monkeypatch.setattr(distributed, "require_same", lambda tree, *_: seen.append(tree))
