@@ -223,7 +223,9 @@ def first_bad(agent: Agent, caught: Caught) -> str:
     finally:
         agent.load_state_dict(before)
         skips.caught = None
-    return watch.found or "repeated here it is finite: rounding differs"
+    if watch.found or world().size == 1:
+        return watch.found or "repeated here it is finite: rounding differs"
+    return "this process's part of it is finite, those of the others are in ranks/*/nan"
 
 
 def named_tensors(state: Any, prefix: str = "") -> list[tuple[str, Tensor]]:

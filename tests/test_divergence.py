@@ -300,7 +300,7 @@ def test_a_bad_row_and_a_bad_step_at_once_are_both_kept(agent, tmp_path):
     assert checkpoint.load(row).state.keys() == {"row", "steps"}
 
 
-def test_processes_go_back_together(agent, tmp_path):
+def test_processes_go_back_together(agent, tmp_path, capfd):
     def work():
         at = [210] if distributed.world().rank == 1 else []
         run = finish(poisoned(settings_of(agent, tmp_path / "run"), at))
@@ -312,6 +312,11 @@ def test_processes_go_back_together(agent, tmp_path):
     assert first["rate"] == other["rate"] == 0.5
     assert torch.isfinite(first["weights"]).all()
     assert torch.equal(first["weights"], other["weights"])
+    said = " ".join(capfd.readouterr().out.split())
+    assert "this process's part of it is finite, those of the others are in ranks/*/nan" in said
+    dump = checkpoint.list_checkpoints(tmp_path / "run" / "ranks" / "1" / DUMPS)[0]
+    assert main(["doctor", "--nan-dump", str(dump)]) == DONE
+    assert "held NaN or infinity before the step" in " ".join(capfd.readouterr().out.split())
 
 
 @pytest.mark.parametrize("at", [60, 210])
