@@ -25,13 +25,11 @@ from torch import Tensor
 from supple.envs.base import Box, EnvSpec, Step
 from supple.errors import SimulatorError
 from supple.region import Compute, Region
-from supple.replay.plan import OBS_DTYPES
+from supple.replay.plan import FARTHEST, OBS_DTYPES
 
 if TYPE_CHECKING:
     from supple.configs.base import Settings
 
-FARTHEST = 1e15
-"""Largest size of a number that counts as one; the squares of larger ones leave float32."""
 MOST_BAD = 0.5
 """Share of bad rows above which the simulator is broken rather than one of its environments."""
 JUDGED_ROWS = 1000

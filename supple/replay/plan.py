@@ -20,6 +20,8 @@ OBS_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+FARTHEST = 1e15
+"""Largest size of a number that counts as one; the squares of larger ones leave float32."""
 
 GPU_RESERVE = 2 * 2**30
 """Kept free beside a ring on a GPU, for what is allocated after it: gradients and what compiled

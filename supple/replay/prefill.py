@@ -19,7 +19,7 @@ from torch import Tensor
 from supple.envs.base import Box
 from supple.errors import InputError
 from supple.replay.buffer import Replay
-from supple.replay.plan import OBS_DTYPES
+from supple.replay.plan import FARTHEST, OBS_DTYPES
 
 
 @torch.no_grad()
@@ -127,9 +127,10 @@ def _read(replay: Replay, path: Path, reward_limit: float) -> Mapping[str, Tenso
             )
         observed = key.startswith(("observation/", "next_observation/"))
         stored = data[key].to(OBS_DTYPES[replay.settings.obs_dtype]) if observed else data[key]
-        if not bool(torch.isfinite(stored).all()):
+        if not bool((stored.float().abs() <= FARTHEST).all()):  # NaN is never smaller
             raise InputError(
-                f"{path}: {key} holds NaN or infinity, or what {stored.dtype} cannot hold"
+                f"{path}: {key} holds NaN or infinity, a size beyond {FARTHEST:g}, or what"
+                f" {stored.dtype} cannot hold"
             )
     for key in ("terminated", "truncated"):
         if not bool(((data[key] == 0) | (data[key] == 1)).all()):

@@ -178,6 +178,7 @@ def poison(value):
         (replace("reward", lambda x: x[0]), r"reward expected shape .* got \(\)"),
         (replace("reward", poison(np.nan)), "reward holds NaN or infinity"),
         (replace("action", poison(np.inf)), "action holds NaN or infinity"),
+        (replace("observation/policy", poison(-2e15)), r"holds .*, a size beyond 1e\+15, or what"),
         (
             replace("reward", poison(-2e8)),
             r"row 3 has the reward -2e\+08, beyond --env.reward-limit",
