@@ -214,7 +214,7 @@ def _train(begin: Callable[[], Run], here: World) -> int:
     except _Terminated:  # before the run took over: what was saved is as it was
         status = RESUMABLE
         return _fail("stopped before the first step: start again with the same command", status)
-    except SimulatorError:
+    except (SimulatorError, DivergedError):
         raise
     except RuntimeError:  # as sums over processes fail
         lost = distributed.lost_peer()

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tests.agents.small_agents import (
     step_inputs,
 )
 from tests.small_runs import finish, flags, run_whole, small_settings
-from tests.small_worlds import in_processes
+from tests.small_worlds import in_processes, start, statuses
 
 NAN = math.nan
 REPROJECTED = 1.2e-7
@@ -342,6 +343,21 @@ def test_the_command_line_ends_with_status_1(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "supple: error: 11 gradient steps in a row were not finite\n"
     )
+
+
+def test_every_process_says_why_all_end(tmp_path, monkeypatch):
+    """Whichever ends last has not lost the others: continuing would not help."""
+
+    def diverge(run):
+        time.sleep(0.3 * distributed.world().rank)
+        raise DivergedError("11 gradient steps in a row were not finite")
+
+    monkeypatch.setattr("supple.train.train", diverge)
+    arguments = ["train", "toy/lqr", "--run-dir", str(tmp_path / "run"), *flags()]
+    assert statuses(start(2, arguments, tmp_path / "out")) == [FAILED, FAILED]
+    for rank in range(2):
+        said = (tmp_path / "out" / f"{rank}.txt").read_text()
+        assert said.endswith("supple: error: 11 gradient steps in a row were not finite\n")
 
 
 def test_a_healthy_run_has_no_trace_of_it(agent, tmp_path):
