@@ -55,7 +55,7 @@ class Watch:
         self._rank, self._size = rank, size
         self.lost = ""
         """Says which process has ended before its time; empty while none has."""
-        self.advice = ""
+        self.advice = "see what it said"
         """Appended to what is said then."""
         self._stopped = threading.Event()
         self._peers = self._accept(store) if rank == 0 else {0: self._connect(address, store)}

@@ -213,6 +213,8 @@ def test_a_restarted_run_continues_in_its_folder(whole, agent, tmp_path):
     found = statuses(start(2, again, tmp_path / "out"))
     assert found[0] == BAD_INPUT
     assert "already holds a run" in said(folder, 0)
+    ended = "supple: error: process 1: process 0 of 2 ended before the others; see what it said\n"
+    assert said(folder, 1) == ended
 
 
 def test_a_restarted_command_leaves_another_run_alone(whole, agent, tmp_path, monkeypatch, capsys):
