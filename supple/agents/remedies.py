@@ -42,7 +42,7 @@ def linear_weights(network: nn.Module) -> list[Tensor]:
     """What weight decay shrinks: of every linear map its weight, no bias, gain or shift."""
     found: list[Tensor] = []
     for module in network.modules():
-        if isinstance(module, UnitLinear):
+        if isinstance(module, UnitLinear | nn.Linear):  # the latter in a critic of one's own
             found.append(module.weight)
         elif isinstance(module, PublishedMLP):
             found += [module.first_EHD, module.hidden_LEHH, module.out_E1H]

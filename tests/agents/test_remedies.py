@@ -12,6 +12,7 @@ from supple.agents.nets import Trunk, UnitBatchNorm, UnitLinear, norm_deviation
 from supple.agents.remedies import (
     RemedySettings,
     dormant_units,
+    linear_weights,
     reset_dormant_,
     shrink_and_perturb_,
 )
@@ -77,6 +78,12 @@ def test_the_weights_of_linear_maps_decay_and_nothing_else(critic, decayed):
     adam.begin(0.5, 1)
     adam.step(tuple(torch.zeros_like(part) for part in adam.params))
     assert {name for name, part in agent.critic.named_parameters() if (part < 1).any()} == decayed
+
+
+def test_plain_linear_maps_of_a_critic_of_ones_own_decay_too():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    (decayed,) = linear_weights(network)
+    assert decayed is network[0].weight
 
 
 def test_shrinking_keeps_a_share_of_the_trained_weights():
