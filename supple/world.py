@@ -53,6 +53,17 @@ def from_environment() -> World:
     return World(rank, size, _whole_number("LOCAL_RANK", 0, size - 1))
 
 
+def local_size() -> int:
+    """How many processes of a run share this machine's memory, as far as torchrun tells.
+
+    Raises:
+        InputError: a variable makes no sense.
+    """
+    name = "LOCAL_WORLD_SIZE"
+    told = name in os.environ and from_environment().size > 1
+    return _whole_number(name, 1, math.inf) if told else 1
+
+
 def _whole_number(name: str, low: int, high: float) -> int:
     text = os.environ[name]
     if not text.isdecimal() or not low <= int(text) <= high:

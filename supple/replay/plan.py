@@ -14,6 +14,7 @@ import torch
 from supple.envs.base import Box, EnvSpec
 from supple.errors import InputError, require_rules, require_values
 from supple.replay import records
+from supple.world import local_size
 
 OBS_DTYPES = {
     "float32": torch.float32,
@@ -101,9 +102,11 @@ class ReplayPlan:
                 remedy += ", or store observations with --replay.obs-dtype bfloat16"
             if device.type == "cuda":
                 remedy += ", or keep it in host memory with --replay.spill"
+        many = local_size() if device.type != "cuda" else 1
+        each = f" for each of {many} processes" if many > 1 else ""
         raise InputError(
             f"the replay ring needs {_size(self.total_bytes)}, {device} has {_size(free)} free"
-            f"{f', of which {_size(kept)} are kept for the rest' if kept else ''}: {remedy}"
+            f"{each}{f', of which {_size(kept)} are kept for the rest' if kept else ''}: {remedy}"
         )
 
 
@@ -145,7 +148,10 @@ def plan_ring(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated: on the GPU, or in RAM within container and user limits."""
+    """Bytes that can still be allocated: on the GPU, or in RAM within container and user limits.
+
+    Of RAM, this process's share: those that learn with it here allocate as much.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     limits = [2**62]
@@ -154,6 +160,7 @@ def free_memory(device: torch.device) -> int:
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
     limits += container_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    limits = [limit // local_size() for limit in limits]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

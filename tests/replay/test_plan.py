@@ -9,6 +9,7 @@ from supple.errors import InputError
 from supple.replay import Replay, ReplaySettings
 from supple.replay.plan import OBS_DTYPES, container_limits, free_memory, plan_ring
 from tests.replay.naive import make_ring, make_spec
+from tests.small_worlds import variables
 
 
 @pytest.mark.parametrize("obs_dtype", OBS_DTYPES)
@@ -67,6 +68,17 @@ def test_a_ring_that_just_fits_is_built(monkeypatch):
     monkeypatch.setattr(supple.replay.plan, "free_memory", lambda device: needed - 1)
     with pytest.raises(InputError, match="needs"):
         Replay(make_spec(4), ReplaySettings(capacity=100))
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    settings = ReplaySettings(capacity=100)
+    needed = plan_ring(make_spec(4), settings, {}).total_bytes
+    monkeypatch.setattr(supple.replay.plan, "container_limits", lambda *_: [needed * 3 // 2])
+    Replay(make_spec(4), settings)
+    for name, value in (variables(1, 2, 1234) | {"LOCAL_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"cpu has .* free for each of 2 processes: lower"):
+        Replay(make_spec(4), settings)
 
 
 @pytest.mark.parametrize(("capacity", "kept"), [(400_000_000, "2.0 GiB"), (100_000_000, "1.3 GiB")])
