@@ -281,10 +281,13 @@ class Quarantine:
         steps, before = self._reported
         rows = int(self._tensors["rows"]) if self._suspicious or not self._host else 0
         self._reported = (self._vector_steps, rows)
+        # Said at first, and whenever there are twice as many: a line, not a flood.
+        said = rows > before and rows >= 2 * self._told
+        if not said:  # nor is its row shown, of which other news say nothing
+            self._tensors["kept"].zero_()
         if not rows:
             return {}, news
-        # Said at first, and whenever there are twice as many: a line, not a flood.
-        if rows > before and rows >= 2 * self._told:
+        if said:
             self._told = rows
             seen = (self._vector_steps - steps) * self._spec.num_envs
             news.append(
@@ -296,7 +299,7 @@ class Quarantine:
         return {"env/quarantined_rows": float(rows)}, news
 
     def bad_row(self) -> dict[str, Tensor]:
-        """The first bad row since this was last asked, as it came; copies to the host."""
+        """The first bad row of those the newest report told of, as it came; copies to the host."""
         if not bool(self._tensors["kept"]):
             return {}
         self._tensors["kept"].zero_()

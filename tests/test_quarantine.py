@@ -270,6 +270,19 @@ def test_exploding_rewards_are_said_once():
     )
 
 
+@HOST
+def test_a_bad_row_is_not_shown_with_other_news(host):
+    quarantine, bad = watch(host=host), a_step(reward=torch.tensor([1.0, NAN, 1.0]))
+    quarantine.admit(ACTION, bad)
+    quarantine.admit(ACTION, bad)
+    assert len(quarantine.report()[1]) == 1
+    assert quarantine.bad_row()["reward"].isnan()
+    quarantine.admit(ACTION, a_step(reward=torch.tensor([1e5, NAN, 1e5])))
+    (news,) = quarantine.report()[1]
+    assert news.startswith("rewards exploded")
+    assert quarantine.bad_row() == {}
+
+
 def test_frozen_environments_and_dead_channels_are_named_once():
     spec = spec_of(num_envs=4)
     replay = Replay(spec, ReplaySettings(capacity=4 * 300))
