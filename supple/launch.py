@@ -291,10 +291,11 @@ def _require_processes(folder: Path) -> None:
             break
     else:
         return
-    raise InputError(
-        f"{folder} was trained by {before} processes, each with its share of the replay rows, now"
-        f" there are {size}: continue with {start if before != 1 else f'python {command}'}"
-    )
+    if before == 1:
+        many, start = "one process", f"python {command}"
+    else:
+        many = f"{before} processes, each with its share of the replay rows"
+    raise InputError(f"{folder} was trained by {many}, now there are {size}: continue with {start}")
 
 
 def newest_common(folder: Path) -> tuple[Checkpoint, list[str]]:

@@ -19,7 +19,7 @@ from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
 from supple.errors import InputError
 from supple.metrics import read_csv
 from supple.world import World, from_environment
-from tests.small_runs import deterministic_rows, finish, flags, one_line, small_settings
+from tests.small_runs import deterministic_rows, finish, flags, one_line, run_whole, small_settings
 from tests.small_worlds import PATIENCE, child, free_port, in_processes, start, statuses, variables
 
 STEPS, EVERY = 160, 16
@@ -200,6 +200,18 @@ def test_another_number_of_processes_is_refused(whole, capsys):
         f"supple: error: {whole} was trained by 2 processes, each with its share of the replay"
         f" rows, now there are 1: continue with torchrun --nproc-per-node=2 -m supple resume"
         f" {whole}, or on several machines as then"
+    )
+
+
+def test_several_processes_do_not_go_on_with_what_one_trained(tmp_path, monkeypatch, capsys):
+    folder = run_whole(small_settings("toy/lqr", tmp_path / "run", env_steps=4, agent="ppo")).folder
+    capsys.readouterr()
+    for name, value in variables(0, 2, 1234).items():
+        monkeypatch.setenv(name, value)
+    assert main(["resume", str(folder)]) == BAD_INPUT
+    assert one_line(capsys) == (
+        f"supple: error: {folder} was trained by one process, now there are 2: continue with"
+        f" python -m supple resume {folder}"
     )
 
 
