@@ -165,7 +165,10 @@ def resumed_run(
                 f" extend it with --env-steps, more than {done}"
             )
         display = _display(settings)
-        settings = as_recorded(settings, found)
+        kept = as_recorded(settings, found)
+        # By all or none: the others would wait for it in the timing of ``auto``.
+        if distributed.lowest(int(kept.compute.precision != "auto")):
+            settings = kept
         env, agent, replay = build(settings, display.notice)
         undo.callback(env.close)
         if found:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supple import checkpoint, distributed, launch
+from supple import checkpoint, distributed, launch, machine
 from supple.agents import PPO, FlashSAC
 from supple.build import build
 from supple.cli import BAD_INPUT, DONE, FAILED, RESUMABLE, main
@@ -192,6 +192,21 @@ def test_all_go_back_to_the_newest_checkpoint_whole_in_all(whole, tmp_path):
     assert f"at {STEPS - EVERY} env steps, bit-exact" in said(folder, 0)
     assert "process 1 skipped" in said(folder, 1)
     assert deterministic_rows(folder) == deterministic_rows(whole)
+
+
+def test_one_that_resumes_on_another_processor_holds_nobody_up(tmp_path):
+    """It times anew what ``auto`` is there, and the others with it."""
+    folder, port = tmp_path / "run", free_port()
+    again = command(folder, "ppo", EVERY, "--compute.precision", "auto")
+    assert statuses(start(2, again, tmp_path / "out")) == [DONE, DONE]
+
+    def work():
+        if os.environ["RANK"] == "1":
+            machine.model_name = lambda device: "another"
+        return main(["resume", str(folder), "--env-steps", str(2 * EVERY)])
+
+    processes = [child(variables(rank, 2, port), work) for rank in range(2)]
+    assert statuses(processes, patience=60) == [DONE, DONE]
 
 
 def test_another_number_of_processes_is_refused(whole, capsys):
