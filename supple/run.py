@@ -653,7 +653,10 @@ class Run:
                 self._obs = {name: value.to(device) for name, value in state["obs"].items()}
             elif resumed.progress:
                 self.env.load_progress(resumed.progress)
-        self._invalid_known = round(agreed([self._invalid_here])[0])
+        invalid, otherwise = agreed([self._invalid_here, bool(changed)])
+        self._invalid_known = round(invalid)
+        if otherwise and not changed:  # the first alone speaks
+            changed.append("another process computes otherwise")
         self._sinks.truncate_after(self.env_steps)
         self._saved_at = self._steps_before = self._filmed_at = self.env_steps
         if not has_rows:

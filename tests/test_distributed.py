@@ -194,7 +194,7 @@ def test_all_go_back_to_the_newest_checkpoint_whole_in_all(whole, tmp_path):
     assert deterministic_rows(folder) == deterministic_rows(whole)
 
 
-def test_one_that_resumes_on_another_processor_holds_nobody_up(tmp_path):
+def test_one_that_resumes_on_another_processor_holds_nobody_up(tmp_path, capfd):
     """It times anew what ``auto`` is there, and the others with it."""
     folder, port = tmp_path / "run", free_port()
     again = command(folder, "ppo", EVERY, "--compute.precision", "auto")
@@ -207,6 +207,8 @@ def test_one_that_resumes_on_another_processor_holds_nobody_up(tmp_path):
 
     processes = [child(variables(rank, 2, port), work) for rank in range(2)]
     assert statuses(processes, patience=60) == [DONE, DONE]
+    said = " ".join(capfd.readouterr().out.split())
+    assert f"at {EVERY} env steps, not bit-exact: another process computes otherwise" in said
 
 
 def test_another_number_of_processes_is_refused(whole, capsys):
