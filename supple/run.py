@@ -397,7 +397,7 @@ class Run:
             self.replay.check()
         if not self._world.first:
             said = [str(warning.message) for warning in found]
-            for text in (*said, *self._quarantine.report()[1]):
+            for text in (*said, *self._quarantined()[1]):
                 print(f"supple: process {self._world.rank}: {text}", file=sys.stderr)
             return
         for warning in found:
@@ -407,11 +407,8 @@ class Run:
         row |= self._episodes.report()
         row |= columns_of(self.env.report())
         row |= self._online.row()
-        quarantined, news = self._quarantine.report()
+        quarantined, news = self._quarantined()
         row |= quarantined
-        bad = self._quarantine.bad_row()
-        if news:  # what is said of bad rows comes last
-            news[-1] = self._divergence.keep(bad, news[-1], self.env_steps)
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
         row |= self._divergence.row() | self._timing()
@@ -422,6 +419,14 @@ class Run:
         self.display.update({"step": self.env_steps, **row})
         if time.monotonic() > self._plot_due:
             self._plot()
+
+    def _quarantined(self) -> tuple[dict[str, float], list[str]]:
+        """The metric of bad rows, and what is said of them; the first of these is kept."""
+        row, news = self._quarantine.report()
+        bad = self._quarantine.bad_row()
+        if news:  # what is said of bad rows comes last
+            news[-1] = self._divergence.keep(bad, news[-1], self.env_steps)
+        return row, news
 
     def save(self) -> Path:
         """Write a complete checkpoint; the previous one stays until this one is on disk.

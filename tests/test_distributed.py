@@ -84,6 +84,31 @@ def test_what_ails_another_process_ring_is_said_by_it(tmp_path, capfd):
     assert said[0].startswith("supple: process 1: 3 truncated rows lost their final observation")
 
 
+def test_a_bad_row_of_another_process_is_said_and_kept_by_it(tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "run"
+
+    def work():
+        run = launch.new_run(small_settings("toy/lqr", folder, env_steps=STEPS))
+        real = run.env.step
+
+        def spoilt(action):
+            step = real(action)
+            if not distributed.world().first and run.env_steps == STEPS // 2:
+                step["reward"][0] = torch.nan
+            return step
+
+        monkeypatch.setattr(run.env, "step", spoilt)
+        finish(run)
+        return {}
+
+    in_processes(2, work, tmp_path)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "quarantined" in line]
+    assert all(line.startswith("supple: process 1: quarantined ") for line in lines)
+    kept = min((folder / "ranks" / "1" / "nan" / "rows" / "checkpoints").glob("step_*"))
+    assert lines[0].endswith(f"supple doctor --nan-dump {kept}")
+    assert not (folder / "nan").exists()
+
+
 def test_environment_steps_count_all_processes(whole):
     steps = read_csv(whole / "metrics.csv")["step"]
     assert steps[-1] == STEPS
