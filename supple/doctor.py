@@ -171,10 +171,15 @@ def _extent(value: torch.Tensor) -> str:
 
 def _recipes() -> dict[str, str]:
     return {
-        f"{simulator}/{pattern}": (recipe.__doc__ or "").split("\n")[0]
+        f"{simulator}/{pattern}": _summary(recipe)
         for simulator in SIMULATORS
         for pattern, recipe in recipes_of(simulator).items()
     }
+
+
+def _summary(function: object) -> str:
+    """The first line of its docstring, as a terminal shows it."""
+    return (function.__doc__ or "").split("\n")[0].replace("``", "")
 
 
 def print_list(simulator: str | None) -> None:
@@ -186,7 +191,7 @@ def print_list(simulator: str | None) -> None:
     simulators = known_tasks()
     if simulator is None:
         for agent, presets in PRESETS.items():
-            said = {name: (preset.__doc__ or "").split("\n")[0] for name, preset in presets.items()}
+            said = {name: _summary(preset) for name, preset in presets.items()}
             said["default"] = PRESET_RULE
             Display.print_table(f"--agent {agent}, --preset", said)
         rows = {}
