@@ -86,7 +86,11 @@ def front() -> str:
         learner: _middle(3000.0, list(by("seed", runs).values()), "seconds")
         for learner, runs in by("learner", trained).items()
     }
-    others = (*clocks.THEIRS, clocks.OFFICIAL)
+    clock = {
+        "**supple PPO**, `cpu` preset": taken["supple ppo cpu"],
+        "**supple FlashSAC**, `laptop` preset": taken["supple flashsac laptop"],
+    }
+    clock |= {name: taken[name] for name in (*clocks.THEIRS, clocks.OFFICIAL)}
     runs = last(rows("ppo_curves", task="gym/HalfCheetah-v4", commit="e843ddd"))
     minutes = numbers("seconds", runs).mean() / 60
     update = rows("bench_update", commit="fd77e83", obs="376", batch="2048")
@@ -97,15 +101,6 @@ def front() -> str:
         _of(update, f"{name} bfloat16", "p50 ms") for name in ("supple compiled", "official eager")
     )
     lines: list[tuple[Any, ...]] = [
-        (
-            "wall_clock",
-            trained,
-            "seconds to a return of 3000 on HalfCheetah-v5, one core, median and range of three"
-            " seeds; >: a run ended first",
-            f"PPO, `cpu` preset: {taken['supple ppo cpu']};"
-            f" FlashSAC, `laptop`: {taken['supple flashsac laptop']}",
-            "; ".join(f"{name}: {taken[name]}" for name in others),
-        ),
         (
             "ppo_curves",
             runs,
@@ -149,14 +144,18 @@ def front() -> str:
             f" torch: {_of(deployed, 'torch', 'p50 us'):.0f} us",
         ),
     ]
-    every = [row for _, table, *_ in lines for row in table]
+    every = [row for table in (trained, *(table for _, table, *_ in lines)) for row in table]
     machines, versions = (". ".join(_distinct(every, c)) for c in ("machine", "versions"))
-    body = [
-        (*said, f"[{_said(table, 'commit')}](benchmarks/results/{name}.csv)")
-        for name, table, *said in lines
-    ]
+
+    def linked(name: str, table: Sequence[Row]) -> str:
+        return f"[{_said(table, 'commit')}](benchmarks/results/{name}.csv)"
+
+    first = grid(("HalfCheetah-v5 on one core", "seconds to a return of 3000"), clock.items())
+    body = [(*said, linked(name, table)) for name, table, *said in lines]
     shown = grid(("", "supple", "beside it", "rows of commit"), body)
-    return f"{shown}\n\nMachines: {machines}. Versions: {versions}."
+    note = "Median and range of three seeds; >: a run ended before it came there. Rows of commit"
+    of = f"Machines: {machines}. Versions: {versions}."
+    return f"{first}\n\n{note} {linked('wall_clock', trained)}.\n\n{shown}\n\n{of}"
 
 
 def reproduction() -> str:
