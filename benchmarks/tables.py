@@ -3,7 +3,8 @@
     python -m benchmarks.tables
 
 writes them into the README and the pages of ``docs/``, between ``<!-- table: NAME -->`` and
-``<!-- end -->``.
+``<!-- end -->``, and ``docs/examples/NAME.py`` after ``<!-- code: NAME -->``: pages are also read
+without Sphinx.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from supple.diagnostics.rules import RULES
 from supple.files import replace_file
 from supple.intervals import half_width95
 
-PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (table|code): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 JOINED = "--env.num-envs 2 --agent.batch-size 256"
 """What makes one process as two with the ``laptop`` preset are together."""
 SIZES = ("17x6", "376x17", "310x37")
@@ -614,17 +615,25 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
+def example(name: str) -> str:
+    """The code of a file, and where it lies."""
+    path = f"docs/examples/{name}.py"
+    return f"`{path}`:\n\n```python\n{(ROOT / path).read_text().rstrip()}\n```"
+
+
 def filled(page: str) -> str:
-    """A page with every table made anew."""
+    """A page with every table and example made anew."""
 
     def made(found: re.Match[str]) -> str:
-        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
+        kind, name = found.groups()
+        content = TABLES[name]() if kind == "table" else example(name)
+        return f"<!-- {kind}: {name} -->\n{content}\n<!-- end -->"
 
     return PLACE.sub(made, page)
 
 
 def pages() -> list[Path]:
-    """Those with a table."""
+    """Those with a table or an example."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [page for page in every if PLACE.search(page.read_text())]
 
