@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supple import ending
-from supple.errors import DivergedError, InputError, SimulatorError
+from supple.errors import INTEGER, DivergedError, InputError, SimulatorError
 from supple.files import cache_folder
 from supple.signals import on_signals, requests_to_stop
 from supple.version import __version__
@@ -64,6 +65,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage."""
+        message = re.sub(
+            r"^argument (--[\w-]+)\S*: invalid int value: '(.*)'",
+            rf"\1 must be {INTEGER}, got \2",
+            message,
+        )
         raise InputError(f"{message}; see {self.prog} --help")
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 MOST_CHARACTERS = 1000
 """Of an error's line: a file made to harm may hold names without end."""
+INTEGER = "an integer, in digits"
+"""What a flag expects that was given text, or 1e6."""
 
 
 def how_to_install(extra: str) -> str:

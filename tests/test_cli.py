@@ -35,7 +35,11 @@ def trained(agent, tmp_path_factory):
         (["train", "toy/lqr", "--agent.gama", "0.9"], "unknown flag --agent.gama; did you mean"),
         (
             ["train", "toy/lqr", "--agent.gamma", "much"],
-            "supple: error: --agent.gamma: could not convert string to float: 'much'",
+            "supple: error: --agent.gamma must be a number, got much",
+        ),
+        (
+            ["train", "toy/recall", "--agent", "ppo", "--agent.memory", "gru"],
+            "supple: error: --agent.memory must be an integer, in digits, got gru",
         ),
         (["train", "toy/lqr", "--env-steps", "-5"], "error: --env-steps must be >= 1, got -5"),
         (["train", "toy/lqr", "--presett", "cpu"], "unknown flag --presett; did you mean --preset"),

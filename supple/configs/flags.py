@@ -13,7 +13,7 @@ from supple.agents.flashsac_settings import CRITICS, READ_BY, FlashSACSettings
 from supple.agents.ppo_settings import PPOSettings
 from supple.configs import AGENTS, PRESET_RULE, PRESETS
 from supple.configs.base import AGENT_SETTINGS, Settings, flat
-from supple.errors import InputError
+from supple.errors import INTEGER, InputError
 
 CHOSEN = ("--agent", "--preset", "--help")
 """Flags that are read before the others."""
@@ -147,4 +147,8 @@ def _one_line(box: str) -> str:
     text = re.sub("^(Parsing error|Value error|Invalid choice) ", "", text.strip())
     # What is ours names the flag by itself.
     text = re.sub(r"^Error parsing ([\w.]+: (?=--))?", "", text)
+    text = re.sub(
+        r": could not convert string to float: '(.*)'", r" must be a number, got \1", text
+    )
+    text = re.sub(r": invalid literal for int\(\) .*: '(.*)'", rf" must be {INTEGER}, got \1", text)
     return text or "cannot parse the flags"
