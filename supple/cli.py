@@ -514,7 +514,8 @@ def doctor(arguments: list[str]) -> int:
     )
     options, flags = _parse_env_flags(parser, arguments)
     if flags and not options.env:
-        parser.error(f"unrecognized arguments: {flags[0]}: --env.* flags are of --env TASK")
+        of = ": --env.* flags are of --env TASK" if flags[0].startswith("--env.") else ""
+        parser.error(f"unrecognized arguments: {flags[0]}{of}")
     for name, value, least in (("--num-envs", options.num_envs, 1), ("--steps", options.steps, 2)):
         if value is not None and value < least:
             raise InputError(f"{name} must be >= {least}, got {value}")

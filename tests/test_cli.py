@@ -103,6 +103,7 @@ def trained(agent, tmp_path_factory):
         (["list", "gim"], "unknown simulator gim"),
         (["doctor", "--env", "no_such:thing"], "cannot import no_such"),
         (["doctor", "--env.history", "2"], "--env.history: --env.* flags are of --env TASK"),
+        (["doctor", "--nan-dump", "a", "b"], "unrecognized arguments: b; see supple doctor --help"),
         (["doctor", "--env", "toy/lqr", "--env.histori", "2"], "did you mean --env.history?"),
         (["doctor", "--env", "toy/lqr", "--seed", "2"], "unrecognized arguments: --seed; see"),
         (["doctor", "--env", "toy/lqr", "more"], "flags after supple doctor --env TASK, got more"),

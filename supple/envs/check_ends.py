@@ -49,7 +49,7 @@ def check_flags(seen: Rollout, spec: EnvSpec) -> str:
     """``terminated`` is a true end and ``truncated`` a cut; neither stands for both."""
     ends, limit = _ends(seen), spec.max_episode_steps
     if len(ends) < FEW:
-        return f"note: {len(ends)} episodes ended, too few to judge their flags: raise steps"
+        return f"note: {len(ends)} episodes ended, too few to judge their flags: raise --steps"
     if all(end.terminated and end.truncated for end in ends):
         raise BrokenError(
             f"terminated and truncated are both set in all {len(ends)} ends, expected one of them: "
@@ -86,12 +86,12 @@ def check_reset_time(seen: Rollout, spec: EnvSpec) -> str:
     ends = [end for end in _ends(seen) if 2 <= end.row < len(stride) - 1]
     ends = [end for end in ends if bool(seen.valid[end.row + 1, end.env])]
     if len(ends) < FEW:
-        return f"note: {len(ends)} ends with steps around them, too few to judge: raise steps"
+        return f"note: {len(ends)} ends with steps around them, too few to judge: raise --steps"
     ordinary = seen.valid.clone()
     for end in _ends(seen):
         ordinary[max(end.row - 1, 0) : end.row + 2, end.env] = False
     if not ordinary.any():
-        return "note: no step far from an end to compare with: raise steps"
+        return "note: no step far from an end to compare with: raise --steps"
     longest = JUMP * float(stride[ordinary].max())
     for offset, when, fix in (
         (1, "late", "reset within the step that ends an episode, or mark the row with valid=False"),

@@ -265,7 +265,7 @@ def check_final_observation(seen: Rollout, spec: EnvSpec) -> str:
     reset = torch.where(bridged, now[2:], after)
     ended = seen.ended[:-1]
     if not ended.any():
-        return f"note: no episode ended early enough in {steps} steps to see one: raise steps"
+        return f"note: no episode ended early enough in {steps} steps to see one: raise --steps"
     constant = bool((now == now[0, 0]).all())
     kinds = {
         "terminated": seen.terminated[:-1],
@@ -309,7 +309,7 @@ def check_auto_reset(seen: Rollout, spec: EnvSpec) -> str:
     ended_before = seen.ended.cumsum(0) - seen.ended.int() > 0
     later = ended_before & seen.valid
     if not later.any():
-        return f"note: no step after an end in {len(seen.reward)} steps: raise steps"
+        return f"note: no step after an end in {len(seen.reward)} steps: raise --steps"
     ran_before = (seen.valid & ~seen.ended & ~ended_before).sum(0) >= 2
     watched = ran_before & (later.sum(0) >= 3)
     stuck = watched & (seen.ended | ~later).all(0)
@@ -334,8 +334,13 @@ def check_time_limit(seen: Rollout, spec: EnvSpec) -> str:
         length = torch.where(ended, 0, length)
     lengths = sorted(set(cut_at))
     if limit is None:
-        unset = f"note: max_episode_steps is None, yet episodes are truncated after {lengths} steps"
-        return unset if lengths else "no time limit declared, none seen"
+        if not lengths:
+            return "no time limit declared, none seen"
+        after = ", ".join(map(str, lengths[:5])) + (", ..." if len(lengths) > 5 else "")
+        return (
+            f"note: max_episode_steps is None, yet episodes are truncated after {after} steps:"
+            " where that is a time limit, set it in the spec"
+        )
     if longest > limit:
         raise BrokenError(
             f"an episode ran for {longest} steps or more, expected an end by "
@@ -349,7 +354,7 @@ def check_time_limit(seen: Rollout, spec: EnvSpec) -> str:
     if lengths and lengths[0] < limit:
         return f"note: episodes are also truncated before step {limit}, first after {lengths[0]}"
     if longest < limit:
-        return f"note: no episode reached the limit of {limit} steps: raise steps to see it"
+        return f"note: no episode reached the limit of {limit} steps: raise --steps to see it"
     return f"episodes end by step {limit}"
 
 
