@@ -98,6 +98,7 @@ def build(task: str, settings: EnvSettings, *, device: torch.device, render: boo
     unsaid = settings.num_envs if parameters(factory)[1] else None
     wanted = given.get("num_envs", unsaid)
     if isinstance(made, Env):
+        _require_facts(made, task)
         return _as_asked(made, task, wanted, device)
     found = _torch_simulator(made, task, settings.action_bound)
     if found is not None:
@@ -165,6 +166,18 @@ def _torch_simulator(made: Any, task: str, bound: float) -> Env | None:
     if rsl_rl.recognises(made):
         return rsl_rl.RslRl(made, task_id=task, action_bound=bound)
     return None
+
+
+def _require_facts(env: Env, task: str) -> None:
+    """Refuse facts that only export or a resume would stumble over, after a whole training."""
+    from supple.envs.check_rollout import BrokenError, calling, check_spec
+
+    try:
+        with calling("reading env.spec"):
+            check_spec(getattr(env, "spec", None))
+    except BrokenError as problem:
+        env.close()
+        raise InputError(f"{task}: {problem}") from problem
 
 
 def _as_asked(env: Env, task: str, wanted: int | None, device: torch.device) -> Env:

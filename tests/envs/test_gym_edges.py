@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -500,6 +501,29 @@ def fixed_size(num_envs):
     from supple.envs.toy import make_toy
 
     return make_toy("lqr", 5, CPU)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"action": Box(low=(-np.inf,), high=(np.inf,), clip=False)}, "finite low < high"),
+        ({"action": Box(low=[-1.0], high=[1.0])}, "plain int, float, str and tuples"),  # type: ignore[arg-type]
+        ({"action": Box(low=np.zeros(1), high=np.ones(1))}, "not JSON serializable"),  # type: ignore[arg-type]
+        ({"observation": {"obs": 2}}, "expected one named 'policy'"),
+    ],
+    ids=["no bounds", "lists", "arrays", "no policy"],
+)
+def test_facts_that_no_export_or_resume_could_use_are_refused_before_training(
+    facts, said, monkeypatch
+):
+    def own():
+        toy = make_toy("lqr", 2, CPU)
+        toy.spec = replace(toy.spec, **facts)
+        return toy
+
+    monkeypatch.setattr("supple.envs.custom.load", lambda task: own)
+    with pytest.raises(InputError, match=said):
+        make("own_sim:own", EnvSettings(num_envs=2))
 
 
 def factory_of_factories():
