@@ -32,7 +32,8 @@ from supple.replay.nstep import Window, follow
 from supple.replay.plan import OBS_DTYPES, ReplayPlan, ReplaySettings, plan_ring
 from supple.replay.sampling import UNIFORM, AgeBias, choose, first_usable, uniform_shape
 
-STEP_FIELDS = ("reward", "terminated", "truncated", "valid")
+FLAG_FIELDS = ("terminated", "truncated", "valid")
+STEP_FIELDS = ("reward", *FLAG_FIELDS)
 """What a step brings besides observations, (N,) each."""
 
 
@@ -207,7 +208,7 @@ class Replay:
             extras: values of the ``extra_spec`` columns.
 
         Raises:
-            InputError: a shape differs from the spec's, or a column is missing.
+            InputError: a shape differs from the spec's, a flag is no bool, or something is missing.
         """
         extras = extras or {}
         if extras.keys() != set(self._extra):
@@ -215,17 +216,30 @@ class Replay:
                 f"replay columns: expected {sorted(self._extra)}, got {sorted(extras)};"
                 " Agent.act must fill what its extra_spec declares"
             )
-        # Without final observations the one after the reset stands in; agents refuse or accept it.
-        final = step["final_observation"] if self.spec.has_final_obs else step["observation"]
         groups = self.spec.observation
-        values = [
-            *(source[group] for source in (obs, step["observation"], final) for group in groups),
-            action,
-            *(extras[name] for name in self._extra),
-            *(step[name] for name in STEP_FIELDS),
-        ]
+        # Without final observations the one after the reset stands in; agents refuse or accept it.
+        last = "final_observation" if self.spec.has_final_obs else "observation"
+        try:
+            sources = (obs, step["observation"], step[last])
+            values = [
+                *(source[group] for source in sources for group in groups),
+                action,
+                *(extras[name] for name in self._extra),
+                *(step[name] for name in STEP_FIELDS),
+            ]
+        except KeyError as error:
+            raise InputError(
+                f"a transition is incomplete ({error.args[0]}): expected the observation groups"
+                f" {', '.join(groups)}, and of a step observation, {last}, {', '.join(STEP_FIELDS)}"
+            ) from error
         if [value.shape for value in values] != list(self._expected.values()):
             self._refuse(values)
+        # A byte's flags would be packed into nothing, and its ends be lost.
+        if any(value.dtype != torch.bool for value in values[-len(FLAG_FIELDS) :]):
+            got = ", ".join(f"{name} {step[name].dtype}" for name in FLAG_FIELDS)
+            raise InputError(
+                f"flags of a step: expected torch.bool, got {got}; convert them with .bool()"
+            )
         self._write_step(*values)
         self._written = True
         self.vector_steps += 1

@@ -224,6 +224,18 @@ def test_unchanged_arguments_are_accepted():
             lambda a: a["extras"].update(hidden=torch.zeros(4)),
             r"got \['hidden', 'mean', 'value'\]; Agent\.act must fill",
         ),
+        (
+            lambda a: a["step"].update(truncated=torch.ones(4, dtype=torch.uint8)),
+            r"expected torch\.bool, got terminated torch\.bool, truncated torch\.uint8",
+        ),
+        (
+            lambda a: a.update(step={k: v for k, v in a["step"].items() if k != "valid"}),
+            r"incomplete \(valid\): expected the observation groups policy",
+        ),
+        (
+            lambda a: a.update(obs={"policy": a["obs"]["policy"]}),
+            r"incomplete \(critic\)",
+        ),
     ],
 )
 def test_a_wrong_shape_or_column_is_refused(change, text):
