@@ -413,12 +413,15 @@ class Replay:
             age_bias: how much less often old rows are drawn; uniform by default.
 
         Raises:
-            InputError: ``n_step`` or ``gamma`` out of range, or fewer than ``n_step`` rows stored.
+            InputError: ``n_step``, ``gamma`` or ``age_bias`` out of range, or fewer than ``n_step``
+                rows stored.
         """
         if n_step < 1 or not 0 <= gamma <= 1:
             raise InputError(
                 f"returns need n_step >= 1 and gamma in [0, 1], got n_step={n_step}, gamma={gamma}"
             )
+        if age_bias.decay < 0 or not 0 < age_bias.floor <= 1:
+            raise InputError(f"expected decay >= 0 and a floor in (0, 1], got {age_bias}")
         if not self.can_sample(n_step):
             raise InputError(
                 f"cannot sample {n_step}-step windows from {self._usable()[1]} stored rows:"

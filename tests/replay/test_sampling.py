@@ -211,6 +211,13 @@ def test_windows_of_no_steps_and_discounts_that_grow_are_refused(wrong):
         ring.draw(4, generator=generator(), **wrong)
 
 
+@pytest.mark.parametrize("bias", [AgeBias(-5, 0.1), AgeBias(5, 2.0), AgeBias(5, -1.0)])
+def test_ages_that_weigh_nothing_sensible_are_refused(bias):
+    ring, _ = filled(20)
+    with pytest.raises(InputError, match=rf"decay >= 0 and a floor in .*decay={bias.decay}"):
+        ring.draw(4, generator=generator(), age_bias=bias)
+
+
 def test_an_empty_ring_cannot_be_sampled():
     ring = make_ring(2, 3)
     assert ring.size == 0
