@@ -109,12 +109,14 @@ def decompose(matrix_DD: Tensor) -> Directions:
     """Eigenvalues and eigenvectors, largest first.
 
     Raises:
-        InputError: the matrix is 0, or too large.
+        InputError: the matrix is 0, not finite or too large.
     """
     if len(matrix_DD) > LARGEST:
         raise InputError(
             f"directions are searched among at most {LARGEST} channels, got {len(matrix_DD)}"
         )
+    if not matrix_DD.isfinite().all():  # LAPACK may end the process where it is given NaN
+        raise InputError("the decision's derivatives are not finite: it has no direction")
     value_D, vector_DD = torch.linalg.eigh(matrix_DD)
     if not len(value_D) or value_D[-1] <= 0:
         raise InputError("the decision does not respond to any channel: it has no direction")

@@ -167,3 +167,8 @@ def test_policies_overlap_by_direction_and_channels():
 def test_a_policy_that_ignores_everything_has_no_direction():
     with pytest.raises(InputError, match="does not respond to any channel"):
         di.directions(torch.zeros(5, 2, 3))
+
+
+def test_derivatives_that_are_not_finite_have_no_direction():
+    with pytest.raises(InputError, match="derivatives are not finite"):
+        di.directions(torch.tensor([[[1.0, torch.nan]]]))
