@@ -138,9 +138,15 @@ def value_bias(value_T: Tensor, return_T: Tensor, *, by_deviation: bool | None =
         by_deviation: what errors are read against; None takes the mean unless that is near 0.
 
     Raises:
-        InputError: fewer than two rows, or returns are all alike.
+        InputError: fewer than two rows, others than a prediction for each return, or returns are
+            all alike.
     """
     value_T, return_T = value_T.double(), return_T.double()
+    if value_T.dim() != 1 or value_T.shape != return_T.shape:
+        raise InputError(
+            "value bias needs predictions and returns of one shape (T,), got"
+            f" {tuple(value_T.shape)} and {tuple(return_T.shape)}: squeeze them, a member at a time"
+        )
     if len(return_T) < 2:
         raise InputError("value bias needs at least two steps with a complete return")
     error_T = value_T - return_T

@@ -86,6 +86,11 @@ def test_bias_of_half_on_returns_of_one():
     assert scaled.norm == pytest.approx(0.5)
 
 
+def test_predictions_of_several_members_are_not_ranked_as_one():
+    with pytest.raises(InputError, match=r"got \(2, 3\) and \(3,\)"):
+        value_bias(torch.stack((tensor(1, 2, 3), tensor(3, 2, 1))), tensor(1, 2, 3))
+
+
 def test_returns_around_zero_are_compared_with_their_deviation():
     returns = tensor(-1, 1)
     found = value_bias(returns + 0.5, returns)
