@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from supple.errors import InputError
+
 # 97.5 % quantiles of Student's t for 1, 2, … 30 degrees of freedom.
 _T975 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
@@ -14,7 +16,13 @@ _Z975 = 1.959964
 
 
 def t975(freedom: int) -> float:
-    """97.5 % quantile of Student's t; beyond 30 degrees by a series, right to 1e-4."""
+    """97.5 % quantile of Student's t; beyond 30 degrees by a series, right to 1e-4.
+
+    Raises:
+        InputError: ``freedom`` below 1, as of a single value.
+    """
+    if freedom < 1:
+        raise InputError(f"Student's t needs 1 degree of freedom, got {freedom}: give more values")
     if freedom <= len(_T975):
         return _T975[freedom - 1]
     z = _Z975

@@ -1,5 +1,6 @@
 import pytest
 
+from supple.errors import InputError
 from supple.intervals import half_width95, t975
 
 
@@ -9,6 +10,11 @@ from supple.intervals import half_width95, t975
 )
 def test_quantiles_are_those_of_the_tables(freedom, quantile):
     assert t975(freedom) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_a_single_value_has_no_quantile():
+    with pytest.raises(InputError, match="1 degree of freedom, got 0"):
+        t975(0)
 
 
 def test_half_width_by_hand():
