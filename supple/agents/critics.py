@@ -231,8 +231,11 @@ class CategoricalCritic(HeadCritic):
     Args:
         size: network sizes.
         num_atoms: K >= 2.
-        value_max: end of the support [scaled reward].
+        value_max: end of the support [scaled reward], > 0.
         generator: draws the initial weights.
+
+    Raises:
+        InputError: there is no such support.
     """
 
     atoms: Tensor
@@ -240,6 +243,10 @@ class CategoricalCritic(HeadCritic):
     def __init__(
         self, size: CriticSize, *, num_atoms: int, value_max: float, generator: torch.Generator
     ) -> None:
+        if num_atoms < 2 or not value_max > 0:
+            raise InputError(
+                f"expected num_atoms >= 2 and value_max > 0, got {num_atoms} and {value_max}"
+            )
         super().__init__(size, num_atoms, generator)
         self.value_max = value_max
         self.num_atoms = num_atoms

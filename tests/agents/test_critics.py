@@ -38,6 +38,12 @@ def random_distributions(rows, seed=2, atoms=101, dtype=torch.float32):
     return logits.softmax(-1)
 
 
+@pytest.mark.parametrize(("atoms", "end"), [(0, 5.0), (1, 5.0), (11, 0.0), (11, -5.0)])
+def test_a_support_that_holds_no_value_is_refused(atoms, end):
+    with pytest.raises(InputError, match=f"got {atoms} and {end}"):
+        CategoricalCritic(size(2), num_atoms=atoms, value_max=end, generator=generator(1))
+
+
 # --- projection ---------------------------------------------------------------------------------
 
 
