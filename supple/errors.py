@@ -59,7 +59,8 @@ class NotFiniteError(SimulatorError):
 def require_values(settings: Any, prefix: str) -> None:
     """Refuse values that no setting takes, anywhere in a settings dataclass.
 
-    NaN, infinity, integers of more than 64 bits, and what is none of a field's choices.
+    NaN, infinity, fractions and integers of more than 64 bits where whole numbers are due, and what
+    is none of a field's choices.
 
     Args:
         settings: a dataclass, possibly nested.
@@ -78,6 +79,8 @@ def require_values(settings: Any, prefix: str) -> None:
             require_values(value, flag + ".")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number, got {value}")
+        elif isinstance(value, float) and _hints(kind)[item.name] is int:
+            raise InputError(f"{flag} must be a whole number, an int, got {value!r}")
         elif any(isinstance(each, int) and abs(each) >= 2**63 for each in whole):
             raise InputError(f"{flag} must lie within 64 bits, got {value}")
         elif choices and value not in choices:
@@ -85,12 +88,17 @@ def require_values(settings: Any, prefix: str) -> None:
 
 
 @functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Of the fields."""
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
 def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
     """Of the fields that are a ``Literal``."""
-    hints = typing.get_type_hints(kind)
     return {
         name: typing.get_args(hint)
-        for name, hint in hints.items()
+        for name, hint in _hints(kind).items()
         if typing.get_origin(hint) is typing.Literal
     }
 

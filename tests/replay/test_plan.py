@@ -153,6 +153,7 @@ def test_fewer_than_two_rows_per_environment_are_refused():
         ({"final_fraction": 0.0}, r"--replay\.final-fraction must be in \(0, 1\], got 0\.0"),
         ({"final_fraction": 1.1}, r"--replay\.final-fraction must be in \(0, 1\], got 1\.1"),
         ({"final_fraction": math.nan}, r"final-fraction must be a finite number, got nan"),
+        ({"capacity": 1e6}, r"--replay\.capacity must be a whole number, an int, got 1000000\.0"),
         ({"capacity": math.inf}, r"--replay\.capacity must be a finite number, got inf"),
         ({"obs_dtype": "half"}, r"--replay\.obs-dtype must be one of float32, bfloat16, float16"),
     ],
