@@ -131,7 +131,7 @@ def _holds(folder: Path, settings: Settings) -> bool:
 
 
 def resumed_run(
-    folder: Path, env_steps: int | None = None, *, device: str = "", wandb: bool = True
+    folder: Path | str, env_steps: int | None = None, *, device: str = "", wandb: bool = True
 ) -> Run:
     """A run that continues from its newest intact checkpoint, or from scratch before its first.
 
@@ -145,6 +145,7 @@ def resumed_run(
     Raises:
         InputError: no intact checkpoint, one that does not fit the run, or nothing left to do.
     """
+    folder = Path(folder)
     recorded = read_settings(folder)
     if env_steps is not None:
         recorded = dataclasses.replace(recorded, env_steps=env_steps)

@@ -159,7 +159,7 @@ def assert_resumes_with_the_same_bits(settings_of, folder, *, at):
     whole, parts = folder / "whole", folder / "parts"
     run_whole(settings_of(whole))
     run_until(settings_of(parts), at)
-    finish(launch.resumed_run(parts))
+    finish(launch.resumed_run(str(parts)))  # as a program names it
     assert deterministic_rows(whole) == deterministic_rows(parts)
     (_, state), (_, other) = newest_state(whole), newest_state(parts)
     assert_same(state, other)

@@ -88,12 +88,13 @@ class Bundle:
         return found + [f"{name} is no file that export writes" for name in sorted(foreign)]
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path | str) -> Bundle:
     """Read a folder or a zip.
 
     Raises:
         InputError: nothing there, no bundle, an unreadable manifest, or a hostile archive.
     """
+    path = Path(path)
     if path.is_dir():
         if (path / "settings.json").exists():
             raise InputError(

@@ -38,7 +38,11 @@ PUT_ASIDE = "put the file aside to export without what it says"
 
 
 def export(
-    run: Path, out: Path | None = None, *, also: Sequence[str] = (), archive: bool = True
+    run: Path | str,
+    out: Path | str | None = None,
+    *,
+    also: Sequence[str] = (),
+    archive: bool = True,
 ) -> Path:
     """Write the bundle of a run's newest intact checkpoint, or of one checkpoint folder.
 
@@ -59,7 +63,7 @@ def export(
             raise InputError(f"--also {name}: expected {' or '.join(FORMATS)}")
     onnx_file.require_onnx()
     trained = load_trained(run, device="cpu")
-    out = out or trained.folder / "bundle"
+    out = Path(out or trained.folder / "bundle")
     check_free(out)
     files = bundle_files(trained, also=also)
     write_bundle(out, files, archive=archive)

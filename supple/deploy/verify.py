@@ -85,9 +85,9 @@ class Report:
 
 
 def verify(
-    path: Path,
+    path: Path | str,
     *,
-    run: Path | None = None,
+    run: Path | str | None = None,
     episodes: int = EPISODES,
     latency: bool = True,
     device: str = "",
@@ -104,6 +104,7 @@ def verify(
     Raises:
         InputError: no bundle, or a hostile one; ``run`` is no run; or there is no such device.
     """
+    run = None if run is None else Path(run)
     bundle, device = read_bundle(path), _simulator_device(run, device)
     listed = bundle.manifest.get("unknown")  # whether it fits is a check of its own
     report = Report(str(path), list(map(str, listed)) if isinstance(listed, list) else [])

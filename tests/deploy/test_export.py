@@ -404,9 +404,9 @@ def test_export_needs_no_simulator_and_verify_passes(run, agent, tmp_path, monke
 
 
 def test_a_run_may_be_renamed_and_another_run_is_named(run, agent, tmp_path, capsys):
-    out = export.export(run, tmp_path / "bundle", archive=False)
+    out = export.export(str(run), str(tmp_path / "bundle"), archive=False)
     moved = shutil.copytree(run, tmp_path / "moved")
-    report = verify(out, run=moved, episodes=0, latency=False)
+    report = verify(str(out), run=str(moved), episodes=0, latency=False)
     assert {v.check: v.status for v in report.verdicts}["the run itself"] == "passed"
     other = small_settings("toy/lqr", tmp_path / "other", env_steps=100, agent=agent)
     report = verify(out, run=run_whole(other).folder, episodes=1, latency=False)
