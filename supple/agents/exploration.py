@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from supple.errors import require_values
+
 
 @dataclass(kw_only=True, slots=True)
 class NoiseSettings:
@@ -25,6 +27,10 @@ class NoiseSettings:
     """Longest hold [steps]; 1 draws fresh noise every step."""
     schedule: Literal["shared", "per_env"] = "shared"
     """Whether all environments redraw together, or each on its own and as its episodes begin."""
+
+    def __post_init__(self) -> None:
+        """Refuse another schedule, which would be taken for ``shared``."""
+        require_values(self, "--agent.noise.")
 
 
 def zeta_cdf(exponent: float, max_hold: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from supple.distributed import is_together, max_over_ranks, sum_over_ranks
+from supple.errors import require_values
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,6 +30,10 @@ class RewardScalerSettings:
     peak_decay: float = 1.0
     """Multiplies the largest return seen once per vector step, in (0, 1]; 1 never forgets it, as
     published, 0.9999 half of it in 7,000 steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse another ``reset``, with which no sum would ever end."""
+        require_values(self, "--agent.reward-scaler.")
 
 
 class RewardScaler:

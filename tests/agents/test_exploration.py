@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from supple.agents.exploration import HeldNoise, NoiseSettings, zeta_cdf
+from supple.errors import InputError
 from tests.agents.small_agents import (
     RandomReplay,
     assert_same_bits,
@@ -89,6 +90,11 @@ def redraws(noise, envs, steps):
         fresh[step] = (now != before).any(dim=1)
         before = now
     return fresh
+
+
+def test_another_schedule_is_not_taken_for_the_shared_one():
+    with pytest.raises(InputError, match=r"schedule must be one of shared, per_env, got per-env"):
+        NoiseSettings(schedule="per-env")  # type: ignore[arg-type]
 
 
 def test_shared_schedule_redraws_all_environments_together():

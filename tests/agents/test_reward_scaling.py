@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
+from supple.errors import InputError
 
 GAMMA, G_MAX = 0.97, 5.0
 
@@ -115,6 +116,11 @@ def test_i13_sums_over_denominator_never_leave_the_support(reset):
         recent = np.abs(theirs.everything[-max(1, valid.sum()) :]).max()
         assert recent / ours.denominator().item() <= G_MAX + 1e-5
         assert ours.state_dict()["sum"].abs().max() / ours.denominator() <= G_MAX + 1e-5
+
+
+def test_another_reset_than_the_two_is_refused():
+    with pytest.raises(InputError, match=r"reset must be one of after, before, got atfer"):
+        RewardScalerSettings(reset="atfer")  # type: ignore[arg-type]
 
 
 def test_constant_zero_rewards_stay_finite():
