@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from supple.envs.base import Box
+from supple.envs.base import Box, Discrete
 from supple.errors import InputError
 from supple.replay.buffer import Replay
 from supple.replay.plan import FARTHEST, OBS_DTYPES
@@ -135,6 +135,13 @@ def _read(replay: Replay, path: Path, reward_limit: float) -> Mapping[str, Tenso
     for key in ("terminated", "truncated"):
         if not bool(((data[key] == 0) | (data[key] == 1)).all()):
             raise InputError(f"{path}: {key} holds other numbers than 0 and 1: make it booleans")
+    if isinstance(spec.action, Discrete):
+        choices = torch.arange(spec.action.n, dtype=data["action"].dtype)
+        if not bool(torch.isin(data["action"], choices).all()):
+            raise InputError(
+                f"{path}: action holds other numbers than the choices 0 to {spec.action.n - 1}:"
+                " count them from 0"
+            )
     beyond = (data["reward"].double().abs() > reward_limit).nonzero()
     if len(beyond):
         row = int(beyond[0])

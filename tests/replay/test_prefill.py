@@ -120,6 +120,15 @@ def test_recorded_choices_fill_a_discrete_ring(tmp_path):
     assert torch.equal(ring.columns["action"][:, 0], data["action"])
 
 
+@pytest.mark.parametrize("choice", [7, -1, 1.7])
+def test_choices_that_there_are_not_are_refused(tmp_path, choice):
+    spec = make_spec(1, action=Discrete(n=7))
+    data = recording(9, spec=spec)
+    data["action"] = torch.full((9,), choice)
+    with pytest.raises(InputError, match="other numbers than the choices 0 to 6"):
+        prefill(make_ring(1, 20, spec=spec), write(tmp_path, data))
+
+
 def test_a_prefilled_ring_survives_saving_and_loading(tmp_path):
     data = recording(24)
     ring = make_ring(2, 12, final_fraction=1.0)
