@@ -392,6 +392,7 @@ class Run:
         """
         self._synchronise()
         self._look_after()
+        timing = self._timing()
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             self.replay.check()
@@ -411,7 +412,7 @@ class Run:
         row |= quarantined
         for text in (*self._online.news(), *news, *self._still.news(self.replay)):
             self.display.notice(text)
-        row |= self._divergence.row() | self._timing()
+        row |= self._divergence.row() | timing
         row |= written or {}
         if self._evaluation and self._evaluated_at == self.env_steps:
             row |= self._evaluation.metrics()
@@ -586,6 +587,7 @@ class Run:
             self._invalid_known = self._invalid_here
 
     def _timing(self) -> dict[str, float]:
+        """Speed since the last row and where the time went, of each process; all meet here."""
         now, steps, updates = time.monotonic(), self.env_steps, self.agent.updates
         then, steps_then, updates_then = self._logged
         self._logged = (now, steps, updates)
@@ -594,10 +596,18 @@ class Run:
             "time/seconds": self.seconds,
             "time/env_steps_per_s": (steps - steps_then) / elapsed,
             "time/updates_per_s": (updates - updates_then) / elapsed,
-            "time/simulator_share": self._simulating.take() / elapsed,
-            "time/learning_share": self.learning.take() / elapsed,
             "time/memory_gib": machine.memory_gib(self.env.spec.device),
+            **self._shares(elapsed),
         }
+
+    def _shares(self, elapsed: float) -> dict[str, float]:
+        """Parts of the time of every process; the first has the names that a single one has."""
+        clocks = {"simulator_share": self._simulating, "learning_share": self.learning}
+        table = [[0.0] * len(clocks) for _ in range(self._world.size)]
+        table[self._world.rank] = [clock.take() / elapsed for clock in clocks.values()]
+        rows = iter(agreed([share for row in table for share in row]))
+        names = ["time", *(f"time/rank{rank}" for rank in range(1, self._world.size))]
+        return {f"{name}/{share}": next(rows) for name in names for share in clocks}
 
     def _plot(self) -> None:
         if not self._world.first:

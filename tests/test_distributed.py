@@ -116,6 +116,14 @@ def test_environment_steps_count_all_processes(whole):
     assert first.state["run"]["vector_steps"] == other.state["run"]["vector_steps"] == STEPS / 4
 
 
+def test_a_row_says_where_the_time_of_each_process_went(whole):
+    columns = read_csv(whole / "metrics.csv")
+    for process in ("time", "time/rank1"):
+        for part in ("simulator_share", "learning_share"):
+            assert all(share and 0 < share < 1 for share in columns[f"{process}/{part}"])
+    assert "time/rank2/learning_share" not in columns
+
+
 def parts(folder, steps=STEPS):
     return [base / "checkpoints" / f"step_{steps}" for base in (folder, folder / "ranks" / "1")]
 
