@@ -16,7 +16,7 @@ from supple.envs.base import Env
 from supple.envs.config import FLAG, nearest, pairs
 from supple.envs.torch_sim import RandomStreams, python_stream
 from supple.envs.wrappers import wrap
-from supple.errors import InputError, require_rules
+from supple.errors import InputError, require_rules, require_values
 
 ADAPTERS: dict[str, str] = {
     "toy": "supple.envs.toy",
@@ -102,6 +102,7 @@ class EnvSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot run."""
+        require_values(self, "--env.")
         rules = (
             ("num_envs", 1 <= self.num_envs <= MOST_ENVS, f"in [1, {MOST_ENVS}]"),
             ("history", self.history >= 1, ">= 1"),
@@ -116,8 +117,6 @@ class EnvSettings:
             ("patience", self.patience >= 0, ">= 0"),
         )
         require_rules(self, "--env.", rules)
-        if self.vectorization not in ("sync", "async"):
-            raise InputError(f"--env.vectorization must be sync or async, got {self.vectorization}")
         pairs(self.config)
 
 

@@ -83,6 +83,8 @@ def test_processes_are_refused_where_there_are_none():
 def test_settings_out_of_range_name_their_flag():
     with pytest.raises(InputError, match=r"num-envs must be in \[1, 1048576\], got 0"):
         EnvSettings(num_envs=0)
+    with pytest.raises(InputError, match=r"num-envs must be a whole number, an int, got 4\.0"):
+        EnvSettings(num_envs=4.0)  # type: ignore[arg-type]
 
 
 def test_every_simulator_is_listed_with_its_tasks():
