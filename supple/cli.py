@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage."""
         message = re.sub(
-            r"^argument (--[\w-]+)\S*: invalid int value: '(.*)'",
+            r"^argument (--[\w.-]+)\S*: invalid int value: '(.*)'",
             rf"\1 must be {INTEGER}, got \2",
             message,
         )

@@ -41,6 +41,10 @@ def trained(agent, tmp_path_factory):
             ["train", "toy/recall", "--agent", "ppo", "--agent.memory", "gru"],
             "supple: error: --agent.memory must be an integer, in digits, got gru",
         ),
+        (
+            ["train", "toy/lqr", "--agent.critic=flow_official", "--agent.flow.target-samples=x"],
+            "supple: error: --agent.flow.target-samples must be an integer, in digits, got x; see",
+        ),
         (["train", "toy/lqr", "--env-steps", "-5"], "error: --env-steps must be >= 1, got -5"),
         (["train", "toy/lqr", "--presett", "cpu"], "unknown flag --presett; did you mean --preset"),
         (
