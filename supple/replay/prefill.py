@@ -136,8 +136,8 @@ def _read(replay: Replay, path: Path, reward_limit: float) -> Mapping[str, Tenso
         if not bool(((data[key] == 0) | (data[key] == 1)).all()):
             raise InputError(f"{path}: {key} holds other numbers than 0 and 1: make it booleans")
     if isinstance(spec.action, Discrete):
-        choices = torch.arange(spec.action.n, dtype=data["action"].dtype)
-        if not bool(torch.isin(data["action"], choices).all()):
+        choices = torch.arange(spec.action.n, dtype=torch.float64)
+        if not bool(torch.isin(data["action"].double(), choices).all()):
             raise InputError(
                 f"{path}: action holds other numbers than the choices 0 to {spec.action.n - 1}:"
                 " count them from 0"

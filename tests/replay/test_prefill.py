@@ -120,6 +120,16 @@ def test_recorded_choices_fill_a_discrete_ring(tmp_path):
     assert torch.equal(ring.columns["action"][:, 0], data["action"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.float32])
+def test_recorded_choices_may_be_of_any_dtype(tmp_path, dtype):
+    spec = make_spec(1, action=Discrete(n=2))
+    data = recording(9, spec=spec)
+    data["action"] = (torch.arange(9) % 2).to(dtype)
+    ring = make_ring(1, 9, spec=spec, final_fraction=1.0)
+    prefill(ring, write(tmp_path, data))
+    assert ring.columns["action"][:, 0].tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+
+
 @pytest.mark.parametrize("choice", [7, -1, 1.7])
 def test_choices_that_there_are_not_are_refused(tmp_path, choice):
     spec = make_spec(1, action=Discrete(n=7))
