@@ -648,7 +648,11 @@ def test_known_faults_of_published_adapters_are_named(fault):
             "another number of entries than the 2",
         ),
         ({"task_id": torch.zeros(1)}, "TypeError: .*not JSON serializable"),
-        ({"deployment": Deployment(joint_names=A_LIST)}, "differs after a round trip through JSON"),
+        ({"deployment": Deployment(joint_names=A_LIST)}, "deployment differs after a round trip"),
+        (
+            {"deployment": Deployment(commands={"yaw": {"low": (-1.0,), "high": (1.0,)}})},
+            "deployment differs .* lists in its mappings$",
+        ),
     ],
 )
 def test_a_senseless_spec_is_refused(facts, text):
