@@ -398,8 +398,8 @@ def registered(
         try:
             return gymnasium.make(name, disable_env_checker=True, **chosen, **options)
         except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
-            if "unexpected keyword argument 'render_mode'" in str(error):
-                return gymnasium.make(name, disable_env_checker=True, **chosen)  # render() says so
+            if options and "unexpected keyword argument 'render_mode'" in str(error):
+                return one()  # render() says so
             if not chosen:
                 raise
             asked, kind = " ".join(settings.config), type(error).__name__

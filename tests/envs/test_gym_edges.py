@@ -431,6 +431,21 @@ def test_an_environment_without_a_picture_says_so(takes_render_mode, monkeypatch
         env.render()
 
 
+@pytest.mark.parametrize("render", [False, True])
+def test_a_value_that_an_environment_without_a_picture_refuses_is_a_line(render, monkeypatch):
+    class Sized(Plain):
+        def __init__(self, size=1):
+            super().__init__()
+            if size < 1:
+                raise ValueError("too small")
+
+    entry: Any = Sized
+    spec = gymnasium.envs.registration.EnvSpec(id="Sized-v0", entry_point=entry)
+    monkeypatch.setitem(gymnasium.registry, "Sized-v0", spec)
+    with pytest.raises(InputError, match=r"size=0: gym/Sized-v0 cannot be made so: .*too small"):
+        make("gym/Sized-v0", EnvSettings(config=("size=0",)), render=render)
+
+
 def test_a_missing_drawing_library_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     env = make("gym/Pendulum-v1", EnvSettings(), render=True)
