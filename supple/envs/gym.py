@@ -419,8 +419,11 @@ def _arguments(name: str, config: Sequence[str], task_id: str) -> dict[str, Any]
     """
     if not config:
         return {}
+    module, _, registered_as = name.rpartition(":")
     with importing_packages(task_id):
-        spec = gymnasium.spec(name)
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(registered_as)
         creator: Any = spec.entry_point
         creator = load_env_creator(creator) if isinstance(creator, str) else creator
     defaults = {**spec.kwargs, "max_episode_steps": spec.max_episode_steps}

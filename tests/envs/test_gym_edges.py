@@ -446,6 +446,19 @@ def test_a_value_that_an_environment_without_a_picture_refuses_is_a_line(render,
         make("gym/Sized-v0", EnvSettings(config=("size=0",)), render=render)
 
 
+def test_arguments_reach_an_id_whose_module_is_to_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "registers_swing.py").write_text(
+        "import gymnasium\n"
+        "pendulum = gymnasium.spec('Pendulum-v1').entry_point\n"
+        "gymnasium.register('Swing-v0', entry_point=pendulum)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = make("gym/registers_swing:Swing-v0", EnvSettings(config=("g=3",)))
+    assert isinstance(env, GymVector)
+    assert env._env.envs[0].unwrapped.g == 3
+    gymnasium.registry.pop("Swing-v0")
+
+
 def test_a_missing_drawing_library_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     env = make("gym/Pendulum-v1", EnvSettings(), render=True)
