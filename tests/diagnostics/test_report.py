@@ -409,12 +409,14 @@ def test_policies_that_do_not_compare_end_nothing(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suite", ["standard", "full"])
 def test_the_referee_is_called_once_and_in_full_by_the_full_suite(
-    run, tmp_path, monkeypatch, suite
+    run, tmp_path, monkeypatch, suite, capsys
 ):
     asked = []
 
-    def measured(subject, data, suite, *, groups):
+    def measured(subject, data, suite, *, groups, on_group):
         asked.append((suite, *groups))
+        for name in groups:
+            on_group(name)
         return Measured({}, {})
 
     monkeypatch.setattr("supple.diagnostics.diagnose.measure", measured)
@@ -423,6 +425,7 @@ def test_the_referee_is_called_once_and_in_full_by_the_full_suite(
     assert {call[0] for call in asked} == {suite}
     assert len(calls) == sum("value_bias" in call for call in asked)
     assert all(("descriptors" in call) == (suite == "full") for call in calls)
+    assert "    value bias" in capsys.readouterr().err.splitlines(), "what takes long is said"
 
 
 def agents_run(tmp_path, task, **changes):
