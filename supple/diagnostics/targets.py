@@ -27,8 +27,8 @@ from supple.run import REPLAY_FOLDER
 from supple.signed_json import sha256
 from supple.trained import agent_of, as_recorded, on_this_machine, read_settings
 
-SPACED = 7
-"""Checkpoints between the first and the last that a run's report looks at."""
+MOST = 10
+"""Checkpoints of a run that its report looks at: first, best, last, and some between."""
 LEAST_SHARE = 512
 """Rows that each checkpoint gives to the common set, at least [spec of the diagnostics, 1.2]."""
 
@@ -74,7 +74,7 @@ def load_targets(
     """The checkpoints that some folders stand for, by run and environment step.
 
     Args:
-        paths: run folders (first, best, last and up to seven between), or checkpoint folders.
+        paths: run folders (first, best, last and some between, ten in all), or checkpoint folders.
         baseline: a checkpoint folder to compare with.
         device: where networks act; by default on the run's own, or the CPU where that is missing.
 
@@ -139,7 +139,7 @@ def _of_run(run: Path, notes: list[str]) -> list[_Place]:
     best = _best_step(run, steps)
     chosen = {steps[0], steps[-1], best}
     between = [step for step in steps if step not in chosen]
-    count = min(SPACED, len(between))
+    count = min(MOST - len(chosen), len(between))
     chosen |= {between[(2 * k + 1) * len(between) // (2 * count)] for k in range(count)}
     if len(chosen) < len(steps):
         notes.append(

@@ -537,7 +537,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path):
 
 
 def test_checkpoints_that_are_not_looked_at_are_counted(run, monkeypatch):
-    monkeypatch.setattr("supple.diagnostics.targets.SPACED", 0)
+    monkeypatch.setattr("supple.diagnostics.targets.MOST", 2)
     _, notes = load_targets([run])
     said = "2 of 3 checkpoints are looked at; give the folder of another to see it"
     assert notes == [f"counter: {said}"]
