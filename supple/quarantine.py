@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from supple.envs.base import Box, EnvSpec, Step
+from supple.envs.base import FLAGS, STEP_FIELDS, Box, EnvSpec, Step
 from supple.errors import SimulatorError
 from supple.region import Compute, Region
 from supple.replay.plan import FARTHEST, OBS_DTYPES
@@ -36,7 +36,6 @@ JUDGED_ROWS = 1000
 """Rows over which that share is taken, at least."""
 EXPLODING = 1000.0
 """Growth of the rewards' root mean square from one metric row to the next that is said."""
-FLAGS = ("terminated", "truncated", "valid")
 
 
 class Quarantine:
@@ -157,7 +156,7 @@ class Quarantine:
             for kind in ("observation", "final_observation"):
                 values |= {f"{kind}/{group}": step[kind][group] for group in self._spec.observation}
         except (KeyError, IndexError, TypeError):
-            fields = ", ".join(("reward", *FLAGS, "observation, final_observation"))
+            fields = ", ".join((*STEP_FIELDS, "observation, final_observation"))
             self._lacks("a step", step, f"{fields} (of {', '.join(self._spec.observation)})")
         if any(
             (value.shape, value.dtype) != self._expected[name] for name, value in values.items()

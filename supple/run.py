@@ -33,7 +33,7 @@ from supple.diagnostics.remedies import advice
 from supple.display import Display
 from supple.distributed import agreed, require_same, world
 from supple.divergence import Divergence
-from supple.envs.base import Env, Groups, Step
+from supple.envs.base import STEP_FIELDS, Env, Groups, Step
 from supple.envs.registry import packages_of, runs_on_gpu
 from supple.episodes import EpisodeStatistics, columns_of
 from supple.errors import InputError, NotFiniteError, SimulatorError
@@ -286,9 +286,7 @@ class Run:
         self._vector_steps += 1
         action, step = self._quarantine.admit(action, step)
         with self._recording:
-            self._count_step(
-                *(step[name] for name in ("reward", "terminated", "truncated", "valid"))
-            )
+            self._count_step(*(step[name] for name in STEP_FIELDS))
             self.agent.observe(step)
             self.replay.add(self._obs, action, step, extras)
         self._segments.write_ahead(self._vector_steps_until_save())

@@ -38,12 +38,11 @@ from supple.agents.ppo_settings import PPOSettings
 from supple.agents.reward_scaling import RewardScaler, RewardScalerSettings
 from supple.agents.symmetry import Mirroring, SignedPermutation, half_of, mirroring
 from supple.distributed import average, in_step, mean_over_ranks, sum_over_ranks, world
-from supple.envs.base import Box, Discrete, EnvSpec, Groups, Step
+from supple.envs.base import STEP_FIELDS, Box, Discrete, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.machine import keep_freed_memory
 from supple.region import Compute, Region, T
 from supple.replay import Replay, ReplayPlan, ReplaySettings
-from supple.replay.buffer import STEP_FIELDS
 from supple.rng import Generators
 
 SLOWEST, FASTEST = 1e-5, 1e-2

@@ -232,6 +232,10 @@ Groups = TensorDict | Mapping[str, Tensor]
 """Observation groups, each (N, D)."""
 Step = TensorDict | Mapping[str, Any]
 """What ``Env.step`` returns, or its ``to_dict()``, which is faster to read."""
+FLAGS = ("terminated", "truncated", "valid")
+"""Of a step, (N,) bool each."""
+STEP_FIELDS = ("reward", *FLAGS)
+"""What a step brings besides observations, (N,) each."""
 
 
 class Env(ABC):

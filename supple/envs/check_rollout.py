@@ -18,9 +18,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, Discrete, Env, EnvSpec
-
-_FLAGS = ("terminated", "truncated", "valid")
+from supple.envs.base import STEP_FIELDS, Box, Discrete, Env, EnvSpec
 
 
 class BrokenError(Exception):
@@ -73,7 +71,7 @@ class Rollout:
         }
         for group, values in self.final.items():
             found[f"final_observation/{group}"] = (1, torch.where(ended, values, 0.0))
-        for name in ("reward", *_FLAGS):
+        for name in STEP_FIELDS:
             found[name] = (1, getattr(self, name))
         return found
 
@@ -419,7 +417,7 @@ def _check_layout(result: object, spec: EnvSpec, where: str, *, reset: bool) -> 
     if reset:
         return
     present = set(result.keys())
-    for name in ("reward", *_FLAGS, *(present & {"success"})):
+    for name in (*STEP_FIELDS, *(present & {"success"})):
         if name not in present:
             raise BrokenError(
                 f"{where} returned no {name!r}, expected a tensor ({spec.num_envs},): build the "

@@ -24,17 +24,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from supple.envs.base import Box, EnvSpec, Groups, Step
+from supple.envs.base import FLAGS, STEP_FIELDS, Box, EnvSpec, Groups, Step
 from supple.errors import InputError
 from supple.region import Compute, Region, T
 from supple.replay import records
 from supple.replay.nstep import Window, follow
 from supple.replay.plan import OBS_DTYPES, ReplayPlan, ReplaySettings, plan_ring
 from supple.replay.sampling import UNIFORM, AgeBias, choose, first_usable, uniform_shape
-
-FLAG_FIELDS = ("terminated", "truncated", "valid")
-STEP_FIELDS = ("reward", *FLAG_FIELDS)
-"""What a step brings besides observations, (N,) each."""
 
 
 class Minibatch(NamedTuple):
@@ -235,8 +231,8 @@ class Replay:
         if [value.shape for value in values] != list(self._expected.values()):
             self._refuse(values)
         # A byte's flags would be packed into nothing, and its ends be lost.
-        if any(value.dtype != torch.bool for value in values[-len(FLAG_FIELDS) :]):
-            got = ", ".join(f"{name} {step[name].dtype}" for name in FLAG_FIELDS)
+        if any(value.dtype != torch.bool for value in values[-len(FLAGS) :]):
+            got = ", ".join(f"{name} {step[name].dtype}" for name in FLAGS)
             raise InputError(
                 f"flags of a step: expected torch.bool, got {got}; convert them with .bool()"
             )
